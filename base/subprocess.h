@@ -1,0 +1,53 @@
+// Child processes without a shell.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/unique_fd.h"
+
+namespace lamina {
+
+struct CommandResult {
+  int exit_code = 0;   // 128 + signal when killed
+  std::string output;  // stdout and stderr together, at most 64 KiB, the rest dropped
+};
+
+// Runs argv (argv[0] searched in PATH) with stdin from /dev/null and waits. After `timeout` the child's
+// process group is killed: DeadlineExceeded. NotFound when the program does not exist. A non-zero exit is NOT
+// an error here. Thread-safe.
+absl::StatusOr<CommandResult> RunCommand(const std::vector<std::string>& argv,
+                                         std::chrono::milliseconds timeout);
+
+// RunCommand that turns a non-zero exit into Internal with the command and the end of its output.
+absl::Status RunChecked(const std::vector<std::string>& argv, std::chrono::milliseconds timeout);
+
+struct SpawnOptions {
+  std::vector<std::string> argv;
+  std::vector<std::string> env;                 // KEY=VALUE; empty: inherit
+  std::string working_directory;                // empty: inherit
+  std::string netns_path;                       // joined before exec, empty: inherit
+  std::string log_path;                         // stdout+stderr appended here (0600); empty: /dev/null
+  std::vector<std::pair<int, int>> fds;         // {ours, number in the child}; all others are closed on exec
+  std::vector<std::string> cgroup_procs_files;  // the child writes itself into each before exec
+  bool new_session = true;
+};
+
+// Forks and execs; returns when exec has succeeded (or its error, with what failed). The caller reaps the
+// pid.
+absl::StatusOr<pid_t> Spawn(const SpawnOptions& options);
+
+// Field 22 of /proc/<pid>/stat, in clock ticks since boot: with the pid, names a process for ever. NotFound
+// if gone (a zombie counts as gone).
+absl::StatusOr<uint64_t> ProcessStartTime(pid_t pid);
+
+// True while that very process lives (not a zombie).
+bool ProcessAlive(pid_t pid, uint64_t start_time);
+
+}  // namespace lamina
