@@ -10,7 +10,9 @@
 #else
 #define LAMINA_TSA(x)
 #endif
+#ifndef GUARDED_BY  // absl's status headers may have defined the same
 #define GUARDED_BY(x) LAMINA_TSA(guarded_by(x))
+#endif
 #define REQUIRES(...) LAMINA_TSA(requires_capability(__VA_ARGS__))
 #define EXCLUDES(...) LAMINA_TSA(locks_excluded(__VA_ARGS__))
 

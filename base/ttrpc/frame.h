@@ -32,12 +32,13 @@ class FrameReader {
  public:
   // Takes bytes from the peer.
   void Feed(std::string_view bytes);
-  // The next whole frame; false when more bytes are needed. A frame of unknown type: InvalidArgument, the stream is lost.
+  // The next whole frame; false when more bytes are needed. A frame of unknown type: InvalidArgument, the
+  // stream is lost.
   absl::StatusOr<bool> Next(Frame& frame);
 
  private:
   std::string buffer_;
-  size_t skip_bytes_ = 0;   // rest of an oversized payload
+  size_t skip_bytes_ = 0;  // rest of an oversized payload
 };
 
 }  // namespace lamina::ttrpc

@@ -20,21 +20,23 @@ namespace lamina::ttrpc {
 
 struct CallContext {
   std::string service, method;
-  std::string ns;                                                       // metadata containerd-namespace-ttrpc
-  std::optional<std::chrono::steady_clock::time_point> deadline;        // from timeout_nano
-  int peer_pid = 0;                                                     // SO_PEERCRED where there is one
+  std::string ns;                                                 // metadata containerd-namespace-ttrpc
+  std::optional<std::chrono::steady_clock::time_point> deadline;  // from timeout_nano
+  int peer_pid = 0;                                               // SO_PEERCRED where there is one
 };
 
-// payload of the request -> payload of the response. Runs on a thread of its own for the call; may block for hours (Wait).
+// payload of the request -> payload of the response. Runs on a thread of its own for the call; may block for
+// hours (Wait).
 using Handler = std::function<absl::StatusOr<std::string>(const CallContext&, std::string_view payload)>;
 
 struct ServerOptions {
-  size_t max_concurrent_calls = 1024;     // over it: ResourceExhausted at once
+  size_t max_concurrent_calls = 1024;  // over it: ResourceExhausted at once
   size_t thread_stack_bytes = 128 * 1024;
-  size_t idle_threads = 2;                // finished call threads kept for reuse
+  size_t idle_threads = 2;  // finished call threads kept for reuse
 };
 
-// Thread-safe. Unknown service or method: Unimplemented with its name. A handler's exception is not caught: handlers return Status.
+// Thread-safe. Unknown service or method: Unimplemented with its name. A handler's exception is not caught:
+// handlers return Status.
 class Server {
  public:
   explicit Server(ServerOptions options = {});
@@ -43,11 +45,13 @@ class Server {
   // Before serving. `service` may be given several names (v2, v3) by registering twice.
   void Register(std::string service, std::string method, Handler handler);
 
-  // Typed form: Request and Response are lite messages; f: StatusOr<Response>(const CallContext&, const Request&).
+  // Typed form: Request and Response are lite messages; f: StatusOr<Response>(const CallContext&, const
+  // Request&).
   template <typename Request, typename Response, typename F>
   void Handle(std::string service, std::string method, F f) {
     Register(std::move(service), std::move(method),
-             [f = std::move(f)](const CallContext& context, std::string_view payload) -> absl::StatusOr<std::string> {
+             [f = std::move(f)](const CallContext& context,
+                                std::string_view payload) -> absl::StatusOr<std::string> {
                Request request;
                if (!request.ParseFromArray(payload.data(), static_cast<int>(payload.size()))) {
                  return absl::InvalidArgumentError(context.method + ": the request does not parse");
@@ -58,12 +62,13 @@ class Server {
              });
   }
 
-  // Listens on a unix socket at `path` (mode 0600; a stale socket file is replaced) and serves in background threads.
+  // Listens on a unix socket at `path` (mode 0600; a stale socket file is replaced) and serves in background
+  // threads.
   absl::Status Listen(const std::string& path);
   // Serves an already listening socket (owned).
   absl::Status ListenFd(UniqueFd listener);
-  // Serves one connected stream (owned), e.g. a virtio-serial port; a port whose peer goes away (read of 0) is kept and
-  // served again when `persistent`.
+  // Serves one connected stream (owned), e.g. a virtio-serial port; a port whose peer goes away (read of 0)
+  // is kept and served again when `persistent`.
   absl::Status ServeFd(UniqueFd stream, bool persistent);
 
   // Closes listeners and connections; handlers still running finish, their answers are dropped. Idempotent.
@@ -73,7 +78,7 @@ class Server {
 
  private:
   class Impl;
-  std::unique_ptr<Impl> impl_;
+  std::shared_ptr<Impl> impl_;
 };
 
 }  // namespace lamina::ttrpc

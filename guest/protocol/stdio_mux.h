@@ -51,8 +51,8 @@ class StdioMux {
 
  private:
   class Impl;
-  explicit StdioMux(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  explicit StdioMux(std::shared_ptr<Impl> impl);
+  std::shared_ptr<Impl> impl_;
 };
 
 }  // namespace lamina::guest

@@ -1,0 +1,426 @@
+#include "base/ttrpc/server.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <utility>
+
+#include "base/mutex.h"
+#include "base/status.h"
+#include "base/ttrpc/frame.h"
+#include "base/ttrpc/thread.h"
+#include "proto/ttrpc.pb.h"
+
+namespace lamina::ttrpc {
+namespace {
+
+using std::chrono::steady_clock;
+
+constexpr size_t kLoopStackBytes = 128 * 1024;
+constexpr size_t kMaxQueuedBytes = 16 << 20;  // a peer that does not read this much is dropped
+constexpr int kPortPollMs = 20;               // a virtio-serial port without a peer: how often to look again
+
+struct Connection {
+  explicit Connection(UniqueFd f) : fd(std::move(f)) {}
+  const UniqueFd fd;
+  bool persistent = false;
+  int peer_pid = 0;
+  FrameReader reader;  // loop thread only
+  Mutex mutex;
+  std::string out GUARDED_BY(mutex);
+  bool closed GUARDED_BY(mutex) = false;
+  bool want_write GUARDED_BY(mutex) = false;
+  bool idle_port = false;  // loop thread only: read gave 0 on a persistent port
+};
+
+}  // namespace
+
+class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
+ public:
+  explicit Impl(ServerOptions options)
+      : options_(options),
+        epoll_(epoll_create1(EPOLL_CLOEXEC)),
+        wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+    Watch(wake_.get(), EPOLLIN);
+  }
+
+  void Register(std::string service, std::string method, Handler handler) {
+    handlers_[service][method] = std::move(handler);
+  }
+
+  absl::Status AddListener(UniqueFd listener) {
+    fcntl(listener.get(), F_SETFL, fcntl(listener.get(), F_GETFL) | O_NONBLOCK);
+    MutexLock lock(mutex_);
+    if (stopping_) return absl::CancelledError("the server is stopping");
+    const int fd = listener.get();
+    listeners_[fd] = std::move(listener);
+    Watch(fd, EPOLLIN);
+    return EnsureLoop();
+  }
+
+  absl::Status AddStream(UniqueFd stream, bool persistent) {
+    fcntl(stream.get(), F_SETFL, fcntl(stream.get(), F_GETFL) | O_NONBLOCK);
+    MutexLock lock(mutex_);
+    if (stopping_) return absl::CancelledError("the server is stopping");
+    AddConnection(std::move(stream), persistent);
+    return EnsureLoop();
+  }
+
+  void Stop() {
+    {
+      MutexLock lock(mutex_);
+      stopping_ = true;
+      work_.NotifyAll();
+    }
+    Wake();
+  }
+
+  void Wait() {
+    MutexLock lock(mutex_);
+    while (!stopping_ || loop_running_ || busy_ > 0) state_.Wait(mutex_);
+  }
+
+ private:
+  struct Work {
+    std::shared_ptr<Connection> connection;
+    uint32_t stream_id;
+    Request request;
+  };
+
+  void Watch(int fd, uint32_t events) {
+    epoll_event event{};
+    event.events = events;
+    event.data.fd = fd;
+    epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event);
+  }
+
+  void Wake() {
+    const uint64_t one = 1;
+    [[maybe_unused]] const ssize_t n = write(wake_.get(), &one, sizeof one);
+  }
+
+  void AddConnection(UniqueFd fd, bool persistent) REQUIRES(mutex_) {
+    auto connection = std::make_shared<Connection>(std::move(fd));
+    connection->persistent = persistent;
+    ucred credentials{};
+    socklen_t length = sizeof credentials;
+    if (getsockopt(connection->fd.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &length) == 0) {
+      connection->peer_pid = credentials.pid;
+    }
+    const int number = connection->fd.get();
+    connections_[number] = std::move(connection);
+    Watch(number, EPOLLIN);
+  }
+
+  absl::Status EnsureLoop() REQUIRES(mutex_) {
+    if (loop_running_) {
+      Wake();
+      return absl::OkStatus();
+    }
+    loop_running_ = true;
+    const absl::Status status = StartThread(kLoopStackBytes, [self = shared_from_this()] { self->Loop(); });
+    if (!status.ok()) loop_running_ = false;
+    return status;
+  }
+
+  void Loop() {
+    epoll_event events[32];
+    std::string buffer(16 * 1024, '\0');
+    for (;;) {
+      bool idle_port = false;
+      {
+        MutexLock lock(mutex_);
+        if (stopping_) break;
+        for (auto& [fd, connection] : connections_) {
+          if (!connection->idle_port) continue;
+          idle_port = true;
+          pollfd poll_fd{fd, POLLIN, 0};
+          if (poll(&poll_fd, 1, 0) > 0 && (poll_fd.revents & POLLHUP) == 0) {
+            connection->idle_port = false;
+            Watch(fd, EPOLLIN);
+          }
+        }
+      }
+      const int count = epoll_wait(epoll_.get(), events, 32, idle_port ? kPortPollMs : -1);
+      for (int i = 0; i < count; ++i) {
+        const int fd = events[i].data.fd;
+        if (fd == wake_.get()) {
+          uint64_t value;
+          [[maybe_unused]] const ssize_t n = read(fd, &value, sizeof value);
+          continue;
+        }
+        std::shared_ptr<Connection> connection;
+        {
+          MutexLock lock(mutex_);
+          if (listeners_.count(fd) != 0) {
+            const int accepted = accept4(fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+            if (accepted >= 0) AddConnection(UniqueFd(accepted), false);
+            continue;
+          }
+          const auto it = connections_.find(fd);
+          if (it == connections_.end()) continue;
+          connection = it->second;
+        }
+        bool alive = true;
+        if ((events[i].events & EPOLLOUT) != 0) alive = Flush(*connection);
+        if (alive && (events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0)
+          alive = Receive(connection, buffer);
+        if (!alive) Drop(connection);
+      }
+    }
+    MutexLock lock(mutex_);
+    for (auto& [fd, connection] : connections_) {
+      MutexLock connection_lock(connection->mutex);
+      connection->closed = true;
+      epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+      if (!connection->persistent) shutdown(fd, SHUT_RDWR);
+    }
+    connections_.clear();
+    listeners_.clear();
+    loop_running_ = false;
+    state_.NotifyAll();
+  }
+
+  // False when the connection is over.
+  bool Receive(const std::shared_ptr<Connection>& connection, std::string& buffer) {
+    const ssize_t n = read(connection->fd.get(), buffer.data(), buffer.size());
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return true;
+    if (n <= 0) {
+      if (!connection->persistent) return false;
+      // The host's end is closed: forget the half-received frame and look again from time to time.
+      connection->reader = FrameReader();
+      {
+        MutexLock lock(connection->mutex);
+        connection->out.clear();
+        connection->want_write = false;
+      }
+      connection->idle_port = true;
+      epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection->fd.get(), nullptr);
+      return true;
+    }
+    connection->reader.Feed({buffer.data(), static_cast<size_t>(n)});
+    Frame frame;
+    for (;;) {
+      const absl::StatusOr<bool> more = connection->reader.Next(frame);
+      if (!more.ok()) {
+        // A virtio-serial port cannot be closed: what follows may be a new peer's first frame.
+        if (!connection->persistent) return false;
+        connection->reader = FrameReader();
+        return true;
+      }
+      if (!*more) return true;
+      Dispatch(connection, frame);
+    }
+  }
+
+  void Dispatch(const std::shared_ptr<Connection>& connection, Frame& frame) {
+    if (frame.type != FrameType::kRequest) return;
+    Work work{connection, frame.stream_id, {}};
+    if (frame.oversized) {
+      return Answer(*connection, frame.stream_id, absl::ResourceExhaustedError("the request is over 4 MiB"));
+    }
+    if (!work.request.ParseFromString(frame.payload)) {
+      return Answer(*connection, frame.stream_id, absl::InvalidArgumentError("the request does not parse"));
+    }
+    MutexLock lock(mutex_);
+    if (busy_ + queue_.size() >= options_.max_concurrent_calls) {
+      return Answer(*connection, frame.stream_id,
+                    MakeStatus(absl::StatusCode::kResourceExhausted, "{} calls are under way already",
+                               busy_ + queue_.size()));
+    }
+    queue_.push_back(std::move(work));
+    if (idle_ >= queue_.size()) {
+      work_.NotifyOne();
+      return;
+    }
+    const absl::Status status =
+        StartThread(options_.thread_stack_bytes, [self = shared_from_this()] { self->Worker(); });
+    if (status.ok()) {
+      ++idle_;  // it takes one piece of work as its first act
+    } else if (idle_ == 0 && busy_ == 0) {
+      queue_.pop_back();
+      Answer(*connection, frame.stream_id, status);
+    }
+  }
+
+  void Worker() {
+    mutex_.Lock();
+    for (;;) {
+      while (queue_.empty() && !stopping_) {
+        if (idle_ > options_.idle_threads) break;
+        work_.Wait(mutex_);
+      }
+      if (queue_.empty()) break;
+      --idle_;
+      ++busy_;
+      Work work = std::move(queue_.front());
+      queue_.pop_front();
+      mutex_.Unlock();
+      Answer(*work.connection, work.stream_id, Run(work));
+      work = Work();
+      mutex_.Lock();
+      --busy_;
+      ++idle_;
+      state_.NotifyAll();
+    }
+    --idle_;
+    mutex_.Unlock();
+  }
+
+  absl::StatusOr<std::string> Run(const Work& work) {
+    const Request& request = work.request;
+    const auto service = handlers_.find(request.service());
+    if (service == handlers_.end()) {
+      return MakeStatus(absl::StatusCode::kUnimplemented, "service {} is not served here", request.service());
+    }
+    const auto method = service->second.find(request.method());
+    if (method == service->second.end()) {
+      return MakeStatus(absl::StatusCode::kUnimplemented, "{} has no method {}", request.service(),
+                        request.method());
+    }
+    CallContext context;
+    context.service = request.service();
+    context.method = request.method();
+    context.peer_pid = work.connection->peer_pid;
+    if (request.timeout_nano() > 0) {
+      context.deadline = steady_clock::now() + std::chrono::nanoseconds(request.timeout_nano());
+    }
+    for (const KeyValue& pair : request.metadata()) {
+      if (pair.key() == "containerd-namespace-ttrpc") context.ns = pair.value();
+    }
+    return method->second(context, request.payload());
+  }
+
+  void Answer(Connection& connection, uint32_t stream_id, const absl::StatusOr<std::string>& result) {
+    Response response;
+    if (result.ok()) {
+      response.set_payload(*result);
+    } else {
+      response.mutable_status()->set_code(static_cast<int>(result.status().code()));
+      response.mutable_status()->set_message(std::string(result.status().message()));
+    }
+    Frame frame;
+    frame.stream_id = stream_id;
+    frame.type = FrameType::kResponse;
+    response.SerializeToString(&frame.payload);
+    const absl::StatusOr<std::string> bytes = EncodeFrame(frame);
+    if (!bytes.ok()) return Answer(connection, stream_id, bytes.status());
+    {
+      MutexLock lock(connection.mutex);
+      if (connection.closed) return;
+      if (connection.out.size() + bytes->size() > kMaxQueuedBytes) {
+        connection.closed = true;
+        shutdown(connection.fd.get(), SHUT_RDWR);
+        return;
+      }
+      connection.out += *bytes;
+    }
+    Flush(connection);
+  }
+
+  // Writes what the peer takes now; asks epoll for the rest. False when the connection is broken.
+  bool Flush(Connection& connection) {
+    MutexLock lock(connection.mutex);
+    size_t sent = 0;
+    bool alive = true;
+    while (sent < connection.out.size()) {
+      const ssize_t n =
+          write(connection.fd.get(), connection.out.data() + sent, connection.out.size() - sent);
+      if (n > 0) {
+        sent += static_cast<size_t>(n);
+      } else if (n < 0 && errno == EINTR) {
+        continue;
+      } else if (n == 0 || errno == EAGAIN) {
+        break;
+      } else {
+        alive = connection.persistent;
+        sent = connection.out.size();
+      }
+    }
+    connection.out.erase(0, sent);
+    const bool want_write = !connection.out.empty();
+    if (want_write != connection.want_write) {
+      connection.want_write = want_write;
+      epoll_event event{};
+      event.events = EPOLLIN | (want_write ? static_cast<uint32_t>(EPOLLOUT) : 0U);
+      event.data.fd = connection.fd.get();
+      epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, connection.fd.get(), &event);
+    }
+    return alive;
+  }
+
+  void Drop(const std::shared_ptr<Connection>& connection) {
+    epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection->fd.get(), nullptr);
+    {
+      MutexLock lock(connection->mutex);
+      connection->closed = true;
+      shutdown(connection->fd.get(), SHUT_RDWR);
+    }
+    MutexLock lock(mutex_);
+    connections_.erase(connection->fd.get());
+  }
+
+  const ServerOptions options_;
+  const UniqueFd epoll_, wake_;
+  std::map<std::string, std::map<std::string, Handler>> handlers_;  // fixed before serving
+
+  Mutex mutex_;  // before a connection's mutex
+  CondVar work_, state_;
+  bool stopping_ GUARDED_BY(mutex_) = false;
+  bool loop_running_ GUARDED_BY(mutex_) = false;
+  size_t busy_ GUARDED_BY(mutex_) = 0;
+  size_t idle_ GUARDED_BY(mutex_) = 0;  // threads that wait for work or are about to
+  std::deque<Work> queue_ GUARDED_BY(mutex_);
+  std::map<int, UniqueFd> listeners_ GUARDED_BY(mutex_);
+  std::map<int, std::shared_ptr<Connection>> connections_ GUARDED_BY(mutex_);
+};
+
+Server::Server(ServerOptions options) : impl_(std::make_shared<Impl>(options)) {}
+
+Server::~Server() {
+  Stop();
+  Wait();
+}
+
+void Server::Register(std::string service, std::string method, Handler handler) {
+  impl_->Register(std::move(service), std::move(method), std::move(handler));
+}
+
+absl::Status Server::Listen(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof address.sun_path) {
+    return InvalidArgument("listen: socket path {} is longer than {} bytes", path,
+                           sizeof address.sun_path - 1);
+  }
+  memcpy(address.sun_path, path.data(), path.size());
+  UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd) return ErrnoStatus(errno, "socket");
+  if (unlink(path.c_str()) != 0 && errno != ENOENT) return ErrnoStatus(errno, "remove " + path);
+  // The mode comes from the descriptor (fchmod before bind), so nobody connects in between.
+  fchmod(fd.get(), 0600);
+  if (bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+    return ErrnoStatus(errno, "bind " + path);
+  }
+  if (listen(fd.get(), 128) != 0) return ErrnoStatus(errno, "listen at " + path);
+  return ListenFd(std::move(fd));
+}
+
+absl::Status Server::ListenFd(UniqueFd listener) { return impl_->AddListener(std::move(listener)); }
+absl::Status Server::ServeFd(UniqueFd stream, bool persistent) {
+  return impl_->AddStream(std::move(stream), persistent);
+}
+void Server::Stop() { impl_->Stop(); }
+void Server::Wait() { impl_->Wait(); }
+
+}  // namespace lamina::ttrpc
