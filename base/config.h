@@ -1,0 +1,73 @@
+// /etc/lamina/config.toml. config/lamina.toml documents each option with its unit, default and reason.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "base/units.h"
+
+namespace lamina {
+
+struct Config {
+  struct Paths {
+    std::string run_dir = "/run/lamina";
+    std::string state_dir = "/var/lib/lamina";
+    std::string guest_dir = "/usr/lib/lamina/guest";  // vmlinux, initramfs.img
+  } paths;
+  struct Sizing {
+    int64_t overhead_nano_cpus = 250'000'000;
+    uint64_t overhead_memory_bytes = 96 * kMiB;
+    int64_t default_nano_cpus = 1'000'000'000;
+    uint64_t default_memory_bytes = 256 * kMiB;
+    uint32_t max_vcpus = 0;          // 0: the host's CPUs
+    uint64_t max_memory_bytes = 0;   // 0: the host's memory
+    std::vector<std::string> allowed_annotations;
+  } sizing;
+  struct Hypervisor {
+    std::string qemu = "qemu-system-x86_64";
+    std::string accel = "auto";  // auto, kvm, tcg
+    std::string firmware = "/usr/share/qemu/qboot.rom";
+    std::string virtiofsd = "/usr/lib/qemu/virtiofsd";
+    uint64_t boot_timeout_seconds = 60;
+    uint32_t hotplug_ports = 8;
+    uint64_t vmm_overhead_memory_bytes = 96 * kMiB;  // host side of one VM, counted in its claim
+    std::string kernel_args;
+  } hypervisor;
+  struct Layers {
+    bool vpmem = true;
+    std::string policy = "dense";       // classic, dense
+    std::string sharing = "namespace";  // pod, namespace, node
+    uint64_t arena_bytes = 1 * kGiB;
+    uint64_t max_layer_bytes = 512 * kMiB;
+    uint32_t max_arenas_per_pod = 4;
+    uint64_t idle_budget_bytes = 4 * kGiB;
+  } layers;
+  struct Memory {
+    uint64_t capacity_bytes = 0;  // 0: MemTotal
+    uint64_t reserve_bytes = 512 * kMiB;
+    uint64_t carve_out_bytes = 0;
+    uint64_t min_available_bytes = 256 * kMiB;  // below this MemAvailable nothing is granted
+  } memory;
+  struct Laminad {
+    std::string rest_address = "127.0.0.1:9477";
+    std::string log_level = "info";  // debug, info, warning, error
+  } laminad;
+
+  std::string shim_socket() const { return paths.run_dir + "/shim.sock"; }        // shim -> laminad, ttrpc
+  std::string grpc_socket() const { return paths.run_dir + "/laminad.sock"; }     // CLI -> laminad, gRPC
+  std::string kernel() const { return paths.guest_dir + "/vmlinux"; }
+  std::string initramfs() const { return paths.guest_dir + "/initramfs.img"; }
+};
+
+// InvalidArgument names the key and its line: unknown keys (with the nearest known one), wrong types, values out of range.
+absl::StatusOr<Config> ParseConfig(std::string_view text, const std::string& name);
+
+// Reads and parses `path`. NotFound when it does not exist.
+absl::StatusOr<Config> LoadConfig(const std::string& path);
+
+// $LAMINA_CONFIG or /etc/lamina/config.toml; without either file the defaults.
+absl::StatusOr<Config> LoadDefaultConfig();
+
+}  // namespace lamina
