@@ -39,7 +39,8 @@ Setter Text(std::function<std::string&(Config&)> field, std::vector<std::string>
 Setter Path(std::function<std::string&(Config&)> field) {
   return [=](Config& config, const toml::node& node, const std::string& key) -> absl::Status {
     ASSIGN_OR_RETURN(std::string value, Get<std::string>(node, key, "a path in quotes"));
-    if (value.empty() || value[0] != '/') return InvalidArgument("{} = \"{}\": must be an absolute path", key, value);
+    if (value.empty() || value[0] != '/')
+      return InvalidArgument("{} = \"{}\": must be an absolute path", key, value);
     field(config) = std::move(value);
     return absl::OkStatus();
   };
@@ -65,7 +66,8 @@ Setter Cpus(std::function<int64_t&(Config&)> field) {
       ASSIGN_OR_RETURN(field(config), ParseCpus(std::to_string(*number), key));
       return absl::OkStatus();
     }
-    ASSIGN_OR_RETURN(const std::string value, Get<std::string>(node, key, "CPUs in quotes, such as \"0.5\" or \"250m\""));
+    ASSIGN_OR_RETURN(const std::string value,
+                     Get<std::string>(node, key, "CPUs in quotes, such as \"0.5\" or \"250m\""));
     ASSIGN_OR_RETURN(field(config), ParseCpus(value, key));
     return absl::OkStatus();
   };
@@ -75,7 +77,8 @@ template <typename T>
 Setter Integer(std::function<T&(Config&)> field, int64_t low, int64_t high) {
   return [=](Config& config, const toml::node& node, const std::string& key) -> absl::Status {
     ASSIGN_OR_RETURN(const int64_t value, Get<int64_t>(node, key, "a whole number"));
-    if (value < low || value > high) return InvalidArgument("{} = {}: must be from {} to {}", key, value, low, high);
+    if (value < low || value > high)
+      return InvalidArgument("{} = {}: must be from {} to {}", key, value, low, high);
     field(config) = static_cast<T>(value);
     return absl::OkStatus();
   };
@@ -101,7 +104,8 @@ Setter Texts(std::function<std::vector<std::string>&(Config&)> field) {
   };
 }
 
-#define FIELD(expr) [](Config & c) -> auto& { return c.expr; }
+#define FIELD(expr) \
+  [](Config & c) -> auto& { return c.expr; }
 
 const std::map<std::string, Setter>& Setters() {
   static const std::map<std::string, Setter> setters = {
@@ -157,9 +161,11 @@ size_t EditDistance(const std::string& a, const std::string& b) {
 
 std::string Nearest(const std::string& key) {
   const auto& setters = Setters();
-  return std::min_element(setters.begin(), setters.end(), [&](const auto& a, const auto& b) {
-           return EditDistance(key, a.first) < EditDistance(key, b.first);
-         })->first;
+  return std::min_element(setters.begin(), setters.end(),
+                          [&](const auto& a, const auto& b) {
+                            return EditDistance(key, a.first) < EditDistance(key, b.first);
+                          })
+      ->first;
 }
 
 bool PowerOfFourMiB(uint64_t bytes) {
@@ -171,13 +177,17 @@ bool PowerOfFourMiB(uint64_t bytes) {
 
 absl::Status Check(const Config& config) {
   if (config.layers.arena_bytes < 2 * kMiB || config.layers.arena_bytes % (2 * kMiB) != 0) {
-    return InvalidArgument("layers.arena_size = {}: must be a multiple of 2MiB", FormatBytes(config.layers.arena_bytes));
-  }
-  if (config.layers.policy == "classic" && !PowerOfFourMiB(config.layers.arena_bytes)) {
-    return InvalidArgument("layers.arena_size = {}: with layers.policy = \"classic\" it must be 1, 4, 16, 64, 256, 1024 or 4096 MiB",
+    return InvalidArgument("layers.arena_size = {}: must be a multiple of 2MiB",
                            FormatBytes(config.layers.arena_bytes));
   }
-  if (config.sizing.default_memory_bytes == 0) return InvalidArgument("sizing.default_memory = 0: a VM needs memory");
+  if (config.layers.policy == "classic" && !PowerOfFourMiB(config.layers.arena_bytes)) {
+    return InvalidArgument(
+        "layers.arena_size = {}: with layers.policy = \"classic\" it must be 1, 4, 16, 64, 256, 1024 or 4096 "
+        "MiB",
+        FormatBytes(config.layers.arena_bytes));
+  }
+  if (config.sizing.default_memory_bytes == 0)
+    return InvalidArgument("sizing.default_memory = 0: a VM needs memory");
   return absl::OkStatus();
 }
 
@@ -186,24 +196,25 @@ absl::Status Check(const Config& config) {
 absl::StatusOr<Config> ParseConfig(std::string_view text, const std::string& name) {
   const toml::parse_result parsed = toml::parse(text, name);
   if (!parsed) {
-    return InvalidArgument("{}:{}: {}", name, parsed.error().source().begin.line, parsed.error().description());
+    return InvalidArgument("{}:{}: {}", name, parsed.error().source().begin.line,
+                           parsed.error().description());
   }
   Config config;
   for (const auto& [section, node] : parsed.table()) {
     const toml::table* table = node.as_table();
     if (table == nullptr) {
-      return InvalidArgument("{}:{}: \"{}\" stands outside a section; did you mean {}?", name, node.source().begin.line,
-                             section.str(), Nearest(std::string(section.str())));
+      return InvalidArgument("{}:{}: \"{}\" stands outside a section; did you mean {}?", name,
+                             node.source().begin.line, section.str(), Nearest(std::string(section.str())));
     }
     for (const auto& [option, value] : *table) {
       const std::string key = fmt::format("{}.{}", section.str(), option.str());
       const auto setter = Setters().find(key);
       if (setter == Setters().end()) {
-        return InvalidArgument("{}:{}: unknown option {}; the nearest known one is {}", name, value.source().begin.line,
-                               key, Nearest(key));
+        return InvalidArgument("{}:{}: unknown option {}; the nearest known one is {}", name,
+                               value.source().begin.line, key, Nearest(key));
       }
-      RETURN_IF_ERROR(
-          Annotate(setter->second(config, value, key), fmt::format("{}:{}", name, value.source().begin.line)));
+      RETURN_IF_ERROR(Annotate(setter->second(config, value, key),
+                               fmt::format("{}:{}", name, value.source().begin.line)));
     }
   }
   RETURN_IF_ERROR(Annotate(Check(config), name));

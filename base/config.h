@@ -21,8 +21,8 @@ struct Config {
     uint64_t overhead_memory_bytes = 96 * kMiB;
     int64_t default_nano_cpus = 1'000'000'000;
     uint64_t default_memory_bytes = 256 * kMiB;
-    uint32_t max_vcpus = 0;          // 0: the host's CPUs
-    uint64_t max_memory_bytes = 0;   // 0: the host's memory
+    uint32_t max_vcpus = 0;         // 0: the host's CPUs
+    uint64_t max_memory_bytes = 0;  // 0: the host's memory
     std::vector<std::string> allowed_annotations;
   } sizing;
   struct Hypervisor {
@@ -55,13 +55,14 @@ struct Config {
     std::string log_level = "info";  // debug, info, warning, error
   } laminad;
 
-  std::string shim_socket() const { return paths.run_dir + "/shim.sock"; }        // shim -> laminad, ttrpc
-  std::string grpc_socket() const { return paths.run_dir + "/laminad.sock"; }     // CLI -> laminad, gRPC
+  std::string shim_socket() const { return paths.run_dir + "/shim.sock"; }     // shim -> laminad, ttrpc
+  std::string grpc_socket() const { return paths.run_dir + "/laminad.sock"; }  // CLI -> laminad, gRPC
   std::string kernel() const { return paths.guest_dir + "/vmlinux"; }
   std::string initramfs() const { return paths.guest_dir + "/initramfs.img"; }
 };
 
-// InvalidArgument names the key and its line: unknown keys (with the nearest known one), wrong types, values out of range.
+// InvalidArgument names the key and its line: unknown keys (with the nearest known one), wrong types, values
+// out of range.
 absl::StatusOr<Config> ParseConfig(std::string_view text, const std::string& name);
 
 // Reads and parses `path`. NotFound when it does not exist.

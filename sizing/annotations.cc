@@ -1,0 +1,75 @@
+#include "sizing/annotations.h"
+
+#include <algorithm>
+#include <charconv>
+
+#include "base/status.h"
+#include "base/units.h"
+
+namespace lamina::sizing {
+namespace {
+
+constexpr char kPrefix[] = "io.kubernetes.cri.sandbox-";
+constexpr char kOwnPrefix[] = "lamina.io/";
+
+absl::StatusOr<std::optional<int64_t>> Read(const Annotations& annotations, const char* suffix,
+                                            int64_t least) {
+  const std::string name = std::string(kPrefix) + suffix;
+  const auto it = annotations.find(name);
+  if (it == annotations.end() || it->second.empty()) return std::optional<int64_t>();
+  int64_t value = 0;
+  const char* end = it->second.data() + it->second.size();
+  const auto [at, error] = std::from_chars(it->second.data(), end, value);
+  if (error != std::errc() || at != end) {
+    return InvalidArgument("annotation {}: \"{}\" is not a whole number", name, it->second);
+  }
+  if (value < least) return InvalidArgument("annotation {}: {} is negative", name, value);
+  return std::optional<int64_t>(value);
+}
+
+std::optional<uint64_t> Positive(std::optional<int64_t> value) {
+  if (value.value_or(0) <= 0) return std::nullopt;
+  return static_cast<uint64_t>(*value);
+}
+
+}  // namespace
+
+absl::StatusOr<Limits> LimitsFromAnnotations(const Annotations& annotations) {
+  Limits limits;
+  limits.name = "sandbox";
+  ASSIGN_OR_RETURN(limits.cpu.quota, Read(annotations, "cpu-quota", -1));
+  ASSIGN_OR_RETURN(const std::optional<int64_t> period, Read(annotations, "cpu-period", 0));
+  ASSIGN_OR_RETURN(const std::optional<int64_t> shares, Read(annotations, "cpu-shares", 0));
+  ASSIGN_OR_RETURN(limits.memory_bytes, Read(annotations, "memory", 0));
+  limits.cpu.period = Positive(period);
+  limits.cpu.shares = Positive(shares);
+  return limits;
+}
+
+absl::Status ApplyOverrides(const Annotations& annotations, const std::vector<std::string>& allowed,
+                            PlanInput& input) {
+  for (auto it = annotations.lower_bound(kOwnPrefix);
+       it != annotations.end() && it->first.rfind(kOwnPrefix, 0) == 0; ++it) {
+    const auto& [name, value] = *it;
+    if (std::find(allowed.begin(), allowed.end(), name) == allowed.end()) {
+      return MakeStatus(absl::StatusCode::kPermissionDenied,
+                        "annotation {} (\"{}\") is not in sizing.allowed_annotations of this node's config",
+                        name, value);
+    }
+    const std::string option = name.substr(sizeof kOwnPrefix - 1);
+    if (option == "default-cpu") {
+      ASSIGN_OR_RETURN(input.default_nano_cpus, ParseCpus(value, "annotation " + name));
+    } else if (option == "default-memory") {
+      ASSIGN_OR_RETURN(input.default_memory_bytes, ParseBytes(value, "annotation " + name));
+    } else if (option == "overhead-cpu") {
+      ASSIGN_OR_RETURN(input.overhead_nano_cpus, ParseCpus(value, "annotation " + name));
+    } else if (option == "overhead-memory") {
+      ASSIGN_OR_RETURN(input.overhead_memory_bytes, ParseBytes(value, "annotation " + name));
+    } else {
+      return InvalidArgument("annotation {} (\"{}\") is unknown to Lamina", name, value);
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace lamina::sizing

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "sizing/plan.h"
+
+namespace lamina::sizing {
+
+using Annotations = std::map<std::string, std::string>;
+
+// The pod's limits as containerd's CRI plugin writes them on the sandbox's spec
+// (io.kubernetes.cri.sandbox-cpu-quota, -cpu-period, -cpu-shares, -memory; containerd >= 1.6, "0" where
+// unset). No annotation: limits without values. InvalidArgument names annotation and value.
+absl::StatusOr<Limits> LimitsFromAnnotations(const Annotations& annotations);
+
+// Per-pod overrides: lamina.io/default-cpu, lamina.io/default-memory, lamina.io/overhead-cpu,
+// lamina.io/overhead-memory. An annotation lamina.io/* that is unknown or not in `allowed` is an error that
+// names it.
+absl::Status ApplyOverrides(const Annotations& annotations, const std::vector<std::string>& allowed,
+                            PlanInput& input);
+
+}  // namespace lamina::sizing

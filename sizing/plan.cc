@@ -1,0 +1,193 @@
+#include "sizing/plan.h"
+
+#include <algorithm>
+
+#include "base/status.h"
+#include "base/units.h"
+
+namespace lamina::sizing {
+namespace {
+
+constexpr uint64_t kMemoryGranule = 2 * kMiB;
+constexpr uint64_t kDefaultPeriod = 100'000;  // the kernel's default, microseconds
+constexpr uint64_t kNano = 1'000'000'000;
+
+// nullopt: no limit.
+absl::StatusOr<std::optional<Rational>> CpusOf(const Limits& limits) {
+  const int64_t quota = limits.cpu.quota.value_or(0);
+  const uint64_t period = limits.cpu.period.value_or(0) == 0 ? kDefaultPeriod : *limits.cpu.period;
+  if (quota < -1) return InvalidArgument("{}: CPU quota {} is negative", limits.name, quota);
+  if (quota > 0) {
+    if (limits.cpu.period.has_value() && *limits.cpu.period == 0) {
+      return InvalidArgument("{}: CPU period 0 beside quota {}", limits.name, quota);
+    }
+    return std::optional<Rational>(Rational(static_cast<uint64_t>(quota), period));
+  }
+  // Shares of 2 are the kubelet's "no request"; -1 with more is the static CPU manager's whole CPUs.
+  if (quota == -1 && limits.cpu.shares.value_or(0) > 2)
+    return std::optional<Rational>(Rational(*limits.cpu.shares, 1024));
+  return std::optional<Rational>();
+}
+
+struct Sum {
+  bool limited = false;
+  bool unlimited_container = false;
+  Rational cpus;
+  uint64_t memory = 0;
+  uint64_t cpus_rounded_each = 0;
+};
+
+absl::Status AddMemory(uint64_t& sum, uint64_t bytes, const std::string& name) {
+  if (bytes > INT64_MAX - sum)
+    return MakeStatus(absl::StatusCode::kOutOfRange, "{}: memory of {} bytes is too large", name, bytes);
+  sum += bytes;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Sum> SumCpus(const PlanInput& input) {
+  Sum sum;
+  for (const Limits& container : input.containers) {
+    ASSIGN_OR_RETURN(const std::optional<Rational> cpus, CpusOf(container));
+    if (!cpus) {
+      sum.unlimited_container = true;
+      continue;
+    }
+    sum.limited = true;
+    ASSIGN_OR_RETURN(sum.cpus, sum.cpus.Plus(*cpus));
+    ASSIGN_OR_RETURN(const uint64_t rounded, cpus->Ceil());
+    sum.cpus_rounded_each += rounded;
+  }
+  if (input.pod) {
+    ASSIGN_OR_RETURN(const std::optional<Rational> cpus, CpusOf(*input.pod));
+    if (cpus) {
+      if (!sum.limited) {
+        ASSIGN_OR_RETURN(sum.cpus_rounded_each, cpus->Ceil());
+      }
+      sum.limited = true;
+      sum.cpus = *cpus;
+    }
+  }
+  return sum;
+}
+
+absl::StatusOr<Sum> SumMemory(const PlanInput& input) {
+  Sum sum;
+  uint64_t extra = 0;
+  for (const Limits& container : input.containers) {
+    RETURN_IF_ERROR(AddMemory(extra, container.extra_memory_bytes, container.name));
+    if (container.memory_bytes.value_or(0) <= 0) {
+      sum.unlimited_container = true;
+      continue;
+    }
+    sum.limited = true;
+    RETURN_IF_ERROR(AddMemory(sum.memory, static_cast<uint64_t>(*container.memory_bytes), container.name));
+  }
+  if (input.pod) {
+    RETURN_IF_ERROR(AddMemory(extra, input.pod->extra_memory_bytes, input.pod->name));
+    if (input.pod->memory_bytes.value_or(0) > 0) {
+      sum.limited = true;
+      sum.memory = static_cast<uint64_t>(*input.pod->memory_bytes);
+    }
+  }
+  RETURN_IF_ERROR(AddMemory(sum.memory, extra, "hugepages and memory-backed volumes"));
+  return sum;
+}
+
+absl::Status PlanCpus(const PlanInput& input, VmPlan& plan) {
+  ASSIGN_OR_RETURN(const Sum sum, SumCpus(input));
+  const Rational overhead(static_cast<uint64_t>(input.overhead_nano_cpus), kNano);
+  const Rational fallback(static_cast<uint64_t>(input.default_nano_cpus), kNano);
+  Rational wanted = sum.cpus;
+  if (!sum.limited) {
+    wanted = fallback;
+    plan.reasons.push_back(fmt::format("no CPU limit: the default of {} CPU", fallback.ToString()));
+  } else if (sum.unlimited_container) {
+    ASSIGN_OR_RETURN(wanted, wanted.Plus(fallback));
+    plan.reasons.push_back(
+        fmt::format("CPU limits of {}, and the default of {} CPU for the containers without a limit",
+                    sum.cpus.ToString(), fallback.ToString()));
+  } else {
+    plan.reasons.push_back(fmt::format("CPU limits of {}", sum.cpus.ToString()));
+  }
+  ASSIGN_OR_RETURN(const Rational total, wanted.Plus(overhead));
+  ASSIGN_OR_RETURN(const uint64_t rounded, total.Ceil());
+  const uint64_t vcpus = std::max<uint64_t>(1, rounded);
+  if (input.max_vcpus != 0 && vcpus > input.max_vcpus) {
+    return MakeStatus(absl::StatusCode::kOutOfRange,
+                      "the pod needs {} vCPUs (limit {} + overhead {} = {}), more than the maximum of {}",
+                      vcpus, wanted.ToString(), overhead.ToString(), total.ToString(), input.max_vcpus);
+  }
+  if (vcpus > 4096) {
+    return MakeStatus(absl::StatusCode::kOutOfRange,
+                      "the pod needs {} vCPUs (limit {} + overhead {}), more than any VM has", vcpus,
+                      wanted.ToString(), overhead.ToString());
+  }
+  ASSIGN_OR_RETURN(const uint64_t overhead_rounded, overhead.Ceil());
+  ASSIGN_OR_RETURN(const uint64_t fallback_rounded, fallback.Ceil());
+  const uint64_t parts = sum.limited
+                             ? sum.cpus_rounded_each + (sum.unlimited_container ? fallback_rounded : 0)
+                             : fallback_rounded;
+  plan.vcpus = static_cast<uint32_t>(vcpus);
+  plan.vcpus_exact = total.ToString();
+  plan.vcpus_if_rounded_per_container =
+      static_cast<uint32_t>(std::clamp<uint64_t>(overhead_rounded + parts, 1, UINT32_MAX));
+  plan.limit_nano_cpus = sum.limited ? sum.cpus.ToNano() : 0;
+  plan.overhead_nano_cpus = input.overhead_nano_cpus;
+  plan.reasons.push_back(fmt::format("plus overhead of {} CPU is {} exactly, rounded up once: {} vCPU{}",
+                                     overhead.ToString(), total.ToString(), vcpus, vcpus == 1 ? "" : "s"));
+  if (plan.vcpus_if_rounded_per_container > vcpus) {
+    plan.reasons.push_back(fmt::format("rounding each part up by itself would have taken {} vCPUs",
+                                       plan.vcpus_if_rounded_per_container));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PlanMemory(const PlanInput& input, VmPlan& plan) {
+  ASSIGN_OR_RETURN(const Sum sum, SumMemory(input));
+  uint64_t wanted = sum.memory;
+  if (!sum.limited) {
+    RETURN_IF_ERROR(AddMemory(wanted, input.default_memory_bytes, "default memory"));
+    plan.reasons.push_back(fmt::format("no memory limit: the default of {}", FormatBytes(wanted)));
+  } else if (sum.unlimited_container) {
+    RETURN_IF_ERROR(AddMemory(wanted, input.default_memory_bytes, "default memory"));
+    plan.reasons.push_back(
+        fmt::format("memory limits of {}, and the default of {} for the containers without a limit",
+                    FormatBytes(sum.memory), FormatBytes(input.default_memory_bytes)));
+  } else {
+    plan.reasons.push_back(fmt::format("memory limits of {}", FormatBytes(wanted)));
+  }
+  uint64_t total = wanted;
+  RETURN_IF_ERROR(AddMemory(total, input.overhead_memory_bytes, "overhead memory"));
+  if (total > INT64_MAX - kMemoryGranule) return absl::OutOfRangeError("the pod's memory is too large");
+  const uint64_t rounded =
+      std::max<uint64_t>((total + kMemoryGranule - 1) / kMemoryGranule * kMemoryGranule, kMemoryGranule);
+  if (input.max_memory_bytes != 0 && rounded > input.max_memory_bytes) {
+    return MakeStatus(absl::StatusCode::kOutOfRange,
+                      "the pod needs {} of memory (limit {} + overhead {}), more than the maximum of {}",
+                      FormatBytes(rounded), FormatBytes(wanted), FormatBytes(input.overhead_memory_bytes),
+                      FormatBytes(input.max_memory_bytes));
+  }
+  plan.memory_mib = rounded / kMiB;
+  plan.memory_exact_bytes = total;
+  plan.limit_memory_bytes = sum.limited ? sum.memory : 0;
+  plan.overhead_memory_bytes = input.overhead_memory_bytes;
+  plan.reasons.push_back(fmt::format("plus overhead of {} is {}, rounded up to 2 MiB: {} MiB",
+                                     FormatBytes(input.overhead_memory_bytes), FormatBytes(total),
+                                     plan.memory_mib));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<VmPlan> PlanVm(const PlanInput& input) {
+  if (input.overhead_nano_cpus < 0 || input.default_nano_cpus < 0) {
+    return InvalidArgument("overhead ({}) and default ({}) CPUs must not be negative",
+                           input.overhead_nano_cpus, input.default_nano_cpus);
+  }
+  VmPlan plan;
+  RETURN_IF_ERROR(PlanCpus(input, plan));
+  RETURN_IF_ERROR(PlanMemory(input, plan));
+  return plan;
+}
+
+}  // namespace lamina::sizing
