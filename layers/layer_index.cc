@@ -1,0 +1,140 @@
+// The store's index on disk: <dir>/index.json, replaced atomically after each change.
+#include <nlohmann/json.hpp>
+
+#include "base/status.h"
+#include "base/units.h"
+#include "layers/layer_store_types.h"
+
+namespace lamina::layers {
+namespace {
+
+using nlohmann::json;
+
+constexpr int kIndexVersion = 1;
+
+std::string Text(const json& object, const char* key) {
+  const auto it = object.find(key);
+  return it != object.end() && it->is_string() ? it->get<std::string>() : std::string();
+}
+
+uint64_t Number(const json& object, const char* key) {
+  const auto it = object.find(key);
+  return it != object.end() && it->is_number_unsigned() ? it->get<uint64_t>() : 0;
+}
+
+std::set<std::string> Users(const json& object) {
+  std::set<std::string> users;
+  const auto it = object.find("users");
+  if (it == object.end() || !it->is_array()) return users;
+  for (const json& user : *it) {
+    if (user.is_string()) users.insert(user.get<std::string>());
+  }
+  return users;
+}
+
+const json& Array(const json& object, const char* key) {
+  static const json empty = json::array();
+  const auto it = object.find(key);
+  return it != object.end() && it->is_array() ? *it : empty;
+}
+
+}  // namespace
+
+absl::Status LayerStore::SaveLocked() {
+  json sources = json::object(), arenas = json::array(), disks = json::array();
+  for (const auto& [key, digest] : digests_) sources[key] = digest;
+  for (const auto& [id, arena] : arenas_) {
+    json regions = json::array();
+    for (const auto& [digest, entry] : arena->regions) {
+      if (!entry.ready) continue;
+      regions.push_back({{"digest", digest},
+                         {"offset", entry.region.offset},
+                         {"held", entry.region.held_bytes},
+                         {"payload", entry.region.payload_bytes},
+                         {"generation", entry.region.handle.generation},
+                         {"last_use", entry.last_use},
+                         {"users", entry.users}});
+    }
+    arenas.push_back({{"id", id}, {"domain", arena->domain}, {"policy", arena->policy}, {"bytes", arena->bytes}, {"regions", regions}});
+  }
+  for (const auto& [digest, disk] : disks_) {
+    disks.push_back({{"digest", digest}, {"bytes", disk->bytes}, {"last_use", disk->last_use}, {"users", disk->users}});
+  }
+  const json root = {{"version", kIndexVersion}, {"next_arena", next_arena_},
+                     {"sources", sources},       {"arenas", arenas},          {"disks", disks}};
+  return Annotate(WriteFileAtomically(fs_, options_.dir + "/index.json", root.dump(1, ' ', false, json::error_handler_t::replace), 0600),
+                  "save the layer index");
+}
+
+absl::Status LayerStore::Load() {
+  RETURN_IF_ERROR(fs_.MakeDirectories(options_.dir, 0700));
+  const std::string path = options_.dir + "/index.json";
+  MutexLock lock(mutex_);
+  json root = json::object();
+  if (fs_.Exists(path)) {
+    ASSIGN_OR_RETURN(const std::string content, fs_.Read(path, 256 * kMiB));
+    root = json::parse(content, nullptr, false);
+    if (root.is_discarded() || !root.is_object()) {
+      return MakeStatus(absl::StatusCode::kDataLoss, "{}: not a layer index; remove {} when no Lamina pod runs", path, options_.dir);
+    }
+    if (Number(root, "version") > kIndexVersion) {
+      return MakeStatus(absl::StatusCode::kFailedPrecondition, "{}: written by a newer Lamina (version {}); left untouched", path,
+                        Number(root, "version"));
+    }
+  }
+  next_arena_ = std::max<uint64_t>(1, Number(root, "next_arena"));
+  std::set<std::string> known = {"index.json"};
+  for (const json& object : Array(root, "arenas")) {
+    auto arena = std::make_unique<Arena>();
+    arena->id = Text(object, "id");
+    arena->domain = Text(object, "domain");
+    arena->bytes = Number(object, "bytes");
+    arena->path = options_.dir + "/" + arena->id + ".arena";
+    if (arena->id.empty() || arena->id.find('/') != std::string::npos || !fs_.Exists(arena->path)) continue;
+    arena->policy = Text(object, "policy");  // an arena keeps the policy that its regions came from
+    absl::StatusOr<std::unique_ptr<PoolAllocator>> pool = MakeAllocator(arena->policy, arena->bytes);
+    if (!pool.ok()) continue;
+    arena->pool = std::move(*pool);
+    for (const json& item : Array(object, "regions")) {
+      Entry entry;
+      entry.region.offset = entry.region.handle.offset = Number(item, "offset");
+      entry.region.handle.generation = Number(item, "generation");
+      entry.region.held_bytes = Number(item, "held");
+      entry.region.payload_bytes = Number(item, "payload");
+      entry.last_use = Number(item, "last_use");
+      entry.users = Users(item);
+      entry.ready = true;
+      const std::string digest = Text(item, "digest");
+      if (digest.size() != 64 || !arena->pool->Restore(entry.region).ok()) continue;
+      use_clock_ = std::max(use_clock_, entry.last_use + 1);
+      arena->regions[digest] = std::move(entry);
+    }
+    known.insert(arena->id + ".arena");
+    const std::string id = arena->id;
+    arenas_[id] = std::move(arena);
+  }
+  for (const json& object : Array(root, "disks")) {
+    auto disk = std::make_unique<Disk>();
+    const std::string digest = Text(object, "digest");
+    disk->path = options_.dir + "/" + digest + ".erofs";
+    disk->bytes = Number(object, "bytes");
+    disk->last_use = Number(object, "last_use");
+    disk->users = Users(object);
+    if (digest.size() != 64 || digest.find('/') != std::string::npos || !fs_.Exists(disk->path)) continue;
+    known.insert(digest + ".erofs");
+    disks_[digest] = std::move(disk);
+  }
+  if (const auto sources = root.find("sources"); sources != root.end() && sources->is_object()) {
+    for (const auto& [key, digest] : sources->items()) {
+      if (digest.is_string()) digests_[key] = digest.get<std::string>();
+    }
+  }
+  // What a conversion or an arena's creation left when the process died.
+  ASSIGN_OR_RETURN(const std::vector<std::string> names, fs_.List(options_.dir));
+  for (const std::string& name : names) {
+    if (known.count(name) == 0) RETURN_IF_ERROR(fs_.Remove(options_.dir + "/" + name));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace lamina::layers

@@ -1,0 +1,135 @@
+// The node's layers: each converted once, placed in an arena of its sharing domain or kept as a disk image. docs/layers.md has the files and the locks.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "base/file_system.h"
+#include "base/mutex.h"
+#include "layers/erofs_image.h"
+#include "layers/pool_allocator.h"
+
+namespace lamina::layers {
+
+struct StoreOptions {
+  std::string dir;
+  std::string policy = "dense";
+  uint64_t arena_bytes = 1ULL << 30;
+  uint64_t max_layer_bytes = 512ULL << 20;
+  bool vpmem = true;
+  uint64_t idle_budget_bytes = 4ULL << 30;
+  std::chrono::milliseconds convert_timeout = std::chrono::minutes(10);
+};
+
+enum class PlacementKind { kVpmem, kScsi };
+
+struct Placement {
+  std::string layer_id;  // sha256 of the image, 64 hex digits
+  PlacementKind kind = PlacementKind::kVpmem;
+  std::string arena_id, arena_path;
+  uint64_t arena_bytes = 0, offset = 0, held_bytes = 0;
+  uint64_t payload_bytes = 0;
+  std::string image_path;  // kScsi
+  std::string why_scsi;
+  bool reused = false;     // no conversion, no new bytes
+  double convert_seconds = 0, copy_seconds = 0;
+};
+
+struct PlaceRequest {
+  std::string sandbox_id, domain;
+  std::string source;                     // layer directory, or an EROFS image file
+  std::set<std::string> attached_arenas;  // what the VM has
+  size_t free_arena_slots = 0;            // what it can still take
+};
+
+struct RegionInfo {
+  std::string layer_id;
+  uint64_t offset = 0, held_bytes = 0, payload_bytes = 0;
+  std::set<std::string> users;
+};
+struct ArenaInfo {
+  std::string id, domain, path;
+  uint64_t bytes = 0, held_bytes = 0, payload_bytes = 0;
+  std::vector<RegionInfo> regions;
+};
+struct DiskInfo {
+  std::string layer_id, path;
+  uint64_t bytes = 0;
+  std::set<std::string> users;
+};
+struct StoreCounters {
+  uint64_t placed_vpmem = 0, placed_scsi = 0, conversions = 0, conversion_failures = 0, reuses = 0, evictions = 0, rebuilt = 0;
+  size_t converting = 0;
+};
+
+// Thread-safe. Conversions and copies run outside the lock; the same layer asked for by many is made by one.
+class LayerStore {
+ public:
+  using Maker = std::function<absl::StatusOr<Image>(const std::string& directory, const std::string& image_path)>;
+
+  // Reads the index; refuses one of a newer version, untouched (FailedPrecondition). Files that the index does not know are removed. `maker` replaces
+  // MakeErofsImage in tests.
+  static absl::StatusOr<std::unique_ptr<LayerStore>> Open(FileSystem& fs, StoreOptions options, Maker maker = nullptr);
+
+  // A place for one layer; the sandbox is a user of it until ReleaseSandbox. SCSI only where VPMem cannot serve (too large, no room,
+  // no slot, switched off); any other failure is an error and leaves nothing placed.
+  absl::StatusOr<Placement> Place(const PlaceRequest& request);
+
+  // Idempotent. Layers without users stay as a cache until room or budget asks for them.
+  absl::Status ReleaseSandbox(const std::string& sandbox_id);
+  // After a restart: users that are not in `living` are gone.
+  absl::Status RetainSandboxes(const std::set<std::string>& living);
+  // Drops layers without users, least recently used first, until at most `keep_bytes` of them are held. Returns bytes freed.
+  absl::StatusOr<uint64_t> Gc(uint64_t keep_bytes);
+
+  // The domain's arenas that hold layers, fullest first, at most `limit`.
+  std::vector<ArenaInfo> ArenasOf(const std::string& domain, size_t limit) const;
+  std::vector<ArenaInfo> arenas() const;
+  std::vector<DiskInfo> disks() const;
+  StoreCounters counters() const;
+
+ private:
+  struct Entry;
+  struct Arena;
+  struct Disk;
+
+  LayerStore(FileSystem& fs, StoreOptions options, Maker maker);
+
+  absl::Status Load();
+  absl::Status SaveLocked() REQUIRES(mutex_);
+  absl::StatusOr<Image> Obtain(const std::string& source, const std::string& key, Placement& placement);
+  std::string KnownDigestLocked(const std::string& key) const REQUIRES(mutex_);
+  bool UseRegionLocked(const PlaceRequest& request, const std::string& digest, Placement& placement, bool& verify)
+      REQUIRES(mutex_);
+  bool UseDiskLocked(const PlaceRequest& request, const std::string& digest, Placement& placement) REQUIRES(mutex_);
+  absl::StatusOr<Placement> PlaceInArena(const PlaceRequest& request, const Image& image, Placement placement, std::string& why_not);
+  absl::StatusOr<Placement> PlaceAsDisk(const PlaceRequest& request, const Image& image, Placement placement);
+  Arena* FindRoomLocked(const PlaceRequest& request, uint64_t bytes, Region& region, std::string& why_not, absl::Status& error)
+      REQUIRES(mutex_);
+  bool EvictOneLocked(Arena& arena) REQUIRES(mutex_);
+  void DropRegionLocked(Arena& arena, const std::string& digest) REQUIRES(mutex_);
+  uint64_t GcLocked(uint64_t keep_bytes) REQUIRES(mutex_);
+  bool CanUse(const PlaceRequest& request, const std::string& arena_id) const;
+
+  FileSystem& fs_;
+  const StoreOptions options_;
+  const Maker maker_;
+  mutable Mutex mutex_;
+  CondVar flight_ended_;
+  std::set<std::string> flights_ GUARDED_BY(mutex_);  // "domain|source key" under way
+  std::map<std::string, std::string> digests_ GUARDED_BY(mutex_);  // source key -> digest
+  std::map<std::string, std::unique_ptr<Arena>> arenas_ GUARDED_BY(mutex_);
+  std::map<std::string, std::unique_ptr<Disk>> disks_ GUARDED_BY(mutex_);
+  StoreCounters counters_ GUARDED_BY(mutex_);
+  uint64_t next_arena_ GUARDED_BY(mutex_) = 1;
+  uint64_t next_temp_ GUARDED_BY(mutex_) = 1;
+  uint64_t use_clock_ GUARDED_BY(mutex_) = 1;
+};
+
+}  // namespace lamina::layers

@@ -1,0 +1,205 @@
+#include "persist/sandbox_state.h"
+
+#include <array>
+#include <nlohmann/json.hpp>
+
+#include "base/status.h"
+
+namespace lamina::persist {
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* kLifeCycleNames[] = {"creating", "ready", "stopping", "stopped"};
+
+uint32_t Crc32(std::string_view data) {
+  static const std::array<uint32_t, 256> table = [] {
+    std::array<uint32_t, 256> t{};
+    for (uint32_t i = 0; i < 256; ++i) {
+      uint32_t c = i;
+      for (int k = 0; k < 8; ++k) c = (c & 1) != 0 ? 0xEDB88320U ^ (c >> 1) : c >> 1;
+      t[i] = c;
+    }
+    return t;
+  }();
+  uint32_t crc = ~0U;
+  for (const char byte : data) crc = table[(crc ^ static_cast<unsigned char>(byte)) & 0xFF] ^ (crc >> 8);
+  return ~crc;
+}
+
+json ToJson(const ProcessId& process) { return {{"pid", process.pid}, {"start_time", process.start_time}}; }
+
+// A field that is absent keeps the default; one of another type makes the file damaged. No exceptions:
+// nlohmann's value() throws.
+template <typename T>
+bool Read(const json& object, const char* key, T& out) {
+  const auto it = object.find(key);
+  if (it == object.end()) return true;
+  if constexpr (std::is_same_v<T, std::string>) {
+    if (!it->is_string()) return false;
+    out = it->get_ref<const std::string&>();
+  } else if constexpr (std::is_integral_v<T>) {
+    if (!it->is_number_integer()) return false;
+    out = it->template get<T>();
+  } else {
+    if (!it->is_array()) return false;
+    out.clear();
+    for (const json& element : *it) {
+      if (!element.is_string()) return false;
+      out.push_back(element.get_ref<const std::string&>());
+    }
+  }
+  return true;
+}
+
+bool ReadProcess(const json& object, const char* key, ProcessId& out) {
+  const auto it = object.find(key);
+  if (it == object.end()) return true;
+  return it->is_object() && Read(*it, "pid", out.pid) && Read(*it, "start_time", out.start_time);
+}
+
+bool ReadLayer(const json& object, PlacedLayer& layer) {
+  return object.is_object() && Read(object, "id", layer.id) && Read(object, "kind", layer.kind) &&
+         Read(object, "arena", layer.arena) && Read(object, "offset", layer.offset) &&
+         Read(object, "size", layer.size) && Read(object, "image_path", layer.image_path) &&
+         Read(object, "device", layer.device);
+}
+
+bool ReadContainer(const json& object, ContainerState& container) {
+  return object.is_object() && Read(object, "id", container.id) && Read(object, "bundle", container.bundle) &&
+         Read(object, "state", container.state) && Read(object, "exit_status", container.exit_status) &&
+         Read(object, "layer_ids", container.layer_ids) && Read(object, "mounts", container.mounts);
+}
+
+bool ReadState(const json& root, SandboxState& state) {
+  std::string life_cycle;
+  if (!root.is_object() || !Read(root, "created_with_version", state.created_with_version) ||
+      !Read(root, "life_cycle", life_cycle) || !Read(root, "sandbox_id", state.sandbox_id) ||
+      !Read(root, "pod_name", state.pod_name) || !Read(root, "pod_namespace", state.pod_namespace) ||
+      !Read(root, "pod_uid", state.pod_uid) || !Read(root, "bundle", state.bundle) ||
+      !Read(root, "vcpus", state.vcpus) || !Read(root, "memory_bytes", state.memory_bytes) ||
+      !Read(root, "claim_bytes", state.claim_bytes) ||
+      !Read(root, "claim_generation", state.claim_generation) || !Read(root, "reasons", state.reasons) ||
+      !ReadProcess(root, "shim", state.shim) || !ReadProcess(root, "vmm", state.vmm) ||
+      !ReadProcess(root, "virtiofsd", state.virtiofsd) || !Read(root, "runtime_dir", state.runtime_dir) ||
+      !Read(root, "netns_path", state.netns_path) || !Read(root, "tap_name", state.tap_name) ||
+      !Read(root, "cgroup_dirs", state.cgroup_dirs) || !Read(root, "arenas", state.arenas)) {
+    return false;
+  }
+  bool known = false;
+  for (int i = 0; i < 4; ++i) {
+    if (life_cycle != kLifeCycleNames[i]) continue;
+    state.life_cycle = static_cast<LifeCycle>(i);
+    known = true;
+  }
+  if (!known || !IsSafeId(state.sandbox_id)) return false;
+  if (const auto layers = root.find("layers"); layers != root.end()) {
+    if (!layers->is_array()) return false;
+    for (const json& object : *layers) {
+      if (!ReadLayer(object, state.layers.emplace_back())) return false;
+    }
+  }
+  if (const auto containers = root.find("containers"); containers != root.end()) {
+    if (!containers->is_array()) return false;
+    for (const json& object : *containers) {
+      ContainerState container;
+      if (!ReadContainer(object, container) || !IsSafeId(container.id)) return false;
+      const std::string id = container.id;
+      state.containers[id] = std::move(container);
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+const char* LifeCycleName(LifeCycle value) { return kLifeCycleNames[static_cast<int>(value)]; }
+
+std::string EncodeState(const SandboxState& state) {
+  json layers = json::array(), containers = json::array();
+  for (const PlacedLayer& layer : state.layers) {
+    layers.push_back({{"id", layer.id},
+                      {"kind", layer.kind},
+                      {"arena", layer.arena},
+                      {"offset", layer.offset},
+                      {"size", layer.size},
+                      {"image_path", layer.image_path},
+                      {"device", layer.device}});
+  }
+  for (const auto& [id, container] : state.containers) {
+    containers.push_back({{"id", container.id},
+                          {"bundle", container.bundle},
+                          {"state", container.state},
+                          {"exit_status", container.exit_status},
+                          {"layer_ids", container.layer_ids},
+                          {"mounts", container.mounts}});
+  }
+  const json root = {{"created_with_version", state.created_with_version},
+                     {"life_cycle", LifeCycleName(state.life_cycle)},
+                     {"sandbox_id", state.sandbox_id},
+                     {"pod_name", state.pod_name},
+                     {"pod_namespace", state.pod_namespace},
+                     {"pod_uid", state.pod_uid},
+                     {"bundle", state.bundle},
+                     {"vcpus", state.vcpus},
+                     {"memory_bytes", state.memory_bytes},
+                     {"claim_bytes", state.claim_bytes},
+                     {"claim_generation", state.claim_generation},
+                     {"reasons", state.reasons},
+                     {"shim", ToJson(state.shim)},
+                     {"vmm", ToJson(state.vmm)},
+                     {"virtiofsd", ToJson(state.virtiofsd)},
+                     {"runtime_dir", state.runtime_dir},
+                     {"netns_path", state.netns_path},
+                     {"tap_name", state.tap_name},
+                     {"cgroup_dirs", state.cgroup_dirs},
+                     {"arenas", state.arenas},
+                     {"layers", layers},
+                     {"containers", containers}};
+  const std::string body = root.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
+  return fmt::format("lamina-state {} {:08x}\n", kStateVersion, Crc32(body)) + body;
+}
+
+absl::StatusOr<SandboxState> DecodeState(std::string_view content, const std::string& what) {
+  const size_t newline = content.find('\n');
+  const std::string header(content.substr(0, std::min<size_t>(newline, 64)));
+  int version = 0, used = 0;
+  unsigned crc = 0;
+  if (newline == std::string_view::npos ||
+      sscanf(header.c_str(), "lamina-state %d %8x%n", &version, &crc, &used) != 2 ||
+      static_cast<size_t>(used) != header.size()) {
+    return MakeStatus(absl::StatusCode::kDataLoss, "{}: not a sandbox state file (first line \"{}\")", what,
+                      header);
+  }
+  if (version > kStateVersion) {
+    return MakeStatus(
+        absl::StatusCode::kFailedPrecondition,
+        "{}: written by a newer Lamina (state version {}, this one reads up to {}); left untouched", what,
+        version, kStateVersion);
+  }
+  if (version < 1)
+    return MakeStatus(absl::StatusCode::kDataLoss, "{}: state version {} never existed", what, version);
+  const std::string_view body = content.substr(newline + 1);
+  if (Crc32(body) != crc) {
+    return MakeStatus(absl::StatusCode::kDataLoss, "{}: damaged: checksum {:08x}, header says {:08x}", what,
+                      Crc32(body), crc);
+  }
+  const json root = json::parse(body, nullptr, false);
+  SandboxState state;
+  if (root.is_discarded() || !ReadState(root, state)) {
+    return MakeStatus(absl::StatusCode::kDataLoss, "{}: its content is not a sandbox state", what);
+  }
+  return state;
+}
+
+bool IsSafeId(std::string_view id) {
+  if (id.empty() || id.size() > 128 || id[0] == '.') return false;
+  for (const char c : id) {
+    const bool good = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+                      c == '.' || c == '_' || c == '-';
+    if (!good) return false;
+  }
+  return true;
+}
+
+}  // namespace lamina::persist

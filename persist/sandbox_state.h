@@ -1,0 +1,70 @@
+// A sandbox's state: what a shim that starts, a cleanup, or laminad after a crash must know. docs/state.md
+// has the format.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace lamina::persist {
+
+inline constexpr int kStateVersion = 1;
+
+enum class LifeCycle { kCreating, kReady, kStopping, kStopped };
+
+struct ProcessId {
+  int64_t pid = 0;
+  uint64_t start_time = 0;  // field 22 of /proc/<pid>/stat: names the process beyond reuse of its pid
+};
+
+struct ContainerState {
+  std::string id;
+  std::string bundle;
+  std::string state;  // created, running, stopped
+  uint32_t exit_status = 0;
+  std::vector<std::string> layer_ids;  // topmost first
+  std::vector<std::string> mounts;     // names under the shared directory
+};
+
+struct PlacedLayer {
+  std::string id;
+  std::string kind;   // vpmem, scsi
+  std::string arena;  // vpmem
+  uint64_t offset = 0, size = 0;
+  std::string image_path;  // scsi
+  std::string device;      // where the guest finds it
+};
+
+struct SandboxState {
+  int created_with_version = kStateVersion;
+  LifeCycle life_cycle = LifeCycle::kCreating;
+  std::string sandbox_id, pod_name, pod_namespace, pod_uid, bundle;
+  // The plan, as far as it is needed again.
+  uint32_t vcpus = 0;
+  uint64_t memory_bytes = 0;
+  uint64_t claim_bytes = 0, claim_generation = 0;
+  std::vector<std::string> reasons;
+  ProcessId shim, vmm, virtiofsd;
+  std::string runtime_dir;  // sockets, shared directory
+  std::string netns_path, tap_name;
+  std::vector<std::string> cgroup_dirs;  // made by the shim, removed at the end
+  std::vector<std::string> arenas;       // attached
+  std::vector<PlacedLayer> layers;
+  std::map<std::string, ContainerState> containers;
+};
+
+const char* LifeCycleName(LifeCycle value);
+
+// The file's content: a header line "lamina-state <version> <crc32 of the rest, 8 hex digits>", then JSON.
+std::string EncodeState(const SandboxState& state);
+
+// DataLoss when damaged; FailedPrecondition when of a newer version; `what` (the path) stands in the message.
+absl::StatusOr<SandboxState> DecodeState(std::string_view content, const std::string& what);
+
+// True for ids that are safe as a file name: 1-128 of [A-Za-z0-9._-], not starting with a dot.
+bool IsSafeId(std::string_view id);
+
+}  // namespace lamina::persist

@@ -1,0 +1,100 @@
+#include "vmm/accel.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "base/file_system.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "base/ttrpc/client.h"
+#include "base/unique_fd.h"
+#include "proto/agent.pb.h"
+#include "vmm/vm.h"
+
+namespace lamina::vmm {
+namespace {
+
+using std::chrono::steady_clock;
+
+constexpr std::chrono::seconds kBootLimit{8};
+
+std::string FileKey(const std::string& path) {
+  struct stat info {};
+  if (stat(path.c_str(), &info) != 0) return "none";
+  return fmt::format("{}-{}-{}", info.st_ino, info.st_size, info.st_mtim.tv_sec);
+}
+
+// OK when the guest's agent answered under KVM in time.
+absl::Status TryKvm(const Config& config, const std::string& dir) {
+  VmSpec spec;
+  spec.name = "lamina-kvm-probe";
+  spec.qemu = config.hypervisor.qemu;
+  spec.accel = "kvm";
+  spec.firmware = config.hypervisor.firmware;
+  spec.kernel = config.kernel();
+  spec.initramfs = config.initramfs();
+  spec.memory_bytes = 256 * kMiB;
+  spec.hotplug_ports = 1;
+  spec.runtime_dir = dir;
+  StartOptions options;
+  options.timeout = kBootLimit;
+  ASSIGN_OR_RETURN(const std::unique_ptr<Vm> vm, Vm::Start(spec, options));
+  const auto deadline = steady_clock::now() + kBootLimit;
+  absl::Status status = absl::DeadlineExceededError("the guest did not answer");
+  while (vm->Alive().ok() && steady_clock::now() < deadline) {
+    auto client = ttrpc::Client::Dial(RpcSocket(dir), "agent");
+    if (!client.ok()) {
+      status = client.status();
+      poll(nullptr, 0, 20);
+      continue;
+    }
+    agent::v1::HelloRequest request;
+    agent::v1::HelloResponse response;
+    request.set_protocol_version(1);
+    status = (*client)->Call("lamina.agent.v1.Agent", "Hello", request, &response, deadline - steady_clock::now());
+    if (status.ok()) break;
+  }
+  RETURN_IF_ERROR(vm->Kill(std::chrono::seconds(5)));
+  return status;
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ChooseAccel(const Config& config) {
+  if (config.hypervisor.accel != "auto") return config.hypervisor.accel;
+  FileSystem& fs = FileSystem::Real();
+  RETURN_IF_ERROR(fs.MakeDirectories(config.paths.run_dir, 0700));
+  const std::string path = config.paths.run_dir + "/accel";
+  const UniqueFd lock(open((path + ".lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!lock) return ErrnoStatus(errno, "open " + path + ".lock");
+  while (flock(lock.get(), LOCK_EX) != 0 && errno == EINTR) {
+  }
+  const std::string key =
+      fmt::format("{} {} {} {}", FileKey(config.kernel()), FileKey(config.initramfs()), FileKey("/usr/bin/qemu-system-x86_64"),
+                  fs.Read("/proc/sys/kernel/random/boot_id", 128).value_or("?\n"));
+  const std::string known = fs.Read(path, 4096).value_or("");
+  for (const std::string accel : {"kvm", "tcg"}) {
+    if (known == accel + " " + key) return accel;
+  }
+  std::string accel = "tcg";
+  if (access("/dev/kvm", R_OK | W_OK) == 0) {
+    const std::string dir = config.paths.run_dir + "/probe";
+    RETURN_IF_ERROR(fs.MakeDirectories(dir, 0700));
+    const absl::Status status = TryKvm(config, dir);
+    fs.RemoveTree(dir).IgnoreError();
+    if (status.ok()) {
+      accel = "kvm";
+    } else {
+      LogWarning("KVM is there but does not boot a guest, so VMs are emulated: {}", Message(status));
+    }
+  }
+  RETURN_IF_ERROR(WriteFileAtomically(fs, path, accel + " " + key, 0600));
+  return accel;
+}
+
+}  // namespace lamina::vmm

@@ -1,0 +1,69 @@
+#include "vmm/virtiofsd.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "base/file_system.h"
+#include "base/status.h"
+#include "base/subprocess.h"
+#include "base/unique_fd.h"
+
+namespace lamina::vmm {
+
+using std::chrono::steady_clock;
+
+absl::Status KillProcess(pid_t pid, uint64_t start_time, std::chrono::milliseconds timeout) {
+  if (pid <= 0) return absl::OkStatus();
+  const UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+  // The descriptor names one process for ever: if the start time fits now, it is the right one.
+  if (!pidfd || !ProcessAlive(pid, start_time)) {
+    waitpid(pid, nullptr, WNOHANG);
+    return absl::OkStatus();
+  }
+  syscall(SYS_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0);
+  pollfd poll_fd{pidfd.get(), POLLIN, 0};
+  int ready;
+  do {
+    ready = poll(&poll_fd, 1, static_cast<int>(timeout.count()));
+  } while (ready < 0 && errno == EINTR);
+  waitpid(pid, nullptr, WNOHANG);
+  if (ready == 0) return MakeStatus(absl::StatusCode::kDeadlineExceeded, "process {} does not die", pid);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const std::string& program, const std::string& shared_dir, const std::string& socket,
+                                                const std::string& log_path, const std::vector<std::string>& cgroup_procs_files,
+                                                std::chrono::milliseconds timeout) {
+  SpawnOptions options;
+  // chroot instead of a mount namespace of its own: binds that are made later are seen.
+  options.argv = {program,  "--socket-path=" + socket, "-o", "source=" + shared_dir, "-o", "cache=auto", "-o", "sandbox=chroot", "-o",
+                  "xattr", "-o", "announce_submounts", "--thread-pool-size=4"};
+  options.log_path = log_path;
+  options.cgroup_procs_files = cgroup_procs_files;
+  ASSIGN_OR_RETURN(const pid_t pid, Spawn(options));
+  VirtiofsdProcess process;
+  process.pid = pid;
+  process.socket = socket;
+  process.start_time = ProcessStartTime(pid).value_or(0);
+  const auto deadline = steady_clock::now() + timeout;
+  while (access(socket.c_str(), F_OK) != 0) {
+    const bool alive = ProcessAlive(pid, process.start_time);
+    if (alive && steady_clock::now() < deadline) {
+      poll(nullptr, 0, 2);  // virtiofsd tells nobody when its socket is there
+      continue;
+    }
+    KillProcess(pid, process.start_time, std::chrono::seconds(5)).IgnoreError();
+    const std::string log = FileSystem::Real().Read(log_path, 1 << 20).value_or("");
+    return MakeStatus(absl::StatusCode::kInternal, "{} {}: {}", program, alive ? "did not open its socket in time" : "ended at once",
+                      log.size() > 300 ? log.substr(log.size() - 300) : log);
+  }
+  return process;
+}
+
+}  // namespace lamina::vmm

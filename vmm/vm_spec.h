@@ -1,0 +1,50 @@
+// A pod's machine as plain values.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace lamina::vmm {
+
+struct ArenaDevice {
+  std::string id;     // [A-Za-z0-9-]
+  std::string path;
+  uint64_t bytes = 0;
+};
+
+struct VmSpec {
+  std::string name;               // sandbox id; shown by ps
+  std::string qemu = "qemu-system-x86_64";
+  std::string accel = "tcg";      // kvm or tcg
+  std::string firmware, kernel, initramfs, extra_kernel_args;
+  uint32_t vcpus = 1;
+  uint64_t memory_bytes = 0;
+  uint64_t hotplug_bytes = 0;     // address space for arenas attached later
+  uint32_t hotplug_ports = 8;     // PCIe root ports for arenas and SCSI controllers, at most 64
+  std::string runtime_dir;        // sockets qmp.sock, rpc.sock, stdio.sock
+  std::vector<ArenaDevice> boot_arenas;  // at most 8
+  std::string virtiofs_socket;    // empty: no shared directory
+  std::string virtiofs_tag = "lamina";
+  int tap_fd = -1;                // descriptor number in QEMU; -1: no network
+  std::string mac;
+};
+
+// Where the guest finds a device: slots from the root bus, "10.3/00.0" (bus slot and function, hexadecimal).
+struct QemuCommand {
+  std::vector<std::string> argv;
+  std::vector<std::string> arena_pci_paths;  // of the boot arenas, in order
+};
+
+inline std::string QmpSocket(const std::string& runtime_dir) { return runtime_dir + "/qmp.sock"; }
+inline std::string RpcSocket(const std::string& runtime_dir) { return runtime_dir + "/rpc.sock"; }
+inline std::string StdioSocket(const std::string& runtime_dir) { return runtime_dir + "/stdio.sock"; }
+
+// Pure. docs/vmm.md explains the machine.
+QemuCommand BuildQemuCommand(const VmSpec& spec);
+
+// PCI path of root port `index`'s only slot, and the port's id in QEMU.
+std::string HotplugPciPath(uint32_t index);
+std::string HotplugPortId(uint32_t index);
+
+}  // namespace lamina::vmm
