@@ -105,6 +105,8 @@ function(lamina_proto name)
   foreach(proto ${A_PROTOS})
     string(REGEX REPLACE "\\.proto$" "" stem ${proto})
     set(out ${PROJECT_BINARY_DIR}/proto/${stem})
+    get_filename_component(out_dir ${out} DIRECTORY)
+    file(MAKE_DIRECTORY ${out_dir})  # make_directory at configure time: protoc does not
     set(files ${out}.pb.cc ${out}.pb.h)
     set(args)
     if(A_GRPC)

@@ -14,15 +14,19 @@
 namespace lamina::layers {
 namespace {
 
-absl::Status CopyRange(int from, uint64_t from_offset, int to, uint64_t to_offset, uint64_t bytes, const std::string& what) {
+absl::Status CopyRange(int from, uint64_t from_offset, int to, uint64_t to_offset, uint64_t bytes,
+                       const std::string& what) {
   std::vector<char> buffer(1 << 20);
   while (bytes > 0) {
-    const ssize_t n = pread(from, buffer.data(), std::min<uint64_t>(buffer.size(), bytes), static_cast<off_t>(from_offset));
+    const ssize_t n =
+        pread(from, buffer.data(), std::min<uint64_t>(buffer.size(), bytes), static_cast<off_t>(from_offset));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return ErrnoStatus(errno, "read for " + what);
-    if (n == 0) return MakeStatus(absl::StatusCode::kDataLoss, "{}: the source ends {} bytes too early", what, bytes);
+    if (n == 0)
+      return MakeStatus(absl::StatusCode::kDataLoss, "{}: the source ends {} bytes too early", what, bytes);
     for (ssize_t done = 0; done < n;) {
-      const ssize_t written = pwrite(to, buffer.data() + done, static_cast<size_t>(n - done), static_cast<off_t>(to_offset) + done);
+      const ssize_t written = pwrite(to, buffer.data() + done, static_cast<size_t>(n - done),
+                                     static_cast<off_t>(to_offset) + done);
       if (written < 0 && errno == EINTR) continue;
       if (written < 0) return ErrnoStatus(errno, "write for " + what);
       done += written;
@@ -59,7 +63,8 @@ absl::Status CopyIntoArena(const std::string& path, uint64_t offset, const std::
     const absl::StatusOr<std::string> found = DigestOf(path, offset, bytes);
     status = found.status();
     if (status.ok() && *found != digest) {
-      status = MakeStatus(absl::StatusCode::kDataLoss, "arena {} at {}: read back {}, wrote {}", path, offset, *found, digest);
+      status = MakeStatus(absl::StatusCode::kDataLoss, "arena {} at {}: read back {}, wrote {}", path, offset,
+                          *found, digest);
     }
   }
   if (!status.ok()) PunchArena(path, offset, bytes).IgnoreError();
@@ -79,7 +84,8 @@ absl::Status CopyFromArena(const std::string& path, uint64_t offset, uint64_t by
 absl::Status PunchArena(const std::string& path, uint64_t offset, uint64_t bytes) {
   UniqueFd fd(open(path.c_str(), O_WRONLY | O_CLOEXEC));
   if (!fd) return ErrnoStatus(errno, "open arena " + path);
-  if (fallocate(fd.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(bytes)) != 0) {
+  if (fallocate(fd.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                static_cast<off_t>(bytes)) != 0) {
     return ErrnoStatus(errno, "punch arena " + path);
   }
   return absl::OkStatus();

@@ -10,7 +10,8 @@ namespace lamina::layers {
 
 // Creates a sparse file of `bytes`. AlreadyExists is an error.
 absl::Status CreateArenaFile(const std::string& path, uint64_t bytes);
-// Copies `bytes` from the start of `image` to `offset`, fsyncs, and reads back its digest: DataLoss when it is not `digest`. On error the range is punched out again.
+// Copies `bytes` from the start of `image` to `offset`, fsyncs, and reads back its digest: DataLoss when it
+// is not `digest`. On error the range is punched out again.
 absl::Status CopyIntoArena(const std::string& path, uint64_t offset, const std::string& image, uint64_t bytes,
                            const std::string& digest);
 // Copies a region to a file of its own (an image for another domain).

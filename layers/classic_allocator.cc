@@ -19,17 +19,20 @@ class ClassicAllocator : public PoolAllocator {
   absl::StatusOr<Region> Allocate(uint64_t bytes) override {
     const int wanted = ClassOf(bytes);
     if (wanted < 0 || wanted > root_) {
-      return InvalidArgument("a region of {} bytes: invalid memory class (1 byte to {})", bytes, FormatBytes(ClassBytes(root_)));
+      return InvalidArgument("a region of {} bytes: invalid memory class (1 byte to {})", bytes,
+                             FormatBytes(ClassBytes(root_)));
     }
     int from = wanted;
     while (from <= root_ && free_[from].empty()) ++from;
     if (from > root_) {
-      return MakeStatus(absl::StatusCode::kResourceExhausted, "a region of {} bytes: not enough space", bytes);
+      return MakeStatus(absl::StatusCode::kResourceExhausted, "a region of {} bytes: not enough space",
+                        bytes);
     }
     const uint64_t offset = *free_[from].begin();
     free_[from].erase(free_[from].begin());
     for (; from > wanted; --from) {
-      for (uint64_t quarter = 1; quarter < 4; ++quarter) free_[from - 1].insert(offset + quarter * ClassBytes(from - 1));
+      for (uint64_t quarter = 1; quarter < 4; ++quarter)
+        free_[from - 1].insert(offset + quarter * ClassBytes(from - 1));
     }
     return Take(offset, wanted, bytes, next_generation_++);
   }
@@ -37,8 +40,8 @@ class ClassicAllocator : public PoolAllocator {
   absl::Status Release(const Handle& handle) override {
     const auto it = live_.find(handle.offset);
     if (it == live_.end() || it->second.generation != handle.generation) {
-      return MakeStatus(absl::StatusCode::kNotFound, "region at {} (generation {}): not allocated", handle.offset,
-                        handle.generation);
+      return MakeStatus(absl::StatusCode::kNotFound, "region at {} (generation {}): not allocated",
+                        handle.offset, handle.generation);
     }
     stats_held_ -= ClassBytes(it->second.memory_class);
     stats_payload_ -= it->second.payload;
@@ -63,10 +66,11 @@ class ClassicAllocator : public PoolAllocator {
 
   absl::Status Restore(const Region& region) override {
     const int wanted = ClassOf(region.held_bytes);
-    if (wanted < 0 || wanted > root_ || ClassBytes(wanted) != region.held_bytes || region.offset % region.held_bytes != 0 ||
-        region.payload_bytes > region.held_bytes || region.handle.offset != region.offset) {
-      return MakeStatus(absl::StatusCode::kFailedPrecondition, "restore: [{}, +{}) is no region of this arena",
-                        region.offset, region.held_bytes);
+    if (wanted < 0 || wanted > root_ || ClassBytes(wanted) != region.held_bytes ||
+        region.offset % region.held_bytes != 0 || region.payload_bytes > region.held_bytes ||
+        region.handle.offset != region.offset) {
+      return MakeStatus(absl::StatusCode::kFailedPrecondition,
+                        "restore: [{}, +{}) is no region of this arena", region.offset, region.held_bytes);
     }
     int from = wanted;
     uint64_t start = region.offset;
@@ -75,7 +79,8 @@ class ClassicAllocator : public PoolAllocator {
       start = region.offset / ClassBytes(from) * ClassBytes(from);
     }
     if (from > root_) {
-      return MakeStatus(absl::StatusCode::kFailedPrecondition, "restore: [{}, +{}) is taken", region.offset, region.held_bytes);
+      return MakeStatus(absl::StatusCode::kFailedPrecondition, "restore: [{}, +{}) is taken", region.offset,
+                        region.held_bytes);
     }
     free_[from].erase(start);
     for (; from > wanted; --from) {
@@ -127,10 +132,12 @@ absl::StatusOr<std::unique_ptr<PoolAllocator>> MakeClassicAllocator(uint64_t cap
   for (int k = 0; k < kClasses; ++k) {
     if (ClassBytes(k) == capacity_bytes) return std::make_unique<ClassicAllocator>(k);
   }
-  return InvalidArgument("classic arenas are 1, 4, 16, 64, 256, 1024 or 4096 MiB large, not {}", FormatBytes(capacity_bytes));
+  return InvalidArgument("classic arenas are 1, 4, 16, 64, 256, 1024 or 4096 MiB large, not {}",
+                         FormatBytes(capacity_bytes));
 }
 
-absl::StatusOr<std::unique_ptr<PoolAllocator>> MakeAllocator(std::string_view policy, uint64_t capacity_bytes) {
+absl::StatusOr<std::unique_ptr<PoolAllocator>> MakeAllocator(std::string_view policy,
+                                                             uint64_t capacity_bytes) {
   if (policy == "classic") return MakeClassicAllocator(capacity_bytes);
   if (policy == "dense") return MakeDenseAllocator(capacity_bytes);
   return InvalidArgument("allocator policy \"{}\": must be classic or dense", policy);

@@ -20,7 +20,8 @@ class DenseAllocator : public PoolAllocator {
 
   absl::StatusOr<Region> Allocate(uint64_t bytes) override {
     if (bytes == 0 || bytes > capacity_) {
-      return InvalidArgument("a region of {} bytes: invalid size (1 byte to {})", bytes, FormatBytes(capacity_));
+      return InvalidArgument("a region of {} bytes: invalid size (1 byte to {})", bytes,
+                             FormatBytes(capacity_));
     }
     const uint64_t held = RoundUp(bytes, kGranule);
     const uint64_t align = held >= kHuge ? kHuge : kGranule;
@@ -40,8 +41,8 @@ class DenseAllocator : public PoolAllocator {
   absl::Status Release(const Handle& handle) override {
     const auto it = live_.find(handle.offset);
     if (it == live_.end() || it->second.generation != handle.generation) {
-      return MakeStatus(absl::StatusCode::kNotFound, "region at {} (generation {}): not allocated", handle.offset,
-                        handle.generation);
+      return MakeStatus(absl::StatusCode::kNotFound, "region at {} (generation {}): not allocated",
+                        handle.offset, handle.generation);
     }
     uint64_t start = handle.offset, size = it->second.held;
     held_ -= size;
@@ -70,24 +71,28 @@ class DenseAllocator : public PoolAllocator {
   absl::Status Restore(const Region& region) override {
     const uint64_t held = region.held_bytes;
     auto it = by_offset_.upper_bound(region.offset);
-    const bool fits = held != 0 && held % kGranule == 0 && region.offset % kGranule == 0 && region.payload_bytes <= held &&
-                      region.handle.offset == region.offset && it != by_offset_.begin() &&
-                      ((--it)->first + it->second) >= region.offset + held && region.offset + held > region.offset;
+    const bool fits = held != 0 && held % kGranule == 0 && region.offset % kGranule == 0 &&
+                      region.payload_bytes <= held && region.handle.offset == region.offset &&
+                      it != by_offset_.begin() && ((--it)->first + it->second) >= region.offset + held &&
+                      region.offset + held > region.offset;
     if (!fits) {
-      return MakeStatus(absl::StatusCode::kFailedPrecondition, "restore: [{}, +{}) is taken or no region of this arena",
-                        region.offset, held);
+      return MakeStatus(absl::StatusCode::kFailedPrecondition,
+                        "restore: [{}, +{}) is taken or no region of this arena", region.offset, held);
     }
     const uint64_t start = it->first, size = it->second;
     RemoveFree(start, size);
     if (region.offset > start) AddFree(start, region.offset - start);
-    if (start + size > region.offset + held) AddFree(region.offset + held, start + size - region.offset - held);
+    if (start + size > region.offset + held)
+      AddFree(region.offset + held, start + size - region.offset - held);
     Take(region.offset, held, region.payload_bytes, region.handle.generation);
     next_generation_ = std::max(next_generation_, region.handle.generation + 1);
     return absl::OkStatus();
   }
 
   PoolStats stats() const override { return {capacity_, held_, payload_, live_.size()}; }
-  bool pristine() const override { return live_.empty() && by_size_.size() == 1 && by_size_.begin()->first == capacity_; }
+  bool pristine() const override {
+    return live_.empty() && by_size_.size() == 1 && by_size_.begin()->first == capacity_;
+  }
 
  private:
   struct Live {
@@ -120,7 +125,8 @@ class DenseAllocator : public PoolAllocator {
 
 absl::StatusOr<std::unique_ptr<PoolAllocator>> MakeDenseAllocator(uint64_t capacity_bytes) {
   if (capacity_bytes == 0 || capacity_bytes % kHuge != 0) {
-    return InvalidArgument("a dense arena's size must be a multiple of 2MiB, not {}", FormatBytes(capacity_bytes));
+    return InvalidArgument("a dense arena's size must be a multiple of 2MiB, not {}",
+                           FormatBytes(capacity_bytes));
   }
   return std::make_unique<DenseAllocator>(capacity_bytes);
 }

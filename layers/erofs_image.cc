@@ -40,7 +40,8 @@ absl::StatusOr<std::string> DigestOf(const std::string& path, uint64_t offset, u
   }
   std::vector<char> buffer(1 << 20);
   while (bytes > 0) {
-    const ssize_t n = pread(fd.get(), buffer.data(), std::min<uint64_t>(buffer.size(), bytes), static_cast<off_t>(offset));
+    const ssize_t n =
+        pread(fd.get(), buffer.data(), std::min<uint64_t>(buffer.size(), bytes), static_cast<off_t>(offset));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return ErrnoStatus(errno, "read " + path);
     if (n == 0) return MakeStatus(absl::StatusCode::kDataLoss, "{}: ends {} bytes too early", path, bytes);
@@ -90,7 +91,8 @@ absl::StatusOr<Image> MakeErofsImage(const std::string& directory, const std::st
   if (!fd) return ErrnoStatus(errno, "open " + image_path);
   ASSIGN_OR_RETURN(const uint64_t size, SizeOf(fd.get(), image_path));
   const uint64_t rounded = (size + kPage - 1) / kPage * kPage;
-  if (rounded != size && ftruncate(fd.get(), static_cast<off_t>(rounded)) != 0) return ErrnoStatus(errno, "extend " + image_path);
+  if (rounded != size && ftruncate(fd.get(), static_cast<off_t>(rounded)) != 0)
+    return ErrnoStatus(errno, "extend " + image_path);
   fd.reset();
   ASSIGN_OR_RETURN(Image image, ExamineErofsImage(image_path));
   undo.keep = true;

@@ -55,14 +55,23 @@ absl::Status LayerStore::SaveLocked() {
                          {"last_use", entry.last_use},
                          {"users", entry.users}});
     }
-    arenas.push_back({{"id", id}, {"domain", arena->domain}, {"policy", arena->policy}, {"bytes", arena->bytes}, {"regions", regions}});
+    arenas.push_back({{"id", id},
+                      {"domain", arena->domain},
+                      {"policy", arena->policy},
+                      {"bytes", arena->bytes},
+                      {"regions", regions}});
   }
   for (const auto& [digest, disk] : disks_) {
-    disks.push_back({{"digest", digest}, {"bytes", disk->bytes}, {"last_use", disk->last_use}, {"users", disk->users}});
+    disks.push_back(
+        {{"digest", digest}, {"bytes", disk->bytes}, {"last_use", disk->last_use}, {"users", disk->users}});
   }
-  const json root = {{"version", kIndexVersion}, {"next_arena", next_arena_},
-                     {"sources", sources},       {"arenas", arenas},          {"disks", disks}};
-  return Annotate(WriteFileAtomically(fs_, options_.dir + "/index.json", root.dump(1, ' ', false, json::error_handler_t::replace), 0600),
+  const json root = {{"version", kIndexVersion},
+                     {"next_arena", next_arena_},
+                     {"sources", sources},
+                     {"arenas", arenas},
+                     {"disks", disks}};
+  return Annotate(WriteFileAtomically(fs_, options_.dir + "/index.json",
+                                      root.dump(1, ' ', false, json::error_handler_t::replace), 0600),
                   "save the layer index");
 }
 
@@ -75,10 +84,12 @@ absl::Status LayerStore::Load() {
     ASSIGN_OR_RETURN(const std::string content, fs_.Read(path, 256 * kMiB));
     root = json::parse(content, nullptr, false);
     if (root.is_discarded() || !root.is_object()) {
-      return MakeStatus(absl::StatusCode::kDataLoss, "{}: not a layer index; remove {} when no Lamina pod runs", path, options_.dir);
+      return MakeStatus(absl::StatusCode::kDataLoss,
+                        "{}: not a layer index; remove {} when no Lamina pod runs", path, options_.dir);
     }
     if (Number(root, "version") > kIndexVersion) {
-      return MakeStatus(absl::StatusCode::kFailedPrecondition, "{}: written by a newer Lamina (version {}); left untouched", path,
+      return MakeStatus(absl::StatusCode::kFailedPrecondition,
+                        "{}: written by a newer Lamina (version {}); left untouched", path,
                         Number(root, "version"));
     }
   }

@@ -28,9 +28,10 @@ absl::StatusOr<std::string> SourceKey(const std::string& source, bool& is_direct
     return ErrnoStatus(errno, "layer " + source);
   }
   is_directory = S_ISDIR(info.stx_mode);
-  if (!is_directory && !S_ISREG(info.stx_mode)) return InvalidArgument("layer {}: neither a directory nor an image file", source);
-  return fmt::format("{}|{}:{}|{}|{}.{:09}", source, info.stx_dev_major, info.stx_dev_minor, info.stx_ino, info.stx_btime.tv_sec,
-                     info.stx_btime.tv_nsec);
+  if (!is_directory && !S_ISREG(info.stx_mode))
+    return InvalidArgument("layer {}: neither a directory nor an image file", source);
+  return fmt::format("{}|{}:{}|{}|{}.{:09}", source, info.stx_dev_major, info.stx_dev_minor, info.stx_ino,
+                     info.stx_btime.tv_sec, info.stx_btime.tv_nsec);
 }
 
 }  // namespace
@@ -38,7 +39,8 @@ absl::StatusOr<std::string> SourceKey(const std::string& source, bool& is_direct
 LayerStore::LayerStore(FileSystem& fs, StoreOptions options, Maker maker)
     : fs_(fs), options_(std::move(options)), maker_(std::move(maker)) {}
 
-absl::StatusOr<std::unique_ptr<LayerStore>> LayerStore::Open(FileSystem& fs, StoreOptions options, Maker maker) {
+absl::StatusOr<std::unique_ptr<LayerStore>> LayerStore::Open(FileSystem& fs, StoreOptions options,
+                                                             Maker maker) {
   ASSIGN_OR_RETURN(const auto probe, MakeAllocator(options.policy, options.arena_bytes));
   if (!maker) {
     maker = [timeout = options.convert_timeout](const std::string& directory, const std::string& image) {
@@ -60,10 +62,13 @@ bool LayerStore::CanUse(const PlaceRequest& request, const std::string& arena_id
 }
 
 // Finds the layer in the domain; `verify` says that it was not checked since this process started.
-bool LayerStore::UseRegionLocked(const PlaceRequest& request, const std::string& digest, Placement& placement, bool& verify) {
+bool LayerStore::UseRegionLocked(const PlaceRequest& request, const std::string& digest, Placement& placement,
+                                 bool& verify) {
   for (const bool attached : {true, false}) {
     for (auto& [id, arena] : arenas_) {
-      if (arena->domain != request.domain || (request.attached_arenas.count(id) != 0) != attached || !CanUse(request, id)) continue;
+      if (arena->domain != request.domain || (request.attached_arenas.count(id) != 0) != attached ||
+          !CanUse(request, id))
+        continue;
       const auto it = arena->regions.find(digest);
       if (it == arena->regions.end() || !it->second.ready) continue;
       Entry& entry = it->second;
@@ -96,7 +101,8 @@ bool LayerStore::UseDiskLocked(const PlaceRequest& request, const std::string& d
   return true;
 }
 
-absl::StatusOr<Image> LayerStore::Obtain(const std::string& source, const std::string& key, Placement& placement) {
+absl::StatusOr<Image> LayerStore::Obtain(const std::string& source, const std::string& key,
+                                         Placement& placement) {
   bool is_directory = false;
   ASSIGN_OR_RETURN(const std::string key_now, SourceKey(source, is_directory));
   if (!is_directory) return ExamineErofsImage(source);
@@ -140,7 +146,8 @@ absl::StatusOr<Image> LayerStore::Obtain(const std::string& source, const std::s
   }
   if (!copied) {
     ++counters_.conversions;
-    LogInfo("layer {} converted: {} bytes in {:.2f} s as {}", source, image->bytes, placement.convert_seconds, image->digest);
+    LogInfo("layer {} converted: {} bytes in {:.2f} s as {}", source, image->bytes, placement.convert_seconds,
+            image->digest);
   }
   digests_[key] = image->digest;
   return image;
@@ -166,13 +173,16 @@ bool LayerStore::EvictOneLocked(Arena& arena) {
   return true;
 }
 
-LayerStore::Arena* LayerStore::FindRoomLocked(const PlaceRequest& request, uint64_t bytes, Region& region, std::string& why_not,
-                                              absl::Status& error) {
-  // What the VM has, then what the domain has; without eviction, then with it; a new arena comes before evicting from one not attached.
+LayerStore::Arena* LayerStore::FindRoomLocked(const PlaceRequest& request, uint64_t bytes, Region& region,
+                                              std::string& why_not, absl::Status& error) {
+  // What the VM has, then what the domain has; without eviction, then with it; a new arena comes before
+  // evicting from one not attached.
   for (const bool evict : {false, true}) {
     for (const bool attached : {true, false}) {
       for (auto& [id, arena] : arenas_) {
-        if (arena->domain != request.domain || (request.attached_arenas.count(id) != 0) != attached || !CanUse(request, id)) continue;
+        if (arena->domain != request.domain || (request.attached_arenas.count(id) != 0) != attached ||
+            !CanUse(request, id))
+          continue;
         do {
           absl::StatusOr<Region> found = arena->pool->Allocate(bytes);
           if (found.ok()) {
@@ -193,7 +203,8 @@ LayerStore::Arena* LayerStore::FindRoomLocked(const PlaceRequest& request, uint6
     arena->path = options_.dir + "/" + arena->id + ".arena";
     arena->bytes = options_.arena_bytes;
     arena->policy = options_.policy;
-    absl::StatusOr<std::unique_ptr<PoolAllocator>> pool = MakeAllocator(options_.policy, options_.arena_bytes);
+    absl::StatusOr<std::unique_ptr<PoolAllocator>> pool =
+        MakeAllocator(options_.policy, options_.arena_bytes);
     error = pool.ok() ? CreateArenaFile(arena->path, arena->bytes) : pool.status();
     if (!error.ok()) return nullptr;
     arena->pool = std::move(*pool);
@@ -210,8 +221,8 @@ LayerStore::Arena* LayerStore::FindRoomLocked(const PlaceRequest& request, uint6
   return nullptr;
 }
 
-absl::StatusOr<Placement> LayerStore::PlaceInArena(const PlaceRequest& request, const Image& image, Placement placement,
-                                                   std::string& why_not) {
+absl::StatusOr<Placement> LayerStore::PlaceInArena(const PlaceRequest& request, const Image& image,
+                                                   Placement placement, std::string& why_not) {
   Region region;
   std::string arena_id, arena_path;
   {
@@ -261,7 +272,8 @@ absl::StatusOr<Placement> LayerStore::PlaceInArena(const PlaceRequest& request, 
   return placement;
 }
 
-absl::StatusOr<Placement> LayerStore::PlaceAsDisk(const PlaceRequest& request, const Image& image, Placement placement) {
+absl::StatusOr<Placement> LayerStore::PlaceAsDisk(const PlaceRequest& request, const Image& image,
+                                                  Placement placement) {
   MutexLock lock(mutex_);
   if (UseDiskLocked(request, image.digest, placement)) {
     placement.reused = true;
@@ -270,7 +282,8 @@ absl::StatusOr<Placement> LayerStore::PlaceAsDisk(const PlaceRequest& request, c
     return placement;
   }
   auto disk = std::make_unique<Disk>();
-  const bool foreign = image.path.rfind(options_.dir + "/", 0) != 0;  // a blob of the snapshotter's: used where it is
+  const bool foreign =
+      image.path.rfind(options_.dir + "/", 0) != 0;  // a blob of the snapshotter's: used where it is
   disk->path = foreign ? image.path : options_.dir + "/" + image.digest + ".erofs";
   disk->bytes = image.bytes;
   if (!foreign) RETURN_IF_ERROR(fs_.Rename(image.path, disk->path));
@@ -286,7 +299,8 @@ absl::StatusOr<Placement> LayerStore::PlaceAsDisk(const PlaceRequest& request, c
 }
 
 absl::StatusOr<Placement> LayerStore::Place(const PlaceRequest& request) {
-  if (request.sandbox_id.empty() || request.domain.empty()) return absl::InvalidArgumentError("place: no sandbox or domain");
+  if (request.sandbox_id.empty() || request.domain.empty())
+    return absl::InvalidArgumentError("place: no sandbox or domain");
   bool is_directory = false;
   ASSIGN_OR_RETURN(const std::string key, SourceKey(request.source, is_directory));
   const std::string flight = request.domain + "|" + key;
@@ -296,8 +310,9 @@ absl::StatusOr<Placement> LayerStore::Place(const PlaceRequest& request) {
     MutexLock lock(mutex_);
     while (flights_.count(flight) != 0) flight_ended_.Wait(mutex_);
     const std::string digest = KnownDigestLocked(key);
-    const bool placed = !digest.empty() && ((options_.vpmem && UseRegionLocked(request, digest, placement, verify)) ||
-                                            UseDiskLocked(request, digest, placement));
+    const bool placed =
+        !digest.empty() && ((options_.vpmem && UseRegionLocked(request, digest, placement, verify)) ||
+                            UseDiskLocked(request, digest, placement));
     if (placed && !verify) {
       placement.reused = true;
       if (placement.kind == PlacementKind::kScsi) placement.why_scsi = "kept as a disk since its first use";
@@ -318,7 +333,8 @@ absl::StatusOr<Placement> LayerStore::Place(const PlaceRequest& request) {
   } landing{*this, flight};
 
   if (verify) {
-    const absl::StatusOr<std::string> found = DigestOf(placement.arena_path, placement.offset, placement.payload_bytes);
+    const absl::StatusOr<std::string> found =
+        DigestOf(placement.arena_path, placement.offset, placement.payload_bytes);
     MutexLock lock(mutex_);
     Arena& arena = *arenas_.at(placement.arena_id);
     const auto it = arena.regions.find(placement.layer_id);
@@ -332,7 +348,8 @@ absl::StatusOr<Placement> LayerStore::Place(const PlaceRequest& request) {
     LogWarning("layer {} at {} of {} is damaged: it is rebuilt from {}", placement.layer_id, placement.offset,
                placement.arena_path, request.source);
     ++counters_.rebuilt;
-    // Other VMs may have the damaged region mapped: its place is not given again while they live, only its name is.
+    // Other VMs may have the damaged region mapped: its place is not given again while they live, only its
+    // name is.
     if (it != arena.regions.end()) {
       it->second.users.erase(request.sandbox_id);
       if (it->second.users.empty()) {
@@ -361,7 +378,8 @@ absl::StatusOr<Placement> LayerStore::Place(const PlaceRequest& request) {
   if (!options_.vpmem) {
     why_scsi = "VPMem is switched off";
   } else if (image.bytes > options_.max_layer_bytes) {
-    why_scsi = fmt::format("{} is over the maximum layer size of {}", FormatBytes(image.bytes), FormatBytes(options_.max_layer_bytes));
+    why_scsi = fmt::format("{} is over the maximum layer size of {}", FormatBytes(image.bytes),
+                           FormatBytes(options_.max_layer_bytes));
   } else {
     absl::StatusOr<Placement> placed = PlaceInArena(request, image, placement, why_scsi);
     if (placed.ok() || why_scsi.empty()) return placed;
@@ -378,7 +396,8 @@ absl::Status LayerStore::ReleaseSandbox(const std::string& sandbox_id) {
       const auto current = it++;
       if (current->second.users.erase(sandbox_id) == 0) continue;
       changed = true;
-      if (current->second.users.empty() && current->first.rfind("damaged-", 0) == 0) DropRegionLocked(*arena, std::string(current->first));
+      if (current->second.users.empty() && current->first.rfind("damaged-", 0) == 0)
+        DropRegionLocked(*arena, std::string(current->first));
     }
   }
   for (auto& [digest, disk] : disks_) changed = disk->users.erase(sandbox_id) != 0 || changed;
@@ -415,7 +434,8 @@ uint64_t LayerStore::GcLocked(uint64_t keep_bytes) {
       for (const auto& [digest, entry] : arena->regions) {
         if (!entry.ready || !entry.users.empty()) continue;
         idle += entry.region.held_bytes;
-        if (entry.last_use < oldest_use) oldest_use = entry.last_use, oldest_arena = arena.get(), oldest = digest;
+        if (entry.last_use < oldest_use)
+          oldest_use = entry.last_use, oldest_arena = arena.get(), oldest = digest;
       }
     }
     for (const auto& [digest, disk] : disks_) {
@@ -460,9 +480,11 @@ std::vector<ArenaInfo> LayerStore::arenas() const {
     const PoolStats stats = arena->pool->stats();
     ArenaInfo info{id, arena->domain, arena->path, arena->bytes, stats.held_bytes, stats.payload_bytes, {}};
     for (const auto& [digest, entry] : arena->regions) {
-      info.regions.push_back({digest, entry.region.offset, entry.region.held_bytes, entry.region.payload_bytes, entry.users});
+      info.regions.push_back(
+          {digest, entry.region.offset, entry.region.held_bytes, entry.region.payload_bytes, entry.users});
     }
-    std::sort(info.regions.begin(), info.regions.end(), [](const auto& a, const auto& b) { return a.offset < b.offset; });
+    std::sort(info.regions.begin(), info.regions.end(),
+              [](const auto& a, const auto& b) { return a.offset < b.offset; });
     all.push_back(std::move(info));
   }
   return all;
@@ -473,7 +495,8 @@ std::vector<ArenaInfo> LayerStore::ArenasOf(const std::string& domain, size_t li
   for (ArenaInfo& info : arenas()) {
     if (info.domain == domain && info.payload_bytes > 0) mine.push_back(std::move(info));
   }
-  std::sort(mine.begin(), mine.end(), [](const auto& a, const auto& b) { return a.payload_bytes > b.payload_bytes; });
+  std::sort(mine.begin(), mine.end(),
+            [](const auto& a, const auto& b) { return a.payload_bytes > b.payload_bytes; });
   if (mine.size() > limit) mine.resize(limit);
   return mine;
 }

@@ -1,4 +1,5 @@
-// The node's layers: each converted once, placed in an arena of its sharing domain or kept as a disk image. docs/layers.md has the files and the locks.
+// The node's layers: each converted once, placed in an arena of its sharing domain or kept as a disk image.
+// docs/layers.md has the files and the locks.
 #pragma once
 
 #include <chrono>
@@ -37,7 +38,7 @@ struct Placement {
   uint64_t payload_bytes = 0;
   std::string image_path;  // kScsi
   std::string why_scsi;
-  bool reused = false;     // no conversion, no new bytes
+  bool reused = false;  // no conversion, no new bytes
   double convert_seconds = 0, copy_seconds = 0;
 };
 
@@ -64,28 +65,33 @@ struct DiskInfo {
   std::set<std::string> users;
 };
 struct StoreCounters {
-  uint64_t placed_vpmem = 0, placed_scsi = 0, conversions = 0, conversion_failures = 0, reuses = 0, evictions = 0, rebuilt = 0;
+  uint64_t placed_vpmem = 0, placed_scsi = 0, conversions = 0, conversion_failures = 0, reuses = 0,
+           evictions = 0, rebuilt = 0;
   size_t converting = 0;
 };
 
 // Thread-safe. Conversions and copies run outside the lock; the same layer asked for by many is made by one.
 class LayerStore {
  public:
-  using Maker = std::function<absl::StatusOr<Image>(const std::string& directory, const std::string& image_path)>;
+  using Maker =
+      std::function<absl::StatusOr<Image>(const std::string& directory, const std::string& image_path)>;
 
-  // Reads the index; refuses one of a newer version, untouched (FailedPrecondition). Files that the index does not know are removed. `maker` replaces
-  // MakeErofsImage in tests.
-  static absl::StatusOr<std::unique_ptr<LayerStore>> Open(FileSystem& fs, StoreOptions options, Maker maker = nullptr);
+  // Reads the index; refuses one of a newer version, untouched (FailedPrecondition). Files that the index
+  // does not know are removed. `maker` replaces MakeErofsImage in tests.
+  static absl::StatusOr<std::unique_ptr<LayerStore>> Open(FileSystem& fs, StoreOptions options,
+                                                          Maker maker = nullptr);
 
-  // A place for one layer; the sandbox is a user of it until ReleaseSandbox. SCSI only where VPMem cannot serve (too large, no room,
-  // no slot, switched off); any other failure is an error and leaves nothing placed.
+  // A place for one layer; the sandbox is a user of it until ReleaseSandbox. SCSI only where VPMem cannot
+  // serve (too large, no room, no slot, switched off); any other failure is an error and leaves nothing
+  // placed.
   absl::StatusOr<Placement> Place(const PlaceRequest& request);
 
   // Idempotent. Layers without users stay as a cache until room or budget asks for them.
   absl::Status ReleaseSandbox(const std::string& sandbox_id);
   // After a restart: users that are not in `living` are gone.
   absl::Status RetainSandboxes(const std::set<std::string>& living);
-  // Drops layers without users, least recently used first, until at most `keep_bytes` of them are held. Returns bytes freed.
+  // Drops layers without users, least recently used first, until at most `keep_bytes` of them are held.
+  // Returns bytes freed.
   absl::StatusOr<uint64_t> Gc(uint64_t keep_bytes);
 
   // The domain's arenas that hold layers, fullest first, at most `limit`.
@@ -105,13 +111,15 @@ class LayerStore {
   absl::Status SaveLocked() REQUIRES(mutex_);
   absl::StatusOr<Image> Obtain(const std::string& source, const std::string& key, Placement& placement);
   std::string KnownDigestLocked(const std::string& key) const REQUIRES(mutex_);
-  bool UseRegionLocked(const PlaceRequest& request, const std::string& digest, Placement& placement, bool& verify)
+  bool UseRegionLocked(const PlaceRequest& request, const std::string& digest, Placement& placement,
+                       bool& verify) REQUIRES(mutex_);
+  bool UseDiskLocked(const PlaceRequest& request, const std::string& digest, Placement& placement)
       REQUIRES(mutex_);
-  bool UseDiskLocked(const PlaceRequest& request, const std::string& digest, Placement& placement) REQUIRES(mutex_);
-  absl::StatusOr<Placement> PlaceInArena(const PlaceRequest& request, const Image& image, Placement placement, std::string& why_not);
+  absl::StatusOr<Placement> PlaceInArena(const PlaceRequest& request, const Image& image, Placement placement,
+                                         std::string& why_not);
   absl::StatusOr<Placement> PlaceAsDisk(const PlaceRequest& request, const Image& image, Placement placement);
-  Arena* FindRoomLocked(const PlaceRequest& request, uint64_t bytes, Region& region, std::string& why_not, absl::Status& error)
-      REQUIRES(mutex_);
+  Arena* FindRoomLocked(const PlaceRequest& request, uint64_t bytes, Region& region, std::string& why_not,
+                        absl::Status& error) REQUIRES(mutex_);
   bool EvictOneLocked(Arena& arena) REQUIRES(mutex_);
   void DropRegionLocked(Arena& arena, const std::string& digest) REQUIRES(mutex_);
   uint64_t GcLocked(uint64_t keep_bytes) REQUIRES(mutex_);
@@ -122,7 +130,7 @@ class LayerStore {
   const Maker maker_;
   mutable Mutex mutex_;
   CondVar flight_ended_;
-  std::set<std::string> flights_ GUARDED_BY(mutex_);  // "domain|source key" under way
+  std::set<std::string> flights_ GUARDED_BY(mutex_);               // "domain|source key" under way
   std::map<std::string, std::string> digests_ GUARDED_BY(mutex_);  // source key -> digest
   std::map<std::string, std::unique_ptr<Arena>> arenas_ GUARDED_BY(mutex_);
   std::map<std::string, std::unique_ptr<Disk>> disks_ GUARDED_BY(mutex_);

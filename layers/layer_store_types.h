@@ -10,10 +10,10 @@ namespace lamina::layers {
 
 struct LayerStore::Entry {
   Region region;
-  std::set<std::string> users;   // sandboxes that were given it and may have it cached
+  std::set<std::string> users;  // sandboxes that were given it and may have it cached
   uint64_t last_use = 0;
-  bool ready = false;            // copied and checked; a region that is not is invisible to others
-  bool verified = false;         // checked since this process started
+  bool ready = false;     // copied and checked; a region that is not is invisible to others
+  bool verified = false;  // checked since this process started
 };
 
 struct LayerStore::Arena {

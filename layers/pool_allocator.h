@@ -37,22 +37,24 @@ class PoolAllocator {
   virtual absl::StatusOr<Region> Allocate(uint64_t bytes) = 0;
   // NotFound ("not allocated") for a stale or foreign handle; nothing changes then.
   virtual absl::Status Release(const Handle& handle) = 0;
-  // Takes back a region that was given before a restart. FailedPrecondition when it overlaps another or cannot be one.
+  // Takes back a region that was given before a restart. FailedPrecondition when it overlaps another or
+  // cannot be one.
   virtual absl::Status Restore(const Region& region) = 0;
   virtual PoolStats stats() const = 0;
   // True when all is free and merged into one.
   virtual bool pristine() const = 0;
 };
 
-// Seven classes of 1 MiB·4^k; the smallest that holds the size, its lowest free offset, split by four, merged eagerly. `capacity_bytes` is one of
-// the classes. O(log n).
+// Seven classes of 1 MiB·4^k; the smallest that holds the size, its lowest free offset, split by four, merged
+// eagerly. `capacity_bytes` is one of the classes. O(log n).
 absl::StatusOr<std::unique_ptr<PoolAllocator>> MakeClassicAllocator(uint64_t capacity_bytes);
 
-// Best-fit extents of 4 KiB granules; sizes from 2 MiB start at a multiple of 2 MiB, so that DAX can map huge pages. O(log n). `capacity_bytes`:
-// multiple of 2 MiB.
+// Best-fit extents of 4 KiB granules; sizes from 2 MiB start at a multiple of 2 MiB, so that DAX can map huge
+// pages. O(log n). `capacity_bytes`: multiple of 2 MiB.
 absl::StatusOr<std::unique_ptr<PoolAllocator>> MakeDenseAllocator(uint64_t capacity_bytes);
 
 // "classic" or "dense".
-absl::StatusOr<std::unique_ptr<PoolAllocator>> MakeAllocator(std::string_view policy, uint64_t capacity_bytes);
+absl::StatusOr<std::unique_ptr<PoolAllocator>> MakeAllocator(std::string_view policy,
+                                                             uint64_t capacity_bytes);
 
 }  // namespace lamina::layers

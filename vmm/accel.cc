@@ -56,7 +56,8 @@ absl::Status TryKvm(const Config& config, const std::string& dir) {
     agent::v1::HelloRequest request;
     agent::v1::HelloResponse response;
     request.set_protocol_version(1);
-    status = (*client)->Call("lamina.agent.v1.Agent", "Hello", request, &response, deadline - steady_clock::now());
+    status =
+        (*client)->Call("lamina.agent.v1.Agent", "Hello", request, &response, deadline - steady_clock::now());
     if (status.ok()) break;
   }
   RETURN_IF_ERROR(vm->Kill(std::chrono::seconds(5)));
@@ -74,9 +75,9 @@ absl::StatusOr<std::string> ChooseAccel(const Config& config) {
   if (!lock) return ErrnoStatus(errno, "open " + path + ".lock");
   while (flock(lock.get(), LOCK_EX) != 0 && errno == EINTR) {
   }
-  const std::string key =
-      fmt::format("{} {} {} {}", FileKey(config.kernel()), FileKey(config.initramfs()), FileKey("/usr/bin/qemu-system-x86_64"),
-                  fs.Read("/proc/sys/kernel/random/boot_id", 128).value_or("?\n"));
+  const std::string key = fmt::format("{} {} {} {}", FileKey(config.kernel()), FileKey(config.initramfs()),
+                                      FileKey("/usr/bin/qemu-system-x86_64"),
+                                      fs.Read("/proc/sys/kernel/random/boot_id", 128).value_or("?\n"));
   const std::string known = fs.Read(path, 4096).value_or("");
   for (const std::string accel : {"kvm", "tcg"}) {
     if (known == accel + " " + key) return accel;

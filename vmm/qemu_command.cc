@@ -15,7 +15,8 @@ constexpr uint32_t kFunctionsPerSlot = 8;
 
 // What was measured to shorten the boot without giving up a protection.
 constexpr char kKernelArgs[] =
-    "quiet loglevel=0 tsc=reliable no_timer_check noreplace-smp reboot=t panic=-1 cryptomgr.notests random.trust_cpu=on "
+    "quiet loglevel=0 tsc=reliable no_timer_check noreplace-smp reboot=t panic=-1 cryptomgr.notests "
+    "random.trust_cpu=on "
     "rcupdate.rcu_expedited=1 pci=noaer edd=off rdinit=/init";
 
 // QEMU reads a comma in a value as two.
@@ -58,7 +59,9 @@ QemuCommand BuildQemuCommand(const VmSpec& spec) {
   // Shared, because virtiofsd reads and writes the guest's buffers.
   add({"-object", fmt::format("memory-backend-memfd,id=ram,size={}M,share=on", memory_mib)});
   add({"-bios", Escape(spec.firmware), "-kernel", spec.kernel, "-initrd", spec.initramfs});
-  add({"-append", spec.extra_kernel_args.empty() ? kKernelArgs : fmt::format("{} {}", kKernelArgs, spec.extra_kernel_args)});
+  add({"-append", spec.extra_kernel_args.empty()
+                      ? kKernelArgs
+                      : fmt::format("{} {}", kKernelArgs, spec.extra_kernel_args)});
 
   const auto socket = [&](const std::string& id, const std::string& path) {
     add({"-chardev", fmt::format("socket,id={},path={},server=on,wait=off", id, Escape(path))});
@@ -72,27 +75,34 @@ QemuCommand BuildQemuCommand(const VmSpec& spec) {
   add({"-device", "virtserialport,bus=serial.0,nr=2,chardev=stdio,name=lamina.stdio"});
   add({"-object", "rng-random,id=rng,filename=/dev/urandom"});
   add({"-device", fmt::format("virtio-rng-pci,rng=rng,bus=pcie.0,addr={:02x}.0", kRngSlot)});
-  add({"-device", fmt::format("virtio-balloon-pci,id=balloon,deflate-on-oom=on,free-page-reporting=on,bus=pcie.0,addr={:02x}.0", kBalloonSlot)});
+  add({"-device",
+       fmt::format(
+           "virtio-balloon-pci,id=balloon,deflate-on-oom=on,free-page-reporting=on,bus=pcie.0,addr={:02x}.0",
+           kBalloonSlot)});
   if (spec.tap_fd >= 0) {
     add({"-netdev", fmt::format("tap,id=net,fd={}", spec.tap_fd)});
-    add({"-device", fmt::format("virtio-net-pci,netdev=net,mac={},romfile=,bus=pcie.0,addr={:02x}.0", spec.mac, kNetSlot)});
+    add({"-device", fmt::format("virtio-net-pci,netdev=net,mac={},romfile=,bus=pcie.0,addr={:02x}.0",
+                                spec.mac, kNetSlot)});
   }
   if (!spec.virtiofs_socket.empty()) {
     add({"-chardev", fmt::format("socket,id=fs,path={}", Escape(spec.virtiofs_socket))});
-    add({"-device", fmt::format("vhost-user-fs-pci,chardev=fs,tag={},bus=pcie.0,addr={:02x}.0", spec.virtiofs_tag, kFsSlot)});
+    add({"-device", fmt::format("vhost-user-fs-pci,chardev=fs,tag={},bus=pcie.0,addr={:02x}.0",
+                                spec.virtiofs_tag, kFsSlot)});
   }
   int slot = kFirstArenaSlot;
   for (const ArenaDevice& arena : spec.boot_arenas) {
-    add({"-object", fmt::format("memory-backend-file,id=mem-{},mem-path={},size={},share=on,readonly=on", arena.id,
-                                Escape(arena.path), arena.bytes)});
-    add({"-device", fmt::format("virtio-pmem-pci,id=pmem-{0},memdev=mem-{0},bus=pcie.0,addr={1:02x}.0", arena.id, slot)});
+    add({"-object", fmt::format("memory-backend-file,id=mem-{},mem-path={},size={},share=on,readonly=on",
+                                arena.id, Escape(arena.path), arena.bytes)});
+    add({"-device", fmt::format("virtio-pmem-pci,id=pmem-{0},memdev=mem-{0},bus=pcie.0,addr={1:02x}.0",
+                                arena.id, slot)});
     command.arena_pci_paths.push_back(fmt::format("{:02x}.0", slot));
     ++slot;
   }
   for (uint32_t i = 0; i < spec.hotplug_ports; ++i) {
-    add({"-device", fmt::format("pcie-root-port,id={},chassis={},slot={},bus=pcie.0,addr={:02x}.{}{}", HotplugPortId(i), i + 1, i + 1,
-                                kFirstPortSlot + i / kFunctionsPerSlot, i % kFunctionsPerSlot,
-                                i % kFunctionsPerSlot == 0 ? ",multifunction=on" : "")});
+    add({"-device",
+         fmt::format("pcie-root-port,id={},chassis={},slot={},bus=pcie.0,addr={:02x}.{}{}", HotplugPortId(i),
+                     i + 1, i + 1, kFirstPortSlot + i / kFunctionsPerSlot, i % kFunctionsPerSlot,
+                     i % kFunctionsPerSlot == 0 ? ",multifunction=on" : "")});
   }
   return command;
 }

@@ -38,7 +38,8 @@ absl::StatusOr<QmpMessage> ParseQmpLine(std::string_view line) {
     return InvalidArgument("QMP: not a JSON object: {:.80}", std::string(line));
   }
   QmpMessage message;
-  if (const auto id = root.find("id"); id != root.end() && id->is_number_unsigned()) message.id = id->get<uint64_t>();
+  if (const auto id = root.find("id"); id != root.end() && id->is_number_unsigned())
+    message.id = id->get<uint64_t>();
   if (root.contains("QMP")) {
     message.kind = QmpMessage::kGreeting;
   } else if (const auto value = root.find("return"); value != root.end()) {
@@ -69,16 +70,19 @@ absl::StatusOr<QmpMessage> QmpClient::ReadMessage(steady_clock::time_point deadl
       buffer_.erase(0, newline + 1);
       return message;
     }
-    if (buffer_.size() > kQmpMaxLineBytes) return absl::InternalError("QMP: a line from QEMU is longer than 1 MiB");
+    if (buffer_.size() > kQmpMaxLineBytes)
+      return absl::InternalError("QMP: a line from QEMU is longer than 1 MiB");
     pollfd poll_fd{fd_.get(), POLLIN, 0};
     const int timeout = MillisUntil(deadline);
     const int ready = poll(&poll_fd, 1, timeout);
-    if (ready == 0 && MillisUntil(deadline) == 0) return absl::DeadlineExceededError("QMP: no answer from QEMU in time");
+    if (ready == 0 && MillisUntil(deadline) == 0)
+      return absl::DeadlineExceededError("QMP: no answer from QEMU in time");
     if (ready < 0 && errno != EINTR) return ErrnoStatus(errno, "QMP: poll");
     if (ready <= 0) continue;
     char chunk[4096];
     const ssize_t n = read(fd_.get(), chunk, sizeof chunk);
-    if (n == 0 || (n < 0 && errno != EINTR && errno != EAGAIN)) return absl::UnavailableError("QMP: QEMU is gone");
+    if (n == 0 || (n < 0 && errno != EINTR && errno != EAGAIN))
+      return absl::UnavailableError("QMP: QEMU is gone");
     if (n > 0) buffer_.append(chunk, static_cast<size_t>(n));
   }
 }
@@ -94,12 +98,14 @@ absl::Status QmpClient::Send(const std::string& line, steady_clock::time_point d
     if (errno == EINTR) continue;
     if (errno != EAGAIN) return absl::UnavailableError("QMP: QEMU is gone");
     pollfd poll_fd{fd_.get(), POLLOUT, 0};
-    if (poll(&poll_fd, 1, MillisUntil(deadline)) == 0) return absl::DeadlineExceededError("QMP: QEMU does not take commands");
+    if (poll(&poll_fd, 1, MillisUntil(deadline)) == 0)
+      return absl::DeadlineExceededError("QMP: QEMU does not take commands");
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<QmpClient>> QmpClient::Connect(const std::string& path, steady_clock::time_point deadline,
+absl::StatusOr<std::unique_ptr<QmpClient>> QmpClient::Connect(const std::string& path,
+                                                              steady_clock::time_point deadline,
                                                               const std::function<absl::Status()>& alive) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
@@ -110,10 +116,12 @@ absl::StatusOr<std::unique_ptr<QmpClient>> QmpClient::Connect(const std::string&
   for (;;) {
     UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (!fd) return ErrnoStatus(errno, "socket");
-    if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) return FromFd(std::move(fd), deadline);
+    if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0)
+      return FromFd(std::move(fd), deadline);
     if (errno != ENOENT && errno != ECONNREFUSED) return ErrnoStatus(errno, "connect to " + path);
     RETURN_IF_ERROR(alive());
-    if (MillisUntil(deadline) == 0) return MakeStatus(absl::StatusCode::kDeadlineExceeded, "QEMU did not open {} in time", path);
+    if (MillisUntil(deadline) == 0)
+      return MakeStatus(absl::StatusCode::kDeadlineExceeded, "QEMU did not open {} in time", path);
     poll(nullptr, 0, 5);  // QEMU gives no sign when its socket is there
   }
 }
@@ -135,8 +143,10 @@ absl::StatusOr<std::string> QmpClient::Execute(const std::string& command, const
   const auto deadline = steady_clock::now() + timeout;
   MutexLock lock(mutex_);
   const uint64_t id = next_id_++;
-  const std::string line = arguments.empty() ? fmt::format("{{\"execute\":\"{}\",\"id\":{}}}\n", command, id)
-                                             : fmt::format("{{\"execute\":\"{}\",\"arguments\":{},\"id\":{}}}\n", command, arguments, id);
+  const std::string line =
+      arguments.empty()
+          ? fmt::format("{{\"execute\":\"{}\",\"id\":{}}}\n", command, id)
+          : fmt::format("{{\"execute\":\"{}\",\"arguments\":{},\"id\":{}}}\n", command, arguments, id);
   RETURN_IF_ERROR(Send(line, deadline));
   for (;;) {
     ASSIGN_OR_RETURN(QmpMessage message, ReadMessage(deadline));
@@ -147,15 +157,18 @@ absl::StatusOr<std::string> QmpClient::Execute(const std::string& command, const
     }
     if (message.id != id) continue;  // the late answer to a command that was given up
     if (message.kind == QmpMessage::kReturn) return std::move(message.return_json);
-    return MakeStatus(message.error_class == "DeviceNotFound" ? absl::StatusCode::kNotFound : absl::StatusCode::kInternal,
-                      "QEMU refused {}: {}", command, message.error_text);
+    return MakeStatus(
+        message.error_class == "DeviceNotFound" ? absl::StatusCode::kNotFound : absl::StatusCode::kInternal,
+        "QEMU refused {}: {}", command, message.error_text);
   }
 }
 
 absl::Status QmpClient::WaitDeviceDeleted(const std::string& device, std::chrono::milliseconds timeout) {
   const auto deadline = steady_clock::now() + timeout;
   MutexLock lock(mutex_);
-  const auto matches = [&](const QmpEvent& event) { return event.name == "DEVICE_DELETED" && event.device == device; };
+  const auto matches = [&](const QmpEvent& event) {
+    return event.name == "DEVICE_DELETED" && event.device == device;
+  };
   if (const auto it = std::find_if(events_.begin(), events_.end(), matches); it != events_.end()) {
     events_.erase(it);
     return absl::OkStatus();

@@ -16,15 +16,15 @@ namespace lamina::vmm {
 inline constexpr size_t kQmpMaxLineBytes = 1 << 20;
 
 struct QmpEvent {
-  std::string name;  // DEVICE_DELETED
+  std::string name;          // DEVICE_DELETED
   std::string device, path;  // data.device, data.path where present
 };
 
 // One parsed line from QEMU.
 struct QmpMessage {
   enum Kind { kGreeting, kReturn, kError, kEvent } kind = kEvent;
-  uint64_t id = 0;             // kReturn, kError
-  std::string return_json;     // kReturn
+  uint64_t id = 0;          // kReturn, kError
+  std::string return_json;  // kReturn
   std::string error_class, error_text;
   QmpEvent event;
 };
@@ -34,14 +34,19 @@ absl::StatusOr<QmpMessage> ParseQmpLine(std::string_view line);
 // Thread-safe; one command at a time.
 class QmpClient {
  public:
-  // Waits for the socket to appear, for QEMU's greeting, and negotiates, all until `deadline`. `alive` is asked while waiting: its error ends the wait.
-  static absl::StatusOr<std::unique_ptr<QmpClient>> Connect(const std::string& path, std::chrono::steady_clock::time_point deadline,
+  // Waits for the socket to appear, for QEMU's greeting, and negotiates, all until `deadline`. `alive` is
+  // asked while waiting: its error ends the wait.
+  static absl::StatusOr<std::unique_ptr<QmpClient>> Connect(const std::string& path,
+                                                            std::chrono::steady_clock::time_point deadline,
                                                             const std::function<absl::Status()>& alive);
-  static absl::StatusOr<std::unique_ptr<QmpClient>> FromFd(UniqueFd fd, std::chrono::steady_clock::time_point deadline);
+  static absl::StatusOr<std::unique_ptr<QmpClient>> FromFd(UniqueFd fd,
+                                                           std::chrono::steady_clock::time_point deadline);
 
-  // Runs `command` with `arguments` (a JSON object, or empty). Gives the JSON of "return". QEMU's error classes: DeviceNotFound -> NotFound, others
+  // Runs `command` with `arguments` (a JSON object, or empty). Gives the JSON of "return". QEMU's error
+  // classes: DeviceNotFound -> NotFound, others
   // -> Internal with QEMU's words. Unavailable when QEMU is gone.
-  absl::StatusOr<std::string> Execute(const std::string& command, const std::string& arguments, std::chrono::milliseconds timeout);
+  absl::StatusOr<std::string> Execute(const std::string& command, const std::string& arguments,
+                                      std::chrono::milliseconds timeout);
   // Waits for DEVICE_DELETED of `device`; events that came before are remembered. DeadlineExceeded.
   absl::Status WaitDeviceDeleted(const std::string& device, std::chrono::milliseconds timeout);
 

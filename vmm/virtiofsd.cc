@@ -37,13 +37,25 @@ absl::Status KillProcess(pid_t pid, uint64_t start_time, std::chrono::millisecon
   return absl::OkStatus();
 }
 
-absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const std::string& program, const std::string& shared_dir, const std::string& socket,
-                                                const std::string& log_path, const std::vector<std::string>& cgroup_procs_files,
+absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const std::string& program, const std::string& shared_dir,
+                                                const std::string& socket, const std::string& log_path,
+                                                const std::vector<std::string>& cgroup_procs_files,
                                                 std::chrono::milliseconds timeout) {
   SpawnOptions options;
   // chroot instead of a mount namespace of its own: binds that are made later are seen.
-  options.argv = {program,  "--socket-path=" + socket, "-o", "source=" + shared_dir, "-o", "cache=auto", "-o", "sandbox=chroot", "-o",
-                  "xattr", "-o", "announce_submounts", "--thread-pool-size=4"};
+  options.argv = {program,
+                  "--socket-path=" + socket,
+                  "-o",
+                  "source=" + shared_dir,
+                  "-o",
+                  "cache=auto",
+                  "-o",
+                  "sandbox=chroot",
+                  "-o",
+                  "xattr",
+                  "-o",
+                  "announce_submounts",
+                  "--thread-pool-size=4"};
   options.log_path = log_path;
   options.cgroup_procs_files = cgroup_procs_files;
   ASSIGN_OR_RETURN(const pid_t pid, Spawn(options));
@@ -60,7 +72,8 @@ absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const std::string& program, cons
     }
     KillProcess(pid, process.start_time, std::chrono::seconds(5)).IgnoreError();
     const std::string log = FileSystem::Real().Read(log_path, 1 << 20).value_or("");
-    return MakeStatus(absl::StatusCode::kInternal, "{} {}: {}", program, alive ? "did not open its socket in time" : "ended at once",
+    return MakeStatus(absl::StatusCode::kInternal, "{} {}: {}", program,
+                      alive ? "did not open its socket in time" : "ended at once",
                       log.size() > 300 ? log.substr(log.size() - 300) : log);
   }
   return process;

@@ -16,10 +16,12 @@ struct VirtiofsdProcess {
   std::string socket;
 };
 
-// Starts virtiofsd on `shared_dir` and returns when its socket is there. Bind mounts made later under `shared_dir` are seen by the guest when `shared_dir`
-// is a mount with shared propagation. virtiofsd ends by itself when QEMU does. On error nothing is left running.
-absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const std::string& program, const std::string& shared_dir, const std::string& socket,
-                                                const std::string& log_path, const std::vector<std::string>& cgroup_procs_files,
+// Starts virtiofsd on `shared_dir` and returns when its socket is there. Bind mounts made later under
+// `shared_dir` are seen by the guest when `shared_dir` is a mount with shared propagation. virtiofsd ends by
+// itself when QEMU does. On error nothing is left running.
+absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const std::string& program, const std::string& shared_dir,
+                                                const std::string& socket, const std::string& log_path,
+                                                const std::vector<std::string>& cgroup_procs_files,
                                                 std::chrono::milliseconds timeout);
 
 // SIGKILL by pid and start time, waits until it is gone. Not running: OK.

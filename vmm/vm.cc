@@ -52,7 +52,8 @@ std::string JsonText(const std::string& text) {
 
 absl::StatusOr<std::unique_ptr<Vm>> Vm::Start(const VmSpec& spec, const StartOptions& options) {
   if (spec.hotplug_ports > 64) return InvalidArgument("{} hotplug ports: at most 64", spec.hotplug_ports);
-  if (spec.boot_arenas.size() > 8) return InvalidArgument("{} boot arenas: at most 8", spec.boot_arenas.size());
+  if (spec.boot_arenas.size() > 8)
+    return InvalidArgument("{} boot arenas: at most 8", spec.boot_arenas.size());
   for (const std::string& file : {spec.kernel, spec.initramfs, spec.firmware}) {
     if (access(file.c_str(), R_OK) != 0) return ErrnoStatus(errno, "the VM needs " + file);
   }
@@ -71,7 +72,8 @@ absl::StatusOr<std::unique_ptr<Vm>> Vm::Start(const VmSpec& spec, const StartOpt
   absl::Status status = start_time.ok() ? absl::OkStatus() : vm->Alive();
   if (status.ok()) {
     vm->start_time_ = start_time.value_or(0);
-    auto qmp = QmpClient::Connect(QmpSocket(spec.runtime_dir), steady_clock::now() + options.timeout, [&] { return vm->Alive(); });
+    auto qmp = QmpClient::Connect(QmpSocket(spec.runtime_dir), steady_clock::now() + options.timeout,
+                                  [&] { return vm->Alive(); });
     status = qmp.status();
     if (qmp.ok()) vm->qmp_ = std::move(*qmp);
     // QEMU may have ended between its socket and its greeting.
@@ -83,7 +85,8 @@ absl::StatusOr<std::unique_ptr<Vm>> Vm::Start(const VmSpec& spec, const StartOpt
   }
   MutexLock lock(vm->mutex_);
   vm->ports_used_.assign(spec.hotplug_ports, false);
-  for (size_t i = 0; i < spec.boot_arenas.size(); ++i) vm->arenas_[spec.boot_arenas[i].id] = command.arena_pci_paths[i];
+  for (size_t i = 0; i < spec.boot_arenas.size(); ++i)
+    vm->arenas_[spec.boot_arenas[i].id] = command.arena_pci_paths[i];
   return vm;
 }
 
@@ -132,7 +135,8 @@ std::vector<std::string> Vm::attached_arenas() const {
 absl::StatusOr<uint32_t> Vm::TakePortLocked() {
   const auto it = std::find(ports_used_.begin(), ports_used_.end(), false);
   if (it == ports_used_.end()) {
-    return MakeStatus(absl::StatusCode::kResourceExhausted, "all {} hotplug ports of the VM are used", ports_used_.size());
+    return MakeStatus(absl::StatusCode::kResourceExhausted, "all {} hotplug ports of the VM are used",
+                      ports_used_.size());
   }
   *it = true;
   return static_cast<uint32_t>(it - ports_used_.begin());
@@ -142,17 +146,22 @@ absl::StatusOr<std::string> Vm::AttachArena(const ArenaDevice& arena) {
   MutexLock lock(mutex_);
   if (const auto it = arenas_.find(arena.id); it != arenas_.end()) return it->second;
   ASSIGN_OR_RETURN(const uint32_t port, TakePortLocked());
-  absl::StatusOr<std::string> done =
-      qmp_->Execute("object-add",
-                    fmt::format(R"({{"qom-type":"memory-backend-file","id":"mem-{}","mem-path":{},"size":{},"share":true,"readonly":true}})",
-                                arena.id, JsonText(arena.path), arena.bytes),
-                    kCommandTimeout);
+  absl::StatusOr<std::string> done = qmp_->Execute(
+      "object-add",
+      fmt::format(
+          R"({{"qom-type":"memory-backend-file","id":"mem-{}","mem-path":{},"size":{},"share":true,"readonly":true}})",
+          arena.id, JsonText(arena.path), arena.bytes),
+      kCommandTimeout);
   if (done.ok()) {
-    done = qmp_->Execute("device_add", fmt::format(R"({{"driver":"virtio-pmem-pci","id":"pmem-{0}","memdev":"mem-{0}","bus":"{1}"}})",
-                                                   arena.id, HotplugPortId(port)),
-                         kCommandTimeout);
+    done = qmp_->Execute(
+        "device_add",
+        fmt::format(R"({{"driver":"virtio-pmem-pci","id":"pmem-{0}","memdev":"mem-{0}","bus":"{1}"}})",
+                    arena.id, HotplugPortId(port)),
+        kCommandTimeout);
     if (!done.ok()) {
-      qmp_->Execute("object-del", fmt::format(R"({{"id":"mem-{}"}})", arena.id), kCommandTimeout).status().IgnoreError();
+      qmp_->Execute("object-del", fmt::format(R"({{"id":"mem-{}"}})", arena.id), kCommandTimeout)
+          .status()
+          .IgnoreError();
     }
   }
   if (!done.ok()) {
@@ -165,9 +174,10 @@ absl::StatusOr<std::string> Vm::AttachArena(const ArenaDevice& arena) {
 absl::StatusOr<std::string> Vm::ControllerLocked(uint32_t index) {
   if (const auto it = controllers_.find(index); it != controllers_.end()) return it->second;
   ASSIGN_OR_RETURN(const uint32_t port, TakePortLocked());
-  const absl::StatusOr<std::string> done =
-      qmp_->Execute("device_add", fmt::format(R"({{"driver":"virtio-scsi-pci","id":"scsi{}","bus":"{}"}})", index, HotplugPortId(port)),
-                    kCommandTimeout);
+  const absl::StatusOr<std::string> done = qmp_->Execute(
+      "device_add",
+      fmt::format(R"({{"driver":"virtio-scsi-pci","id":"scsi{}","bus":"{}"}})", index, HotplugPortId(port)),
+      kCommandTimeout);
   if (!done.ok()) {
     ports_used_[port] = false;
     return done.status();
@@ -186,22 +196,29 @@ absl::StatusOr<DiskPlace> Vm::AttachDisk(const std::string& image_path) {
   uint32_t slot = 0;
   while (slot < kControllers * kLuns && taken.count(slot) != 0) ++slot;
   if (slot == kControllers * kLuns) {
-    return MakeStatus(absl::StatusCode::kResourceExhausted, "attach {}: all {} SCSI places are taken", image_path, slot);
+    return MakeStatus(absl::StatusCode::kResourceExhausted, "attach {}: all {} SCSI places are taken",
+                      image_path, slot);
   }
   const uint32_t controller = slot / kLuns, lun = slot % kLuns;
   ASSIGN_OR_RETURN(const std::string pci_path, ControllerLocked(controller));
   const std::string id = DiskId(controller, lun);
-  absl::StatusOr<std::string> done =
-      qmp_->Execute("blockdev-add",
-                    fmt::format(R"({{"driver":"raw","node-name":"{}","read-only":true,"file":{{"driver":"file","filename":{},"read-only":true}}}})",
-                                id, JsonText(image_path)),
-                    kCommandTimeout);
+  absl::StatusOr<std::string> done = qmp_->Execute(
+      "blockdev-add",
+      fmt::format(
+          R"({{"driver":"raw","node-name":"{}","read-only":true,"file":{{"driver":"file","filename":{},"read-only":true}}}})",
+          id, JsonText(image_path)),
+      kCommandTimeout);
   if (done.ok()) {
-    done = qmp_->Execute("device_add",
-                         fmt::format(R"({{"driver":"scsi-hd","id":"{0}","drive":"{0}","bus":"scsi{1}.0","scsi-id":0,"lun":{2}}})", id, controller, lun),
-                         kCommandTimeout);
+    done = qmp_->Execute(
+        "device_add",
+        fmt::format(
+            R"({{"driver":"scsi-hd","id":"{0}","drive":"{0}","bus":"scsi{1}.0","scsi-id":0,"lun":{2}}})", id,
+            controller, lun),
+        kCommandTimeout);
     if (!done.ok()) {
-      qmp_->Execute("blockdev-del", fmt::format(R"({{"node-name":"{}"}})", id), kCommandTimeout).status().IgnoreError();
+      qmp_->Execute("blockdev-del", fmt::format(R"({{"node-name":"{}"}})", id), kCommandTimeout)
+          .status()
+          .IgnoreError();
     }
   }
   if (!done.ok()) return Annotate(done.status(), "attach disk " + image_path);
@@ -220,7 +237,8 @@ absl::Status Vm::DetachDisk(const std::string& image_path) {
   }
   const std::string id = DiskId(disk.controller, disk.lun);
   if (disk.attached) {
-    const absl::StatusOr<std::string> asked = qmp_->Execute("device_del", fmt::format(R"({{"id":"{}"}})", id), kCommandTimeout);
+    const absl::StatusOr<std::string> asked =
+        qmp_->Execute("device_del", fmt::format(R"({{"id":"{}"}})", id), kCommandTimeout);
     if (asked.ok()) {
       RETURN_IF_ERROR(Annotate(qmp_->WaitDeviceDeleted(id, kCommandTimeout), "detach disk " + image_path));
     } else if (asked.status().code() != absl::StatusCode::kNotFound) {

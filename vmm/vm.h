@@ -32,22 +32,26 @@ struct DiskPlace {
 // Thread-safe. The VM outlives this object unless Kill was called: a shim may end and its cleanup take over.
 class Vm {
  public:
-  // Starts QEMU and waits until its control socket answers. An error carries the end of QEMU's log, and nothing is left running.
+  // Starts QEMU and waits until its control socket answers. An error carries the end of QEMU's log, and
+  // nothing is left running.
   static absl::StatusOr<std::unique_ptr<Vm>> Start(const VmSpec& spec, const StartOptions& options);
   ~Vm();
 
   pid_t pid() const { return pid_; }
   uint64_t start_time() const { return start_time_; }
 
-  // Makes an arena visible in the guest; the same arena again gives the same path. ResourceExhausted: no root port is free.
+  // Makes an arena visible in the guest; the same arena again gives the same path. ResourceExhausted: no root
+  // port is free.
   absl::StatusOr<std::string> AttachArena(const ArenaDevice& arena);
   // Root ports that are still free.
   size_t free_ports() const;
   std::vector<std::string> attached_arenas() const;
 
-  // Read-only SCSI disk; the same image again is one attachment, counted. ResourceExhausted: 4 controllers × 64 LUNs, or the ports, are used up.
+  // Read-only SCSI disk; the same image again is one attachment, counted. ResourceExhausted: 4 controllers ×
+  // 64 LUNs, or the ports, are used up.
   absl::StatusOr<DiskPlace> AttachDisk(const std::string& image_path);
-  // Takes one count back; the last one removes the disk (the guest must have let go of it). Unknown: OK. Repeatable after an error.
+  // Takes one count back; the last one removes the disk (the guest must have let go of it). Unknown: OK.
+  // Repeatable after an error.
   absl::Status DetachDisk(const std::string& image_path);
 
   // OK while QEMU lives, else why it is gone with the end of its log.
@@ -74,9 +78,9 @@ class Vm {
 
   mutable Mutex mutex_;
   std::vector<bool> ports_used_ GUARDED_BY(mutex_);
-  std::map<std::string, std::string> arenas_ GUARDED_BY(mutex_);       // id -> pci path
-  std::map<uint32_t, std::string> controllers_ GUARDED_BY(mutex_);     // index -> pci path
-  std::map<std::string, Disk> disks_ GUARDED_BY(mutex_);               // by image path
+  std::map<std::string, std::string> arenas_ GUARDED_BY(mutex_);    // id -> pci path
+  std::map<uint32_t, std::string> controllers_ GUARDED_BY(mutex_);  // index -> pci path
+  std::map<std::string, Disk> disks_ GUARDED_BY(mutex_);            // by image path
 };
 
 }  // namespace lamina::vmm

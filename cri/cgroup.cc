@@ -1,0 +1,115 @@
+#include "cri/cgroup.h"
+
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "base/file_system.h"
+#include "base/status.h"
+
+namespace lamina::cri {
+namespace {
+
+constexpr long kCgroup2Magic = 0x63677270;
+
+// "a-b-c.slice" stands in "a.slice/a-b.slice".
+std::string ExpandSlice(const std::string& slice) {
+  const std::string suffix = ".slice";
+  if (slice.size() <= suffix.size() ||
+      slice.compare(slice.size() - suffix.size(), suffix.size(), suffix) != 0)
+    return slice;
+  const std::string stem = slice.substr(0, slice.size() - suffix.size());
+  std::string path;
+  for (size_t dash = stem.find('-'); dash != std::string::npos; dash = stem.find('-', dash + 1)) {
+    path += stem.substr(0, dash) + suffix + "/";
+  }
+  return path + slice;
+}
+
+bool IsCgroup2(const std::string& path) {
+  struct statfs info {};
+  return statfs(path.c_str(), &info) == 0 && info.f_type == kCgroup2Magic;
+}
+
+// A new cpuset of v1 takes no process until it has CPUs and memory nodes.
+void InheritCpuset(const std::string& dir) {
+  FileSystem& fs = FileSystem::Real();
+  for (const char* file : {"/cpuset.cpus", "/cpuset.mems"}) {
+    const std::string mine = fs.Read(dir + file, 4096).value_or("\n");
+    if (mine.size() > 1) continue;
+    const std::string parent = fs.Read(dir.substr(0, dir.rfind('/')) + file, 4096).value_or("");
+    if (!parent.empty()) fs.WriteAndSync(dir + file, parent, 0644).IgnoreError();
+  }
+}
+
+}  // namespace
+
+std::vector<std::string> HostCgroup::procs_files() const {
+  std::vector<std::string> files;
+  for (const std::string& dir : dirs) files.push_back(dir + "/cgroup.procs");
+  return files;
+}
+
+absl::StatusOr<std::string> CgroupPath(const std::string& cgroups_path) {
+  std::string path = cgroups_path;
+  const size_t first = path.find(':'),
+               second = first == std::string::npos ? first : path.find(':', first + 1);
+  if (second != std::string::npos) {
+    const std::string slice = path.substr(0, first), prefix = path.substr(first + 1, second - first - 1),
+                      name = path.substr(second + 1);
+    path = "/" + ExpandSlice(slice.empty() ? "system.slice" : slice) + "/" +
+           (prefix.empty() ? "" : prefix + "-") + name + ".scope";
+  }
+  if (path.empty()) return InvalidArgument("linux.cgroupsPath is empty");
+  if (path[0] != '/') path = "/" + path;
+  for (size_t start = 1; start <= path.size();) {
+    const size_t end = std::min(path.find('/', start), path.size());
+    const std::string part = path.substr(start, end - start);
+    if (part.empty() || part == "." || part == "..")
+      return InvalidArgument("linux.cgroupsPath \"{}\": not a plain path", cgroups_path);
+    start = end + 1;
+  }
+  return path;
+}
+
+absl::StatusOr<HostCgroup> MakeHostCgroup(const std::string& root, const std::string& path) {
+  HostCgroup cgroup;
+  std::vector<std::string> hierarchies;
+  if (IsCgroup2(root)) {
+    hierarchies.push_back(root);
+  } else {
+    const absl::StatusOr<std::vector<std::string>> names = FileSystem::Real().List(root);
+    for (const std::string& name : names.ok() ? *names : std::vector<std::string>()) {
+      struct stat info {};
+      const std::string dir = root + "/" + name;
+      if (lstat(dir.c_str(), &info) == 0 && S_ISDIR(info.st_mode) &&
+          FileSystem::Real().Exists(dir + "/cgroup.procs")) {
+        hierarchies.push_back(dir);
+      }
+    }
+  }
+  for (const std::string& hierarchy : hierarchies) {
+    const std::string dir = hierarchy + path;
+    for (size_t end = path.find('/', 1);; end = path.find('/', end + 1)) {
+      const std::string part = hierarchy + path.substr(0, end);
+      if (mkdir(part.c_str(), 0755) != 0 && errno != EEXIST) {
+        const absl::Status status = ErrnoStatus(errno, "make cgroup " + part);
+        RemoveHostCgroup(cgroup.dirs);
+        return status;
+      }
+      if (hierarchy.size() >= 6 && hierarchy.compare(hierarchy.size() - 6, 6, "cpuset") == 0)
+        InheritCpuset(part);
+      if (end == std::string::npos) break;
+    }
+    cgroup.dirs.push_back(dir);
+  }
+  return cgroup;
+}
+
+void RemoveHostCgroup(const std::vector<std::string>& dirs) {
+  for (const std::string& dir : dirs) rmdir(dir.c_str());
+}
+
+}  // namespace lamina::cri

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace lamina::cri {
+
+// Where a sandbox's host processes live: one directory per cgroup v1 hierarchy, or one of cgroup v2.
+struct HostCgroup {
+  std::vector<std::string> dirs;
+  std::vector<std::string> procs_files() const;
+};
+
+// linux.cgroupsPath as a path under the hierarchy: "/kubepods/pod1/abc" as it is, systemd's
+// "slice:prefix:name" expanded
+// ("kubepods-pod1.slice:cri-containerd:abc" ->
+// "/kubepods.slice/kubepods-pod1.slice/cri-containerd-abc.scope"). InvalidArgument for "..", or an empty
+// part.
+absl::StatusOr<std::string> CgroupPath(const std::string& cgroups_path);
+
+// Makes the sandbox's directories under every hierarchy that is mounted at `root` (/sys/fs/cgroup). What
+// exists is reused. On error what was made is removed.
+absl::StatusOr<HostCgroup> MakeHostCgroup(const std::string& root, const std::string& path);
+
+// Removes the directories; the pod's own cgroup above them is the kubelet's. Gone already: OK.
+void RemoveHostCgroup(const std::vector<std::string>& dirs);
+
+}  // namespace lamina::cri

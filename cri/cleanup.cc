@@ -1,0 +1,62 @@
+#include "cri/cleanup.h"
+
+#include "base/file_system.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "base/ttrpc/client.h"
+#include "cri/cgroup.h"
+#include "cri/network.h"
+#include "cri/volumes.h"
+#include "persist/state_store.h"
+#include "proto/laminad.pb.h"
+#include "vmm/virtiofsd.h"
+
+namespace lamina::cri {
+namespace {
+
+constexpr std::chrono::seconds kKillTimeout{10};
+constexpr std::chrono::seconds kReleaseTimeout{5};
+
+absl::Status Release(const Config& config, const persist::SandboxState& state) {
+  ASSIGN_OR_RETURN(const auto client, ttrpc::Client::Dial(config.shim_socket(), "laminad"));
+  laminad::v1::ReleaseRequest request;
+  request.set_sandbox_id(state.sandbox_id);
+  request.set_generation(state.claim_generation);
+  laminad::v1::Empty empty;
+  return client->Call("lamina.laminad.v1.Laminad", "Release", request, &empty, kReleaseTimeout);
+}
+
+}  // namespace
+
+std::string RuntimeDir(const Config& config, const std::string& sandbox_id) {
+  return config.paths.run_dir + "/s/" + sandbox_id.substr(0, 16);
+}
+
+absl::Status CleanUpSandbox(const Config& config, const persist::SandboxState& state) {
+  absl::Status first;
+  const auto note = [&](const absl::Status& status) {
+    if (status.ok()) return;
+    LogWarning("clean up sandbox {}: {}", state.sandbox_id, Message(status));
+    if (first.ok()) first = status;
+  };
+  note(vmm::KillProcess(static_cast<pid_t>(state.vmm.pid), state.vmm.start_time, kKillTimeout));
+  note(vmm::KillProcess(static_cast<pid_t>(state.virtiofsd.pid), state.virtiofsd.start_time, kKillTimeout));
+  // While a process lives its memory is in use and its files may be: the claim and the directory stay.
+  if (!first.ok()) return first;
+  const std::string dir =
+      state.runtime_dir.empty() ? RuntimeDir(config, state.sandbox_id) : state.runtime_dir;
+  const absl::Status unmounted = UnmountTree(dir);
+  note(unmounted);
+  note(TearDownNetwork(state.netns_path));
+  RemoveHostCgroup(state.cgroup_dirs);
+  // Never through a mount: what is shared belongs to others.
+  if (unmounted.ok()) note(FileSystem::Real().RemoveTree(dir));
+  const absl::Status released = Release(config, state);
+  if (!released.ok())
+    LogWarning("sandbox {}: laminad was not told of its end: {}", state.sandbox_id, Message(released));
+  if (!first.ok()) return first;
+  persist::StateStore store(FileSystem::Real(), config.paths.state_dir);
+  return store.Remove(state.sandbox_id);
+}
+
+}  // namespace lamina::cri

@@ -1,0 +1,191 @@
+#include "cri/oci_spec.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "base/file_system.h"
+#include "base/status.h"
+#include "base/units.h"
+
+namespace lamina::cri {
+namespace {
+
+using nlohmann::json;
+
+constexpr char kCri[] = "io.kubernetes.cri.";
+// Nodes that every guest has; other devices are the host's and mean nothing in a VM.
+const std::set<std::string> kGuestDevices = {"/dev/null",   "/dev/zero",    "/dev/full",
+                                             "/dev/random", "/dev/urandom", "/dev/tty"};
+
+const json& Child(const json& object, const char* key) {
+  static const json null;
+  if (!object.is_object()) return null;
+  const auto it = object.find(key);
+  return it == object.end() ? null : *it;
+}
+
+std::string Text(const json& object, const char* key) {
+  const json& value = Child(object, key);
+  return value.is_string() ? value.get<std::string>() : std::string();
+}
+
+std::map<std::string, std::string> TextMap(const json& object) {
+  std::map<std::string, std::string> map;
+  if (!object.is_object()) return map;
+  for (const auto& [key, value] : object.items()) {
+    if (value.is_string()) map[key] = value.get<std::string>();
+  }
+  return map;
+}
+
+std::optional<int64_t> Number(const json& object, const char* key) {
+  const json& value = Child(object, key);
+  if (!value.is_number_integer()) return std::nullopt;
+  return value.get<int64_t>();
+}
+
+sizing::Limits ReadLimits(const json& resources, const std::string& name) {
+  sizing::Limits limits;
+  limits.name = name;
+  const json& cpu = Child(resources, "cpu");
+  limits.cpu.quota = Number(cpu, "quota");
+  if (const auto period = Number(cpu, "period"); period.value_or(0) > 0)
+    limits.cpu.period = static_cast<uint64_t>(*period);
+  if (const auto shares = Number(cpu, "shares"); shares.value_or(0) > 0)
+    limits.cpu.shares = static_cast<uint64_t>(*shares);
+  limits.memory_bytes = Number(Child(resources, "memory"), "limit");
+  const json& huge_pages = Child(resources, "hugepageLimits");
+  if (huge_pages.is_array()) {
+    for (const json& item : huge_pages)
+      limits.extra_memory_bytes +=
+          static_cast<uint64_t>(std::max<int64_t>(0, Number(item, "limit").value_or(0)));
+  }
+  return limits;
+}
+
+}  // namespace
+
+bool SpecMount::is_bind() const {
+  return type == "bind" || std::any_of(options.begin(), options.end(),
+                                       [](const std::string& o) { return o == "bind" || o == "rbind"; });
+}
+
+bool SpecMount::read_only() const { return std::find(options.begin(), options.end(), "ro") != options.end(); }
+
+std::string BundleSpec::Annotation(const std::string& key) const {
+  const auto it = annotations.find(kCri + key);
+  return it == annotations.end() ? std::string() : it->second;
+}
+
+bool BundleSpec::is_sandbox() const { return Annotation("container-type") != "container"; }
+
+std::string BundleSpec::sandbox_id(const std::string& fallback) const {
+  const std::string id = Annotation("sandbox-id");
+  return id.empty() ? fallback : id;
+}
+
+absl::StatusOr<BundleSpec> ParseSpec(const std::string& text, const std::string& what) {
+  const json root = json::parse(text, nullptr, false);
+  if (root.is_discarded() || !root.is_object()) return InvalidArgument("{}: not a JSON object", what);
+  BundleSpec spec;
+  spec.annotations = TextMap(Child(root, "annotations"));
+  spec.hostname = Text(root, "hostname");
+  const json& linux_part = Child(root, "linux");
+  spec.cgroups_path = Text(linux_part, "cgroupsPath");
+  spec.sysctls = TextMap(Child(linux_part, "sysctl"));
+  const json& namespaces = Child(linux_part, "namespaces");
+  if (namespaces.is_array()) {
+    for (const json& item : namespaces) {
+      if (Text(item, "type") != "network") continue;
+      spec.has_network_namespace = true;
+      spec.netns_path = Text(item, "path");
+    }
+  }
+  const json& mounts = Child(root, "mounts");
+  if (mounts.is_array()) {
+    for (const json& item : mounts) {
+      SpecMount mount{Text(item, "destination"), Text(item, "type"), Text(item, "source"), {}};
+      const json& options = Child(item, "options");
+      if (options.is_array()) {
+        for (const json& option : options) {
+          if (option.is_string()) mount.options.push_back(option.get<std::string>());
+        }
+      }
+      if (mount.destination.empty()) return InvalidArgument("{}: a mount without a destination", what);
+      spec.mounts.push_back(std::move(mount));
+    }
+  }
+  const std::string name = spec.Annotation("container-name");
+  spec.limits = ReadLimits(Child(linux_part, "resources"), name.empty() ? "container" : "container " + name);
+  return spec;
+}
+
+absl::StatusOr<BundleSpec> ReadSpec(const std::string& bundle) {
+  const std::string path = bundle + "/config.json";
+  ASSIGN_OR_RETURN(const std::string text, FileSystem::Real().Read(path, 8 * kMiB));
+  return ParseSpec(text, path);
+}
+
+absl::StatusOr<std::string> GuestSpec(const std::string& text,
+                                      const std::map<size_t, std::string>& guest_sources,
+                                      std::vector<std::string>& notes) {
+  json root = json::parse(text, nullptr, false);
+  if (root.is_discarded() || !root.is_object()) return InvalidArgument("config.json: not a JSON object");
+  root.erase("hooks");
+  json& linux_part = root["linux"];
+  if (!linux_part.is_object()) linux_part = json::object();
+  for (const char* key : {"cgroupsPath", "mountLabel", "intelRdt", "sysctl"}) linux_part.erase(key);
+  if (json& process = root["process"]; process.is_object()) {
+    process.erase("apparmorProfile");
+    process.erase("selinuxLabel");
+    process.erase("oomScoreAdj");  // would compare with the agent, not with other pods
+  }
+  // Network, IPC and UTS are the pod's, which is the VM; a shared PID namespace is the guest's own.
+  json namespaces = json::array();
+  for (const json& item :
+       Child(linux_part, "namespaces").is_array() ? linux_part["namespaces"] : json::array()) {
+    const std::string type = Text(item, "type");
+    if (type == "network" || type == "ipc" || type == "uts" || type == "user") continue;
+    if (!Text(item, "path").empty()) continue;
+    namespaces.push_back({{"type", type}});
+  }
+  linux_part["namespaces"] = namespaces;
+  root.erase("hostname");
+  json devices = json::array();
+  for (const json& item : Child(linux_part, "devices").is_array() ? linux_part["devices"] : json::array()) {
+    if (kGuestDevices.count(Text(item, "path")) != 0) devices.push_back(item);
+  }
+  if (Child(linux_part, "devices").is_array() && devices.size() != linux_part["devices"].size()) {
+    notes.push_back(
+        fmt::format("{} host devices are not in the VM", linux_part["devices"].size() - devices.size()));
+  }
+  linux_part["devices"] = devices;
+  if (json& resources = linux_part["resources"]; resources.is_object()) {
+    for (const char* key : {"blockIO", "hugepageLimits", "network", "rdma"}) {
+      if (resources.erase(key) != 0)
+        notes.push_back(fmt::format("resources.{} is not applied in the VM", key));
+    }
+    if (json& cpu = resources["cpu"]; cpu.is_object()) {
+      for (const char* key : {"cpus", "mems", "realtimePeriod", "realtimeRuntime"}) cpu.erase(key);
+    } else {
+      resources.erase("cpu");
+    }
+  } else {
+    linux_part.erase("resources");
+  }
+  json mounts = json::array();
+  const json& old_mounts = Child(root, "mounts");
+  for (size_t i = 0; old_mounts.is_array() && i < old_mounts.size(); ++i) {
+    json mount = old_mounts[i];
+    if (const auto it = guest_sources.find(i); it != guest_sources.end()) {
+      if (it->second.empty()) continue;
+      mount["source"] = it->second;
+    }
+    mounts.push_back(std::move(mount));
+  }
+  root["mounts"] = mounts;
+  return root.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+}  // namespace lamina::cri

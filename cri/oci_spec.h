@@ -1,0 +1,47 @@
+// Reading containerd's config.json, and making of it what the guest runs.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "sizing/plan.h"
+
+namespace lamina::cri {
+
+struct SpecMount {
+  std::string destination, type, source;
+  std::vector<std::string> options;
+  bool is_bind() const;
+  bool read_only() const;
+};
+
+struct BundleSpec {
+  std::map<std::string, std::string> annotations;
+  std::string hostname;
+  std::string cgroups_path;
+  bool has_network_namespace = false;
+  std::string netns_path;
+  std::map<std::string, std::string> sysctls;
+  std::vector<SpecMount> mounts;
+  sizing::Limits limits;  // linux.resources
+
+  std::string Annotation(const std::string& key) const;
+  bool is_sandbox() const;  // also true without CRI annotations (plain ctr)
+  std::string sandbox_id(const std::string& fallback) const;
+};
+
+// InvalidArgument names `what` (the file) and what is wrong in it.
+absl::StatusOr<BundleSpec> ParseSpec(const std::string& json, const std::string& what);
+absl::StatusOr<BundleSpec> ReadSpec(const std::string& bundle);
+
+// The spec for the guest: bind mounts come from `guest_sources` (by index in mounts; "" drops the mount),
+// pod-level namespaces are the VM's own, host paths and host devices are gone. `notes` receives what was
+// dropped, in words.
+absl::StatusOr<std::string> GuestSpec(const std::string& json,
+                                      const std::map<size_t, std::string>& guest_sources,
+                                      std::vector<std::string>& notes);
+
+}  // namespace lamina::cri

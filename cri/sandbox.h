@@ -1,0 +1,103 @@
+// A pod: its VM, its containers, its state file. docs/shim.md has the steps and their undo.
+#pragma once
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "base/config.h"
+#include "base/mutex.h"
+#include "base/ttrpc/client.h"
+#include "cri/events.h"
+#include "cri/oci_spec.h"
+#include "cri/process.h"
+#include "guest/protocol/stdio_mux.h"
+#include "persist/state_store.h"
+#include "proto/agent.pb.h"
+#include "proto/containerd/task.pb.h"
+#include "proto/laminad.pb.h"
+#include "vmm/vm.h"
+
+namespace lamina::cri {
+
+// Thread-safe. Long steps run under `build_mutex_` (one at a time per pod); state and maps under `mutex_`.
+class Sandbox {
+ public:
+  Sandbox(Config config, EventPublisher& events)
+      : config_(std::move(config)), events_(events), store_(FileSystem::Real(), config_.paths.state_dir) {}
+  ~Sandbox();
+
+  // Builds the VM. On error nothing is left: no process, mount, tap, cgroup, claim, state.
+  absl::Status Start(const std::string& id, const std::string& bundle);
+  bool started() const;
+  uint32_t vmm_pid() const;
+  const std::string& id() const { return id_; }
+
+  absl::StatusOr<uint32_t> CreateContainer(const containerd::CreateTaskRequest& request);
+  absl::Status CreateExec(const containerd::ExecProcessRequest& request);
+  absl::StatusOr<uint32_t> StartProcess(const std::string& id, const std::string& exec_id);
+  absl::Status Signal(const std::string& id, const std::string& exec_id, uint32_t signal, bool all);
+  absl::StatusOr<ExitInfo> DeleteProcess(const std::string& id, const std::string& exec_id, uint32_t& pid);
+  absl::Status Resize(const containerd::ResizePtyRequest& request);
+  absl::Status CloseStdin(const std::string& id, const std::string& exec_id);
+  absl::Status Update(const std::string& id, const std::string& resources_json);
+  absl::StatusOr<agent::v1::ContainerStats> Stats(const std::string& id);
+  absl::StatusOr<std::vector<uint32_t>> Pids(const std::string& id);
+
+  // NotFound names the id. exec_id empty: the container's init; the sandbox's own id: the VM.
+  absl::StatusOr<std::shared_ptr<Process>> Find(const std::string& id, const std::string& exec_id) const;
+  std::string BundleOf(const std::string& id) const;
+  // Nothing is left but the shim itself.
+  bool empty() const;
+
+ private:
+  struct Container {
+    std::string id, bundle;
+    std::shared_ptr<Process> init;
+    std::map<std::string, std::shared_ptr<Process>> execs;
+    std::vector<std::string> layer_ids, volumes, disks;
+  };
+
+  absl::Status BuildVm(const BundleSpec& spec, laminad::v1::ReadyRequest& ready);
+  absl::Status ClaimMemory(const BundleSpec& spec, laminad::v1::ClaimResponse& claim);
+  absl::Status CallLaminad(const char* method, const google::protobuf::MessageLite& request,
+                           google::protobuf::MessageLite* response, std::chrono::nanoseconds timeout);
+  absl::Status CallAgent(const char* method, const google::protobuf::MessageLite& request,
+                         google::protobuf::MessageLite* response, std::chrono::nanoseconds timeout);
+  absl::Status Save();
+  void WatchVm();
+  void WatchProcess(std::shared_ptr<Process> process);
+  void PublishExit(const Process& process, const ExitInfo& exit);
+  absl::Status StopVm();
+
+  // containers.cc
+  absl::Status MountLayers(const containerd::CreateTaskRequest& request, Container& container);
+  absl::Status UnmountLayers(const Container& container);
+  absl::StatusOr<std::map<size_t, std::string>> BindVolumes(const BundleSpec& spec, Container& container);
+  absl::Status UndoContainer(const Container& container);
+  absl::StatusOr<std::shared_ptr<ProcessStdio>> OpenStdio(const StdioPaths& paths);
+
+  const Config config_;
+  EventPublisher& events_;
+  persist::StateStore store_;
+  std::string id_;
+
+  Mutex build_mutex_;  // before mutex_
+  mutable Mutex mutex_;
+  persist::SandboxState state_ GUARDED_BY(mutex_);
+  std::map<std::string, std::shared_ptr<Container>> containers_ GUARDED_BY(mutex_);
+  std::map<std::string, uint32_t> layer_users_ GUARDED_BY(mutex_);  // layer id -> containers
+  std::shared_ptr<Process> init_ GUARDED_BY(mutex_);                // the VM
+  bool stopping_ GUARDED_BY(mutex_) = false;
+  std::unique_ptr<ttrpc::Client> laminad_ GUARDED_BY(mutex_);
+
+  std::unique_ptr<vmm::Vm> vm_;
+  std::unique_ptr<ttrpc::Client> agent_;
+  std::unique_ptr<guest::StdioMux> mux_;
+  std::atomic<uint32_t> next_stream_{1};
+};
+
+}  // namespace lamina::cri
