@@ -39,6 +39,8 @@ absl::StatusOr<std::string> SourceKey(const std::string& source, bool& is_direct
 LayerStore::LayerStore(FileSystem& fs, StoreOptions options, Maker maker)
     : fs_(fs), options_(std::move(options)), maker_(std::move(maker)) {}
 
+LayerStore::~LayerStore() = default;
+
 absl::StatusOr<std::unique_ptr<LayerStore>> LayerStore::Open(FileSystem& fs, StoreOptions options,
                                                              Maker maker) {
   ASSIGN_OR_RETURN(const auto probe, MakeAllocator(options.policy, options.arena_bytes));

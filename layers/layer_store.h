@@ -73,6 +73,8 @@ struct StoreCounters {
 // Thread-safe. Conversions and copies run outside the lock; the same layer asked for by many is made by one.
 class LayerStore {
  public:
+  ~LayerStore();
+
   using Maker =
       std::function<absl::StatusOr<Image>(const std::string& directory, const std::string& image_path)>;
 

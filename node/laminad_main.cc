@@ -1,0 +1,107 @@
+// laminad: what the node's pods share. Stays in the foreground; SIGTERM ends it, the pods go on.
+#include <fcntl.h>
+#include <malloc.h>
+#include <signal.h>
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
+#include "base/log.h"
+#include "base/status.h"
+#include "node/services.h"
+#include "vmm/accel.h"
+
+namespace lamina::node {
+namespace {
+
+constexpr timespec kReconcileEvery{5, 0};
+
+absl::Status Run(const Config& config) {
+  FileSystem& fs = FileSystem::Real();
+  RETURN_IF_ERROR(fs.MakeDirectories(config.paths.run_dir, 0700));
+  const UniqueFd lock(open((config.paths.run_dir + "/laminad.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!lock) return ErrnoStatus(errno, "open " + config.paths.run_dir + "/laminad.lock");
+  if (flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
+    return MakeStatus(absl::StatusCode::kAlreadyExists, "another laminad runs on {}", config.paths.run_dir);
+  }
+  // Signals are taken by sigtimedwait below, in no other thread.
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int number : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&signals, number);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+
+  ASSIGN_OR_RETURN(const std::unique_ptr<NodeState> state, NodeState::Open(config, fs, Host::Real(), Clock::Real()));
+  ASSIGN_OR_RETURN(const std::unique_ptr<RestServer> rest,
+                   RestServer::Listen(config.laminad.rest_address, [&](const std::string& path) { return AnswerRest(*state, path); }));
+  ttrpc::Server shims;
+  RegisterShimService(shims, *state);
+  RETURN_IF_ERROR(shims.Listen(config.shim_socket()));
+
+  GrpcService service(*state);
+  grpc::ServerBuilder builder;
+  grpc::ResourceQuota quota("laminad");
+  quota.SetMaxThreads(4);
+  builder.SetResourceQuota(quota);
+  builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);
+  builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 1);
+  umask(0077);
+  unlink(config.grpc_socket().c_str());
+  builder.AddListeningPort("unix:" + config.grpc_socket(), grpc::InsecureServerCredentials());
+  builder.RegisterService(&service);
+  const std::unique_ptr<grpc::Server> grpc = builder.BuildAndStart();
+  if (grpc == nullptr) return MakeStatus(absl::StatusCode::kUnavailable, "gRPC at {}: cannot listen", config.grpc_socket());
+
+  RETURN_IF_ERROR(state->Reconcile());
+  spdlog::info("ready: shims at {}, gRPC at {}, REST at http://{}", config.shim_socket(), config.grpc_socket(), config.laminad.rest_address);
+  for (;;) {
+    const int number = sigtimedwait(&signals, nullptr, &kReconcileEvery);
+    if (number == SIGTERM || number == SIGINT) break;
+    if (number < 0) {
+      if (const absl::Status status = state->Reconcile(); !status.ok()) spdlog::warn("reconcile: {}", Message(status));
+    }
+  }
+  spdlog::info("ends; the pods go on");
+  grpc->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+  shims.Stop();
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  mallopt(M_ARENA_MAX, 2);
+  std::string path;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == "--config" && i + 1 < argc) {
+      path = argv[++i];
+    } else if (word == "--version") {
+      printf("laminad %s\n", LAMINA_VERSION);
+      return 0;
+    } else {
+      fprintf(stderr, "usage: laminad [--config FILE] [--version]\n");
+      return word == "--help" ? 0 : 2;
+    }
+  }
+  const absl::StatusOr<Config> config = path.empty() ? LoadDefaultConfig() : LoadConfig(path);
+  spdlog::set_default_logger(spdlog::stderr_logger_mt("laminad"));
+  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%fZ %l %v", spdlog::pattern_time_type::utc);
+  if (!config.ok()) {
+    spdlog::error("{}", Message(config.status()));
+    return 2;
+  }
+  spdlog::set_level(spdlog::level::from_str(config->laminad.log_level));
+  const absl::Status status = Run(*config);
+  if (status.ok()) return 0;
+  spdlog::error("{}", Message(status));
+  return 1;
+}
+
+}  // namespace
+}  // namespace lamina::node
+
+int main(int argc, char** argv) { return lamina::node::Main(argc, argv); }
