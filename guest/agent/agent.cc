@@ -1,0 +1,312 @@
+#include "guest/agent/agent.h"
+
+#include <net/if.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <vector>
+
+#include "base/log.h"
+#include "base/status.h"
+#include "guest/agent/files.h"
+#include "guest/agent/network.h"
+#include "guest/agent/system.h"
+
+namespace lamina::guest {
+namespace {
+
+using namespace agent::v1;  // the messages of the service that this file implements
+
+constexpr auto kNetDeviceTimeout = std::chrono::seconds(5);
+constexpr uint64_t kDefaultShmBytes = 64ULL << 20;
+constexpr int kMaxNetworkEntries = 1024;
+
+std::string LowerCase(std::string text) {
+  for (char& c : text) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  }
+  return text;
+}
+
+absl::StatusOr<Empty> Done(const absl::Status& status) {
+  if (!status.ok()) return status;
+  return Empty();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Agent>> Agent::Create(AgentOptions options, UniqueFd stdio, bool persistent,
+                                                     ModuleLoader& modules, DeviceMonitor& monitor,
+                                                     ProcessTable& processes, std::function<void()> on_shutdown) {
+  for (const char* sub : {"", "/layers", "/l", "/containers", "/crun", "/log", "/shared"}) {
+    const std::string path = options.root + sub;
+    if (mkdir(path.c_str(), 0755) != 0 && errno != EEXIST) return ErrnoStatus(errno, "mkdir " + path);
+  }
+  auto mux = StdioMux::Create(std::move(stdio), persistent);
+  return std::unique_ptr<Agent>(
+      new Agent(std::move(options), std::move(mux), modules, monitor, processes, std::move(on_shutdown)));
+}
+
+Agent::Agent(AgentOptions options, std::unique_ptr<StdioMux> mux, ModuleLoader& modules, DeviceMonitor& monitor,
+             ProcessTable& processes, std::function<void()> on_shutdown)
+    : options_(std::move(options)),
+      mux_(std::move(mux)),
+      modules_(modules),
+      monitor_(monitor),
+      processes_(processes),
+      on_shutdown_(std::move(on_shutdown)),
+      crun_(processes, options_.crun, options_.root),
+      layers_(options_.root, modules, monitor, Sysfs()),
+      containers_(ContainerTableOptions{options_.root, options_.cgroup_mount}, *mux_, processes, layers_, modules, crun_) {}
+
+absl::StatusOr<HelloResponse> Agent::Hello(const HelloRequest& request) {
+  if (request.protocol_version() != kProtocolVersion) {
+    return MakeStatus(absl::StatusCode::kFailedPrecondition, "the host speaks agent protocol {}, this agent {}",
+                      request.protocol_version(), kProtocolVersion);
+  }
+  if (options_.owns_machine) {
+    RETURN_IF_ERROR(SetClock(request.host_unix_nanos()));
+    RETURN_IF_ERROR(SeedRandom(request.random_seed()));
+  }
+  HelloResponse response;
+  response.set_protocol_version(kProtocolVersion);
+  response.set_agent_version(kAgentVersion);
+  response.set_kernel_release(KernelRelease());
+  response.set_online_vcpus(OnlineVcpus());
+  response.set_mem_total_bytes(MemTotalBytes());
+  response.set_agent_started_boot_seconds(options_.started_boot_seconds);
+  response.set_agent_ready_boot_seconds(BootSeconds());
+  return response;
+}
+
+absl::Status Agent::Configure(const ConfigureSandboxRequest& request) {
+  RETURN_IF_ERROR(CheckId(request.sandbox_id(), "sandbox id"));
+  const std::string content = request.SerializeAsString();
+  MutexLock lock(configure_mutex_);
+  if (content == configured_) return absl::OkStatus();
+  if (!sandbox_id_.empty() && sandbox_id_ != request.sandbox_id()) {
+    return MakeStatus(absl::StatusCode::kFailedPrecondition, "this guest is sandbox {}", sandbox_id_);
+  }
+  sandbox_id_ = request.sandbox_id();
+  if (options_.owns_machine) {
+    RETURN_IF_ERROR(SetHostname(request.hostname()));
+    RETURN_IF_ERROR(ConfigureNetwork(request));
+    for (const auto& [name, value] : request.sysctls()) RETURN_IF_ERROR(SetSysctl(name, value));
+  }
+  RETURN_IF_ERROR(
+      MountTmpfs(options_.root + "/shm", request.shm_bytes() == 0 ? kDefaultShmBytes : request.shm_bytes()));
+  if (!request.shared_tag().empty()) {
+    RETURN_IF_ERROR(modules_.Load("virtio-26"));
+    RETURN_IF_ERROR(MountVirtiofs(request.shared_tag(), options_.root + "/shared"));
+  }
+  configured_ = content;
+  return absl::OkStatus();
+}
+
+absl::Status Agent::ConfigureNetwork(const ConfigureSandboxRequest& request) {
+  if (request.interfaces_size() > 32 || request.routes_size() > kMaxNetworkEntries ||
+      request.neighbors_size() > kMaxNetworkEntries) {
+    return InvalidArgument("{} interfaces, {} routes, {} neighbours: more than a pod has", request.interfaces_size(),
+                           request.routes_size(), request.neighbors_size());
+  }
+  ASSIGN_OR_RETURN(Network network, Network::Open());
+  RETURN_IF_ERROR(network.LinkUp("lo"));
+  if (request.interfaces_size() > 0) RETURN_IF_ERROR(modules_.Load("virtio-1"));
+  for (const Interface& interface : request.interfaces()) {
+    RETURN_IF_ERROR(CheckInterfaceName(interface.name()));
+    const std::string mac = LowerCase(interface.mac());
+    RETURN_IF_ERROR(ParseMac(mac).status());
+    auto found = monitor_.WaitFor([&] { return Sysfs().FindNetDevice(mac); }, kNetDeviceTimeout);
+    if (!found.ok()) return found.status();
+    RETURN_IF_ERROR(network.Rename(*found, interface.name()));
+    // Also the link-local address is usable at once; a kernel without IPv6 has no such file.
+    WriteKernelFile(fmt::format("/proc/sys/net/ipv6/conf/{}/accept_dad", interface.name()), "0").IgnoreError();
+    if (interface.mtu() > 0) RETURN_IF_ERROR(network.SetMtu(interface.name(), interface.mtu()));
+    RETURN_IF_ERROR(network.LinkUp(interface.name()));
+    for (const std::string& text : interface.addresses()) {
+      ASSIGN_OR_RETURN(const IpAddress address, ParseIp(text));
+      RETURN_IF_ERROR(Annotate(network.AddAddress(interface.name(), address), text));
+    }
+  }
+  for (const Neighbor& neighbor : request.neighbors()) {
+    ASSIGN_OR_RETURN(const IpAddress address, ParseIp(neighbor.address()));
+    ASSIGN_OR_RETURN(const std::vector<uint8_t> mac, ParseMac(neighbor.mac()));
+    RETURN_IF_ERROR(network.AddNeighbor(neighbor.device(), address, mac));
+  }
+  // A gateway must be reachable by a route that is there already: the direct ones go first.
+  std::vector<const Route*> routes;
+  for (const Route& route : request.routes()) routes.push_back(&route);
+  std::stable_partition(routes.begin(), routes.end(), [](const Route* route) { return route->gateway().empty(); });
+  for (const Route* route : routes) {
+    if (route->scope() > 255) return InvalidArgument("route scope {}: over 255", route->scope());
+    RETURN_IF_ERROR(network.AddRoute({route->destination(), route->gateway(), route->source(), route->device(),
+                                      static_cast<uint8_t>(route->scope()), route->onlink(), route->ipv6(),
+                                      route->metric()}));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<MountLayersResponse> Agent::MountLayers(const MountLayersRequest& request) {
+  MountLayersResponse response;
+  for (const Layer& layer : request.layers()) {
+    ASSIGN_OR_RETURN(*response.add_results(), layers_.Mount(layer));
+  }
+  return response;
+}
+
+absl::Status Agent::UnmountLayers(const UnmountLayersRequest& request) {
+  absl::Status status;
+  for (const std::string& id : request.ids()) status.Update(layers_.Unmount(id));
+  return status;
+}
+
+void Agent::RegisterMachine(ttrpc::Server& server) {
+  using ttrpc::CallContext;
+  server.Handle<HelloRequest, HelloResponse>(
+      kAgentService, "Hello", [this](const CallContext&, const HelloRequest& request) { return Hello(request); });
+  server.Handle<ConfigureSandboxRequest, Empty>(
+      kAgentService, "ConfigureSandbox",
+      [this](const CallContext&, const ConfigureSandboxRequest& request) { return Done(Configure(request)); });
+  server.Handle<MountLayersRequest, MountLayersResponse>(
+      kAgentService, "MountLayers",
+      [this](const CallContext&, const MountLayersRequest& request) { return MountLayers(request); });
+  server.Handle<UnmountLayersRequest, Empty>(
+      kAgentService, "UnmountLayers",
+      [this](const CallContext&, const UnmountLayersRequest& request) { return Done(UnmountLayers(request)); });
+  server.Handle<Empty, GuestInfoResponse>(
+      kAgentService, "GuestInfo",
+      [](const CallContext&, const Empty&) -> absl::StatusOr<GuestInfoResponse> { return GuestInfo(); });
+  server.Handle<SetVcpusRequest, SetVcpusResponse>(
+      kAgentService, "SetVcpus",
+      [this](const CallContext&, const SetVcpusRequest& request) -> absl::StatusOr<SetVcpusResponse> {
+        if (!options_.owns_machine) return absl::FailedPreconditionError("this agent does not own its machine");
+        SetVcpusResponse response;
+        ASSIGN_OR_RETURN(const uint32_t online, SetVcpus(request.vcpus()));
+        response.set_online(online);
+        return response;
+      });
+  server.Handle<Empty, Empty>(kAgentService, "Shutdown",
+                              [this](const CallContext&, const Empty&) -> absl::StatusOr<Empty> {
+                                on_shutdown_();
+                                return Empty();
+                              });
+}
+
+void Agent::RegisterContainers(ttrpc::Server& server) {
+  using ttrpc::CallContext;
+  server.Handle<CreateContainerRequest, CreateContainerResponse>(
+      kAgentService, "CreateContainer",
+      [this](const CallContext&, const CreateContainerRequest& request) -> absl::StatusOr<CreateContainerResponse> {
+        ASSIGN_OR_RETURN(const pid_t pid, containers_.Create(request));
+        CreateContainerResponse response;
+        response.set_pid(static_cast<uint32_t>(pid));
+        return response;
+      });
+  server.Handle<UpdateContainerRequest, Empty>(
+      kAgentService, "UpdateContainer", [this](const CallContext&, const UpdateContainerRequest& request) {
+        return Done(containers_.Update(request.container_id(), request.resources_json()));
+      });
+  server.Handle<ProcessRequest, ContainerStats>(
+      kAgentService, "ContainerStats",
+      [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<ContainerStats> {
+        ASSIGN_OR_RETURN(const Cgroup cgroup, containers_.FindCgroup(request.container_id()));
+        return cgroup.Stats();
+      });
+  server.Handle<ProcessRequest, PidsResponse>(
+      kAgentService, "Pids", [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<PidsResponse> {
+        ASSIGN_OR_RETURN(const Cgroup cgroup, containers_.FindCgroup(request.container_id()));
+        ASSIGN_OR_RETURN(const std::vector<uint32_t> pids, cgroup.Pids());
+        PidsResponse response;
+        for (const uint32_t pid : pids) response.add_pids(pid);
+        return response;
+      });
+  const auto freeze = [this, &server](const char* method, bool frozen) {
+    server.Handle<ProcessRequest, Empty>(
+        kAgentService, method,
+        [this, frozen](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<Empty> {
+          ASSIGN_OR_RETURN(const Cgroup cgroup, containers_.FindCgroup(request.container_id()));
+          return Done(cgroup.Freeze(frozen));
+        });
+  };
+  freeze("PauseContainer", true);
+  freeze("ResumeContainer", false);
+  server.Handle<WaitOomRequest, WaitOomResponse>(
+      kAgentService, "WaitOom",
+      [this](const CallContext&, const WaitOomRequest& request) -> absl::StatusOr<WaitOomResponse> {
+        ASSIGN_OR_RETURN(const uint64_t count, containers_.WaitOom(request.container_id(), request.seen()));
+        WaitOomResponse response;
+        response.set_count(count);
+        return response;
+      });
+}
+
+void Agent::RegisterProcesses(ttrpc::Server& server) {
+  using ttrpc::CallContext;
+  server.Handle<ExecCreateRequest, Empty>(
+      kAgentService, "ExecCreate",
+      [this](const CallContext&, const ExecCreateRequest& request) { return Done(containers_.CreateExec(request)); });
+  server.Handle<ProcessRequest, StartProcessResponse>(
+      kAgentService, "StartProcess",
+      [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<StartProcessResponse> {
+        ASSIGN_OR_RETURN(const pid_t pid, containers_.Start(request.container_id(), request.exec_id()));
+        StartProcessResponse response;
+        response.set_pid(static_cast<uint32_t>(pid));
+        return response;
+      });
+  server.Handle<SignalProcessRequest, Empty>(
+      kAgentService, "SignalProcess", [this](const CallContext&, const SignalProcessRequest& request) {
+        return Done(containers_.Signal(request.container_id(), request.exec_id(),
+                                       static_cast<int>(std::min(request.signal(), 65U)), request.all()));
+      });
+  server.Handle<ProcessRequest, WaitProcessResponse>(
+      kAgentService, "WaitProcess",
+      [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<WaitProcessResponse> {
+        ASSIGN_OR_RETURN(const TaskExit exit, containers_.Wait(request.container_id(), request.exec_id()));
+        WaitProcessResponse response;
+        response.set_exit_status(static_cast<uint32_t>(exit.exit.status));
+        response.set_exited_at_unix_nanos(exit.exit.at_unix_nanos);
+        response.set_oom_killed(exit.oom_killed);
+        return response;
+      });
+  server.Handle<ResizeTerminalRequest, Empty>(
+      kAgentService, "ResizeTerminal",
+      [this](const CallContext&, const ResizeTerminalRequest& request) -> absl::StatusOr<Empty> {
+        if (request.width() > 65535 || request.height() > 65535) {
+          return InvalidArgument("terminal of {} by {}: over 65535", request.width(), request.height());
+        }
+        ASSIGN_OR_RETURN(const TaskRef task, containers_.FindTask(request.container_id(), request.exec_id()));
+        return Done(task->Resize(static_cast<uint16_t>(request.width()), static_cast<uint16_t>(request.height())));
+      });
+  server.Handle<ProcessRequest, Empty>(
+      kAgentService, "CloseStdin", [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<Empty> {
+        ASSIGN_OR_RETURN(const TaskRef task, containers_.FindTask(request.container_id(), request.exec_id()));
+        return Done(task->CloseStdin());
+      });
+  server.Handle<ProcessRequest, Empty>(
+      kAgentService, "DeleteProcess", [this](const CallContext&, const ProcessRequest& request) {
+        return Done(containers_.Delete(request.container_id(), request.exec_id()));
+      });
+}
+
+void Agent::Register(ttrpc::Server& server) {
+  RegisterMachine(server);
+  RegisterContainers(server);
+  RegisterProcesses(server);
+}
+
+void Agent::TearDown() {
+  containers_.DeleteAll();
+  layers_.UnmountAll();
+  for (const char* sub : {"/shared", "/shm"}) {
+    const std::string path = options_.root + sub;
+    if (umount2(path.c_str(), UMOUNT_NOFOLLOW) != 0 && errno != EINVAL && errno != ENOENT) {
+      LogWarning("{}", Message(ErrnoStatus(errno, "unmount " + path)));
+      umount2(path.c_str(), UMOUNT_NOFOLLOW | MNT_DETACH);
+    }
+  }
+}
+
+}  // namespace lamina::guest

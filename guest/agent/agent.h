@@ -1,0 +1,78 @@
+// The agent: serves proto/agent.proto on the RPC port and the containers' streams on the stdio port.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/mutex.h"
+#include "base/ttrpc/server.h"
+#include "base/unique_fd.h"
+#include "guest/agent/containers.h"
+#include "guest/agent/crun.h"
+#include "guest/agent/devices.h"
+#include "guest/agent/layers.h"
+#include "guest/agent/modules.h"
+#include "guest/agent/processes.h"
+#include "guest/protocol/stdio_mux.h"
+#include "proto/agent.pb.h"
+
+namespace lamina::guest {
+
+inline constexpr uint32_t kProtocolVersion = 1;
+inline constexpr char kAgentVersion[] = "0.1.0";
+inline constexpr char kAgentService[] = "lamina.agent.v1.Agent";
+
+struct AgentOptions {
+  std::string root = "/run/lamina";          // must exist
+  std::string crun = "/usr/bin/crun";
+  std::string cgroup_mount = "/sys/fs/cgroup";
+  bool owns_machine = true;                  // false: network, clock, vCPUs… are left alone (the agent as a plain program)
+  double started_boot_seconds = 0;
+};
+
+// Thread-safe.
+class Agent {
+ public:
+  // `stdio` is the stdio port (owned). `on_shutdown` is called once, from a call's thread, after Shutdown was asked for.
+  // `modules`, `monitor` and `processes` outlive the agent.
+  static absl::StatusOr<std::unique_ptr<Agent>> Create(AgentOptions options, UniqueFd stdio, bool persistent,
+                                                       ModuleLoader& modules, DeviceMonitor& monitor,
+                                                       ProcessTable& processes, std::function<void()> on_shutdown);
+
+  // Adds every method of the service. Before the server serves.
+  void Register(ttrpc::Server& server);
+
+  // Kills and removes all containers, unmounts layers and the shared directory. Not for use while calls are being served
+  // that make new ones.
+  void TearDown();
+
+ private:
+  Agent(AgentOptions options, std::unique_ptr<StdioMux> mux, ModuleLoader& modules, DeviceMonitor& monitor,
+        ProcessTable& processes, std::function<void()> on_shutdown);
+  absl::StatusOr<agent::v1::HelloResponse> Hello(const agent::v1::HelloRequest& request);
+  absl::Status Configure(const agent::v1::ConfigureSandboxRequest& request);
+  absl::Status ConfigureNetwork(const agent::v1::ConfigureSandboxRequest& request);
+  absl::StatusOr<agent::v1::MountLayersResponse> MountLayers(const agent::v1::MountLayersRequest& request);
+  absl::Status UnmountLayers(const agent::v1::UnmountLayersRequest& request);
+  void RegisterMachine(ttrpc::Server& server);
+  void RegisterContainers(ttrpc::Server& server);
+  void RegisterProcesses(ttrpc::Server& server);
+
+  const AgentOptions options_;
+  const std::unique_ptr<StdioMux> mux_;
+  ModuleLoader& modules_;
+  DeviceMonitor& monitor_;
+  ProcessTable& processes_;
+  const std::function<void()> on_shutdown_;
+  Crun crun_;
+  LayerTable layers_;
+  ContainerTable containers_;
+  Mutex configure_mutex_;
+  std::string configured_ GUARDED_BY(configure_mutex_);      // the request that was carried out
+  std::string sandbox_id_ GUARDED_BY(configure_mutex_);
+};
+
+}  // namespace lamina::guest

@@ -1,0 +1,30 @@
+// A container's root: overlayfs of its layers under a writable top on a tmpfs.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace lamina::guest {
+
+// The kernel's own bound (OVL_MAX_STACK).
+inline constexpr size_t kMaxLayers = 500;
+
+// "lowerdir=0:1,upperdir=…,workdir=…", topmost layer first. Mount options are limited to a page, so lower directories are
+// names relative to the directory that the caller stands in. InvalidArgument for no layers, too many, a name with ':' ','
+// or '\\', or options over 4095 bytes.
+absl::StatusOr<std::string> OverlayOptions(const std::vector<std::string>& lower, std::string_view upper,
+                                           std::string_view work);
+
+// Makes <directory>/{rw,rootfs}, mounts a tmpfs on rw and the overlay on rootfs. `top_layer` gives the root directory its
+// mode and owner. `links` are relative to `links_directory`. On error nothing stays mounted. Thread-safe.
+absl::Status MountOverlay(const std::string& directory, const std::string& links_directory,
+                          const std::vector<std::string>& links, const std::string& top_layer);
+
+// Unmounts both; OK when they are not mounted. A mount that is busy is detached.
+absl::Status UnmountOverlay(const std::string& directory);
+
+}  // namespace lamina::guest

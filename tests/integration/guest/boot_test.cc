@@ -1,0 +1,63 @@
+#include <gtest/gtest.h>
+
+#include "base/clock.h"
+#include "tests/integration/guest/guest_vm.h"
+
+namespace lamina::guest {
+namespace {
+
+using agent::v1::Empty;
+using agent::v1::GuestInfoResponse;
+
+TEST(Boot, TheAgentSaysWhoItIsAndHowLongTheBootTook) {
+  GuestVm& vm = GuestVm::Shared();
+  const auto& hello = vm.hello();
+  EXPECT_EQ(hello.protocol_version(), 1u);
+  EXPECT_NE(hello.kernel_release().find("cloud-amd64"), std::string::npos) << hello.kernel_release();
+  EXPECT_EQ(hello.online_vcpus(), 1u);
+  EXPECT_GT(hello.mem_total_bytes(), 150ULL << 20);
+  EXPECT_GT(hello.agent_ready_boot_seconds(), hello.agent_started_boot_seconds());
+  printf("from exec of QEMU to the answer: %.2f s; in the guest: agent started %.3f s, answered %.3f s\n",
+         vm.boot_seconds(), hello.agent_started_boot_seconds(), hello.agent_ready_boot_seconds());
+}
+
+TEST(Boot, AnotherProtocolVersionIsRefused) {
+  agent::v1::HelloRequest request;
+  request.set_protocol_version(99);
+  const auto response = GuestVm::Shared().Call<agent::v1::HelloResponse>("Hello", request);
+  EXPECT_EQ(response.status().code(), absl::StatusCode::kFailedPrecondition) << response.status();
+}
+
+TEST(Boot, TheGuestIsOneMountedTreeWithItsOwnCgroups) {
+  const auto info = GuestVm::Shared().Call<GuestInfoResponse>("GuestInfo", Empty());
+  ASSERT_TRUE(info.ok()) << info.status();
+  for (const char* mount : {" /proc proc ", " /sys sysfs ", " /dev devtmpfs ", " /sys/fs/cgroup cgroup2 ", " /run tmpfs "}) {
+    EXPECT_NE(info->mounts().find(mount), std::string::npos) << mount << " in " << info->mounts();
+  }
+  EXPECT_GT(info->mem_available_bytes(), 0u);
+}
+
+TEST(Boot, UnknownMethodsAreNamed) {
+  const auto response = GuestVm::Shared().Call<Empty>("Nonsense", Empty());
+  EXPECT_EQ(response.status().code(), absl::StatusCode::kUnimplemented);
+}
+
+// The smallest guest that is promised, with the agent's own share of it.
+TEST(Boot, NinetySixMiBAreEnough) {
+  VmOptions options;
+  options.memory_mib = 96;
+  options.devices = false;
+  const auto vm = GuestVm::Boot(options);
+  ASSERT_TRUE(vm.ok()) << vm.status();
+  const auto info = (*vm)->Call<GuestInfoResponse>("GuestInfo", Empty());
+  ASSERT_TRUE(info.ok()) << info.status();
+  EXPECT_GT(info->agent_rss_bytes(), 0u);
+  EXPECT_LE(info->agent_rss_bytes(), 3ULL << 20);
+  printf("96 MiB: total %llu KiB, available %llu KiB, agent %llu KiB; boot %.2f s\n",
+         static_cast<unsigned long long>(info->mem_total_bytes() >> 10),
+         static_cast<unsigned long long>(info->mem_available_bytes() >> 10),
+         static_cast<unsigned long long>(info->agent_rss_bytes() >> 10), (*vm)->boot_seconds());
+}
+
+}  // namespace
+}  // namespace lamina::guest

@@ -1,0 +1,108 @@
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <thread>
+
+#include "tests/integration/guest/pod.h"
+
+namespace lamina::guest {
+namespace {
+
+using agent::v1::ContainerStats;
+
+TEST(Limits, StatsTellUsageAndLimits) {
+  GuestVm& vm = GuestVm::Shared();
+  ContainerOptions options;
+  options.args = {"/bin/sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo ready; exec sleep 100000"};
+  options.resources_json = R"({"memory":{"limit":33554432},"pids":{"limit":50},"cpu":{"quota":50000,"period":100000},
+    "hugepageLimits":[{"pageSize":"2MB","limit":0},{"pageSize":"64KB","limit":0}]})";
+  TestContainer container(vm, options);
+  ASSERT_TRUE(container.created().ok()) << container.created();
+  ASSERT_TRUE(container.Start().ok());
+  container.out().UntilContains("ready");
+  const auto stats = vm.Call<ContainerStats>("ContainerStats", container.Request());
+  ASSERT_TRUE(stats.ok()) << stats.status();
+  EXPECT_GT(stats->cpu_usage_usec(), 0u);
+  EXPECT_GT(stats->cpu_periods(), 0u);
+  EXPECT_GT(stats->memory_usage_bytes(), 0u);
+  EXPECT_EQ(stats->memory_limit_bytes(), 33554432u);
+  EXPECT_EQ(stats->pids_current(), 1u);
+  EXPECT_EQ(stats->pids_limit(), 50u);
+  EXPECT_GT(stats->memory_stat().count("anon"), 0u);
+
+  agent::v1::UpdateContainerRequest update;
+  update.set_container_id(container.id());
+  update.set_resources_json(R"({"memory":{"limit":67108864},"pids":{"limit":60}})");
+  const auto updated = vm.Call("UpdateContainer", update);
+  ASSERT_TRUE(updated.ok()) << updated.status();
+  const auto after = vm.Call<ContainerStats>("ContainerStats", container.Request());
+  ASSERT_TRUE(after.ok());
+  EXPECT_EQ(after->memory_limit_bytes(), 67108864u);
+  EXPECT_EQ(after->pids_limit(), 60u);
+}
+
+TEST(Limits, AnOomKillIsToldToItsWaiterAndWithTheExit) {
+  GuestVm& vm = GuestVm::Shared();
+  ContainerOptions options;
+  // tail keeps the one endless line in memory.
+  options.args = {"/bin/sh", "-c", "exec tail /dev/zero"};
+  options.resources_json = R"({"memory":{"limit":16777216,"swap":16777216}})";
+  TestContainer container(vm, options);
+  ASSERT_TRUE(container.created().ok()) << container.created();
+  agent::v1::WaitOomRequest wait;
+  wait.set_container_id(container.id());
+  absl::StatusOr<agent::v1::WaitOomResponse> oom;
+  std::thread waiter([&] { oom = vm.Call<agent::v1::WaitOomResponse>("WaitOom", wait); });
+  ASSERT_TRUE(container.Start().ok());
+  const auto exit = container.Wait();
+  waiter.join();
+  EXPECT_EQ(exit.exit_status(), 137u);
+  EXPECT_TRUE(exit.oom_killed());
+  ASSERT_TRUE(oom.ok()) << oom.status();
+  EXPECT_GE(oom->count(), 1u);
+}
+
+TEST(Limits, AnOomWaiterIsToldWhenTheContainerGoes) {
+  GuestVm& vm = GuestVm::Shared();
+  TestContainer container(vm, {});
+  ASSERT_TRUE(container.created().ok()) << container.created();
+  agent::v1::WaitOomRequest wait;
+  wait.set_container_id(container.id());
+  absl::StatusOr<agent::v1::WaitOomResponse> oom;
+  std::thread waiter([&] { oom = vm.Call<agent::v1::WaitOomResponse>("WaitOom", wait); });
+  EXPECT_TRUE(container.Delete().ok());
+  waiter.join();
+  EXPECT_EQ(oom.status().code(), absl::StatusCode::kNotFound) << oom.status();
+}
+
+TEST(Limits, APausedContainerStandsStill) {
+  GuestVm& vm = GuestVm::Shared();
+  ContainerOptions options;
+  options.args = {"/bin/sh", "-c", "echo ready; while true; do :; done"};
+  TestContainer container(vm, options);
+  ASSERT_TRUE(container.created().ok()) << container.created();
+  ASSERT_TRUE(container.Start().ok());
+  container.out().UntilContains("ready");
+  ASSERT_TRUE(vm.Call("PauseContainer", container.Request()).ok());
+  const auto usage = [&] {
+    const auto stats = vm.Call<ContainerStats>("ContainerStats", container.Request());
+    EXPECT_TRUE(stats.ok()) << stats.status();
+    return stats.ok() ? stats->cpu_usage_usec() : 0;
+  };
+  // Freezing takes effect when each process next leaves the kernel: two equal readings in a row show it.
+  uint64_t last = usage();
+  int equal = 0;
+  for (int i = 0; i < 200 && equal < 3; ++i) {
+    const uint64_t now = usage();
+    equal = now == last ? equal + 1 : 0;
+    last = now;
+  }
+  EXPECT_EQ(equal, 3) << "it still runs";
+  ASSERT_TRUE(vm.Call("ResumeContainer", container.Request()).ok());
+  uint64_t resumed = last;
+  for (int i = 0; i < 200 && resumed == last; ++i) resumed = usage();
+  EXPECT_GT(resumed, last);
+}
+
+}  // namespace
+}  // namespace lamina::guest

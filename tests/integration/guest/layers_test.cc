@@ -1,0 +1,174 @@
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "tests/integration/guest/pod.h"
+
+namespace lamina::guest {
+namespace {
+
+namespace fs = std::filesystem;
+using agent::v1::Empty;
+using agent::v1::GuestInfoResponse;
+using agent::v1::MountLayersRequest;
+using agent::v1::MountLayersResponse;
+using agent::v1::UnmountLayersRequest;
+
+std::string Mounts(GuestVm& vm) {
+  const auto info = vm.Call<GuestInfoResponse>("GuestInfo", Empty());
+  EXPECT_TRUE(info.ok()) << info.status();
+  return info.ok() ? info->mounts() : "";
+}
+
+std::string MakeDirectoryWith(GuestVm& vm, const std::string& name, const std::string& file, const std::string& text) {
+  const std::string directory = vm.directory() + "/" + name;
+  fs::create_directories(directory);
+  std::ofstream(directory + "/" + file) << text;
+  return directory;
+}
+
+absl::Status Unmount(GuestVm& vm, const std::string& id) {
+  UnmountLayersRequest request;
+  request.add_ids(id);
+  return vm.Call("UnmountLayers", request).status();
+}
+
+TEST(Layers, ARegionOfTheArenaIsMountedWithDaxAndAgainAtOnce) {
+  GuestVm& vm = GuestVm::Shared();
+  const auto image = MakeErofs(MakeDirectoryWith(vm, "dax", "file", "text"), vm.directory() + "/dax.erofs");
+  ASSERT_TRUE(image.ok()) << image.status();
+  const auto region = vm.AddToArena(*image);
+  ASSERT_TRUE(region.ok());
+  MountLayersRequest request;
+  request.add_layers()->set_id(LayerId(0xda));
+  *request.mutable_layers(0)->mutable_pmem() = *region;
+  for (int repeat = 0; repeat < 2; ++repeat) {
+    const auto response = vm.Call<MountLayersResponse>("MountLayers", request);
+    ASSERT_TRUE(response.ok()) << response.status();
+    ASSERT_EQ(response->results_size(), 1);
+    EXPECT_TRUE(response->results(0).dax());
+    printf("pmem layer: device %.4f s, dm %.4f s, mount %.4f s\n", response->results(0).wait_device_seconds(),
+           response->results(0).map_seconds(), response->results(0).mount_seconds());
+  }
+  const std::string mounts = Mounts(vm);
+  const size_t at = mounts.find("/run/lamina/layers/" + LayerId(0xda) + " erofs ro");
+  ASSERT_NE(at, std::string::npos) << mounts;
+  EXPECT_NE(mounts.substr(at, 200).find("dax"), std::string::npos) << mounts.substr(at, 200);
+  // The same place for another layer, or another place for the same one, is a mistake of the host.
+  request.mutable_layers(0)->set_id(LayerId(0xdb));
+  EXPECT_EQ(vm.Call<MountLayersResponse>("MountLayers", request).status().code(), absl::StatusCode::kAlreadyExists);
+  for (int repeat = 0; repeat < 2; ++repeat) EXPECT_TRUE(Unmount(vm, LayerId(0xda)).ok());
+  EXPECT_EQ(Mounts(vm).find(LayerId(0xda)), std::string::npos);
+}
+
+TEST(Layers, WhatCannotBeMountedLeavesNothing) {
+  GuestVm& vm = GuestVm::Shared();
+  const std::string before = Mounts(vm);
+  const auto mount = [&](auto change) {
+    MountLayersRequest request;
+    auto* layer = request.add_layers();
+    layer->set_id(LayerId(0xbad));
+    layer->mutable_pmem()->set_pci_path(kPmemPath);
+    layer->mutable_pmem()->set_offset(100 << 20);  // nothing has been written there
+    layer->mutable_pmem()->set_size(4096);
+    change(*layer);
+    return vm.Call<MountLayersResponse>("MountLayers", request).status();
+  };
+  EXPECT_FALSE(mount([](auto&) {}).ok()) << "zeros are no EROFS";
+  EXPECT_EQ(mount([](auto& layer) { layer.mutable_pmem()->set_offset(1ULL << 40); }).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(mount([](auto& layer) { layer.mutable_pmem()->set_size(100); }).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(mount([](auto& layer) { layer.mutable_pmem()->set_pci_path("../../x"); }).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(mount([](auto& layer) { layer.set_id("../../etc"); }).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(mount([](auto& layer) { layer.clear_pmem(); }).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Mounts(vm), before);
+  // The id is free again.
+  EXPECT_TRUE(Unmount(vm, LayerId(0xbad)).ok());
+}
+
+TEST(Layers, AHotPluggedDiskIsMountedAndLeavesTheGuestWithItsLayer) {
+  GuestVm& vm = GuestVm::Shared();
+  const auto image = MakeErofs(MakeDirectoryWith(vm, "disk", "scsi-file", "from a disk"), vm.directory() + "/disk.erofs");
+  ASSERT_TRUE(image.ok()) << image.status();
+  ASSERT_TRUE(vm.PlugDisk(*image, 3).ok());
+  MountLayersRequest request;
+  auto* layer = request.add_layers();
+  layer->set_id(LayerId(0x5c51));
+  layer->mutable_scsi()->set_pci_path(kScsiPath);
+  layer->mutable_scsi()->set_target(0);
+  layer->mutable_scsi()->set_lun(3);
+  layer->mutable_scsi()->set_size(image->bytes + 4096);
+  EXPECT_EQ(vm.Call<MountLayersResponse>("MountLayers", request).status().code(), absl::StatusCode::kInvalidArgument)
+      << "a disk of another size is another disk";
+  ASSERT_TRUE(vm.UnplugDisk(3).ok());
+
+  ASSERT_TRUE(vm.PlugDisk(*image, 4).ok());
+  layer->mutable_scsi()->set_lun(4);
+  layer->mutable_scsi()->set_size(image->bytes);
+  const auto mounted = vm.Call<MountLayersResponse>("MountLayers", request);
+  ASSERT_TRUE(mounted.ok()) << mounted.status();
+  EXPECT_FALSE(mounted->results(0).dax());
+  printf("scsi layer: device %.4f s, mount %.4f s\n", mounted->results(0).wait_device_seconds(),
+         mounted->results(0).mount_seconds());
+  {
+    ContainerOptions options;
+    options.layers = {LayerId(0x5c51), BusyboxLayer(vm)};
+    options.args = {"/bin/cat", "/scsi-file"};
+    TestContainer container(vm, options);
+    ASSERT_TRUE(container.created().ok()) << container.created();
+    EXPECT_EQ(Unmount(vm, LayerId(0x5c51)).code(), absl::StatusCode::kFailedPrecondition) << "it is in use";
+    ASSERT_TRUE(container.Start().ok());
+    EXPECT_EQ(container.Wait().exit_status(), 0u);
+    EXPECT_EQ(container.out().ToEnd(), "from a disk");
+  }
+  ASSERT_TRUE(Unmount(vm, LayerId(0x5c51)).ok());
+  EXPECT_TRUE(vm.UnplugDisk(4).ok());
+}
+
+TEST(Layers, AHundredAndTwentyLayersStackUp) {
+  GuestVm& vm = GuestVm::Shared();
+  ContainerOptions options;
+  std::vector<std::string> ids;
+  for (int i = 0; i < 120; ++i) {
+    const std::string directory = vm.directory() + "/many";
+    fs::create_directories(directory);
+    std::ofstream(directory + "/top") << i;
+    std::ofstream(directory + "/only-" + std::to_string(i)) << i;
+    ids.push_back(MountDirectory(vm, directory));
+    fs::remove_all(directory);
+  }
+  options.layers.assign(ids.rbegin(), ids.rend());
+  options.layers.push_back(BusyboxLayer(vm));
+  options.args = {"/bin/sh", "-c", "cat /top; ls / | grep -c only-"};
+  {
+    TestContainer container(vm, options);
+    ASSERT_TRUE(container.created().ok()) << container.created();
+    ASSERT_TRUE(container.Start().ok());
+    EXPECT_EQ(container.Wait().exit_status(), 0u);
+    EXPECT_EQ(container.out().ToEnd(), "119120\n");
+  }
+  UnmountLayersRequest request;
+  for (const std::string& id : ids) request.add_ids(id);
+  EXPECT_TRUE(vm.Call("UnmountLayers", request).ok());
+}
+
+TEST(Layers, UpperLayersHideLowerOnesAndWritesStayInTheContainer) {
+  GuestVm& vm = GuestVm::Shared();
+  const std::string lower = MountDirectory(vm, MakeDirectoryWith(vm, "lower", "name", "lower"));
+  const std::string upper = MountDirectory(vm, MakeDirectoryWith(vm, "upper", "name", "upper"));
+  ContainerOptions options;
+  options.layers = {upper, lower, BusyboxLayer(vm)};
+  options.args = {"/bin/sh", "-c", "cat /name; echo written > /name; cat /name"};
+  for (int repeat = 0; repeat < 2; ++repeat) {
+    TestContainer container(vm, options);
+    ASSERT_TRUE(container.created().ok()) << container.created();
+    ASSERT_TRUE(container.Start().ok());
+    EXPECT_EQ(container.Wait().exit_status(), 0u);
+    EXPECT_EQ(container.out().ToEnd(), "upperwritten\n");
+  }
+}
+
+}  // namespace
+}  // namespace lamina::guest

@@ -1,0 +1,74 @@
+#include "guest/agent/cgroup.h"
+
+#include <gtest/gtest.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <limits>
+
+#include "base/unique_fd.h"
+#include "proto/agent.pb.h"
+
+namespace lamina::guest {
+namespace {
+
+class CgroupTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    char pattern[] = "/tmp/lamina-cgroup-XXXXXX";
+    ASSERT_NE(mkdtemp(pattern), nullptr);
+    root_ = pattern;
+    std::filesystem::create_directories(root_ + "/lamina/c1/inner");
+  }
+  void TearDown() override { std::filesystem::remove_all(root_); }
+  void Write(const std::string& file, const std::string& text) { std::ofstream(root_ + "/lamina/c1/" + file) << text; }
+  std::string root_;
+};
+
+TEST_F(CgroupTest, StatsComeFromTheFilesOfVersion2) {
+  Write("cpu.stat", "usage_usec 12\nuser_usec 7\nsystem_usec 5\nnr_periods 3\nnr_throttled 2\nthrottled_usec 9\n");
+  Write("memory.current", "4096\n");
+  Write("memory.max", "max\n");
+  Write("memory.peak", "8192\n");
+  Write("memory.stat", "anon 1\nfile 2\n");
+  Write("memory.events", "oom 1\noom_kill 2\n");
+  Write("pids.current", "4\n");
+  Write("pids.max", "100\n");
+  const auto stats = Cgroup(root_, "/lamina/c1").Stats();
+  ASSERT_TRUE(stats.ok()) << stats.status();
+  EXPECT_EQ(stats->cpu_usage_usec(), 12u);
+  EXPECT_EQ(stats->cpu_throttled_periods(), 2u);
+  EXPECT_EQ(stats->memory_usage_bytes(), 4096u);
+  EXPECT_EQ(stats->memory_limit_bytes(), std::numeric_limits<uint64_t>::max());
+  EXPECT_EQ(stats->memory_max_usage_bytes(), 8192u);
+  EXPECT_EQ(stats->memory_stat().at("file"), 2u);
+  EXPECT_EQ(stats->memory_oom_kill(), 2u);
+  EXPECT_EQ(stats->pids_limit(), 100u);
+}
+
+TEST_F(CgroupTest, AMissingCgroupIsNotFound) {
+  const Cgroup cgroup(root_, "/lamina/none");
+  EXPECT_EQ(cgroup.Stats().status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(cgroup.OomKills().status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(cgroup.Pids().status().code(), absl::StatusCode::kNotFound);
+  EXPECT_TRUE(cgroup.KillAll().ok());
+}
+
+TEST_F(CgroupTest, PidsOfInnerCgroupsCount) {
+  Write("cgroup.procs", "10\n11\n");
+  Write("inner/cgroup.procs", "12\n");
+  EXPECT_EQ(*Cgroup(root_, "/lamina/c1").Pids(), (std::vector<uint32_t>{10, 11, 12}));
+}
+
+TEST_F(CgroupTest, OomWaitAnswersAtOnceWhatHasHappenedAndEndsWithItsContainer) {
+  Write("memory.events", "oom_kill 2\n");
+  const Cgroup cgroup(root_, "/lamina/c1");
+  UniqueFd stop(eventfd(1, EFD_CLOEXEC));
+  EXPECT_EQ(*cgroup.WaitForOomKills(1, stop.get()), 2u);
+  EXPECT_EQ(cgroup.WaitForOomKills(2, stop.get()).status().code(), absl::StatusCode::kCancelled);
+}
+
+}  // namespace
+}  // namespace lamina::guest

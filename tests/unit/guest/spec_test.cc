@@ -1,0 +1,134 @@
+#include "guest/agent/spec.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+namespace lamina::guest {
+namespace {
+
+using Json = nlohmann::json;
+
+Json Minimal() {
+  return Json::parse(R"({"ociVersion":"1.0.2","process":{"args":["/bin/true"],"cwd":"/"},"root":{"path":"/host/rootfs"},
+    "linux":{"namespaces":[{"type":"pid"},{"type":"mount"}],"cgroupsPath":"/kubepods/x"}})");
+}
+
+absl::StatusOr<Json> Prepare(const Json& spec, SpecContext context = {}) {
+  if (context.container_id.empty()) context.container_id = "c1";
+  if (context.rootfs.empty()) context.rootfs = "/run/lamina/containers/c1/rootfs";
+  auto prepared = PrepareSpec(spec.dump(), context);
+  if (!prepared.ok()) return prepared.status();
+  return Json::parse(prepared->config_json);
+}
+
+TEST(Spec, TheGuestsFactsGoIn) {
+  Json spec = Minimal();
+  spec["process"]["consoleSize"] = {{"width", 80}, {"height", 24}};
+  const auto prepared = Prepare(spec);
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  EXPECT_EQ((*prepared)["root"]["path"], "/run/lamina/containers/c1/rootfs");
+  EXPECT_EQ((*prepared)["linux"]["cgroupsPath"], "/lamina/c1");
+  EXPECT_EQ((*prepared)["process"]["terminal"], false);
+  EXPECT_FALSE((*prepared)["process"].contains("consoleSize"));
+  EXPECT_EQ((*prepared)["ociVersion"], "1.0.2");
+}
+
+TEST(Spec, WhatTheGuestCannotDoGoesOut) {
+  Json spec = Minimal();
+  spec["hooks"] = {{"prestart", Json::array({{{"path", "/bin/evil"}}})}};
+  spec["hostname"] = "web";
+  spec["process"]["apparmorProfile"] = "cri-containerd.apparmor.d";
+  spec["process"]["selinuxLabel"] = "x";
+  spec["linux"]["mountLabel"] = "x";
+  spec["linux"]["intelRdt"] = Json::object();
+  spec["linux"]["resources"] = Json::parse(
+      R"({"network":{"classID":1},"cpu":{"shares":2,"realtimeRuntime":1},"memory":{"limit":5,"swappiness":1},
+          "hugepageLimits":[{"pageSize":"2MB","limit":0},{"pageSize":"1GB","limit":0}]})");
+  SpecContext context;
+  context.has_huge_pages = [](std::string_view size) { return size == "2MB"; };
+  const auto prepared = Prepare(spec, context);
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  EXPECT_FALSE(prepared->contains("hooks"));
+  EXPECT_FALSE(prepared->contains("hostname"));
+  EXPECT_FALSE((*prepared)["process"].contains("apparmorProfile"));
+  EXPECT_FALSE((*prepared)["process"].contains("selinuxLabel"));
+  EXPECT_FALSE((*prepared)["linux"].contains("mountLabel"));
+  EXPECT_FALSE((*prepared)["linux"].contains("intelRdt"));
+  const Json& resources = (*prepared)["linux"]["resources"];
+  EXPECT_EQ(resources, Json::parse(R"({"cpu":{"shares":2},"memory":{"limit":5},
+                                       "hugepageLimits":[{"pageSize":"2MB","limit":0}]})"));
+}
+
+TEST(Spec, AHostnameStaysWithAUtsNamespaceOfItsOwn) {
+  Json spec = Minimal();
+  spec["hostname"] = "web";
+  spec["linux"]["namespaces"].push_back({{"type", "uts"}});
+  EXPECT_EQ((*Prepare(spec))["hostname"], "web");
+}
+
+TEST(Spec, NamespacePathsOfTheHostAreRefused) {
+  Json spec = Minimal();
+  spec["linux"]["namespaces"].push_back({{"type", "network"}, {"path", "/var/run/netns/cni-1"}});
+  const auto prepared = Prepare(spec);
+  ASSERT_EQ(prepared.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(std::string(prepared.status().message()).find("network"), std::string::npos);
+  spec["linux"]["namespaces"][2]["path"] = "/proc/17/ns/net";
+  EXPECT_TRUE(Prepare(spec).ok());
+}
+
+TEST(Spec, BrokenSpecsAreRefusedWithWhere) {
+  const SpecContext context{.container_id = "c1", .rootfs = "/r"};
+  for (const char* bad : {"", "[]", "{", "null", R"({"process":3})", R"({"process":{"args":[],"cwd":"/"}})",
+                          R"({"process":{"args":["x",1],"cwd":"/"}})", R"({"process":{"args":["x"]}})",
+                          R"({"process":{"args":["x"],"cwd":"rel"}})",
+                          R"({"process":{"args":["x"],"cwd":"/"},"linux":{"namespaces":{}}})",
+                          R"({"process":{"args":["x"],"cwd":"/"},"linux":{"namespaces":[{"path":"/proc/1"}]}})"}) {
+    EXPECT_EQ(PrepareSpec(bad, context).status().code(), absl::StatusCode::kInvalidArgument) << bad;
+  }
+  std::string deep = R"({"process":{"args":["x"],"cwd":"/"},"a":)";
+  deep += std::string(100000, '[') + std::string(100000, ']') + "}";
+  EXPECT_EQ(PrepareSpec(deep, context).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(Spec, ARootWithoutLayersMustBeShared) {
+  SpecContext context{.container_id = "c1"};
+  Json spec = Minimal();
+  EXPECT_FALSE(PrepareSpec(spec.dump(), context).ok());
+  spec["root"]["path"] = "/run/lamina/shared/../../etc";
+  EXPECT_FALSE(PrepareSpec(spec.dump(), context).ok());
+  spec["root"]["path"] = "/run/lamina/shared/rootfs";
+  const auto prepared = PrepareSpec(spec.dump(), context);
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  EXPECT_EQ(prepared->rootfs, "/run/lamina/shared/rootfs");
+}
+
+TEST(Spec, BytesThatAreNotTextDoNotThrow) {
+  const std::string spec = "{\"process\":{\"args\":[\"\xff\xfe\"],\"cwd\":\"/\"}}";
+  // The parser refuses them; whichever way, there is an answer.
+  EXPECT_FALSE(PrepareSpec(spec, {.container_id = "c1", .rootfs = "/r"}).ok());
+}
+
+TEST(Spec, IsBelowWantsWholeCleanParts) {
+  EXPECT_TRUE(IsBelow("/a/b/c", "/a/b"));
+  for (const char* bad : {"/a/b", "/a/b/", "/a/bc", "/a/b/../c", "/a/b/./c", "/a/b//c", "/a/b/c/", "a/b/c", ""}) {
+    EXPECT_FALSE(IsBelow(bad, "/a/b")) << bad;
+  }
+}
+
+TEST(Spec, ExecsAreCheckedTheSameWay) {
+  const auto process = PrepareProcess(R"({"args":["sh"],"cwd":"/","apparmorProfile":"x"})", true);
+  ASSERT_TRUE(process.ok());
+  EXPECT_EQ(Json::parse(*process), Json::parse(R"({"args":["sh"],"cwd":"/","terminal":true})"));
+  EXPECT_FALSE(PrepareProcess(R"({"args":[],"cwd":"/"})", false).ok());
+}
+
+TEST(Spec, ResourcesForAnUpdateLoseWhatCgroupV2HasNot) {
+  const auto resources = PrepareResources(R"({"memory":{"limit":1,"kernel":2},"hugepageLimits":[{"pageSize":"2MB"}]})",
+                                          [](std::string_view) { return false; });
+  ASSERT_TRUE(resources.ok());
+  EXPECT_EQ(Json::parse(*resources), Json::parse(R"({"memory":{"limit":1}})"));
+}
+
+}  // namespace
+}  // namespace lamina::guest

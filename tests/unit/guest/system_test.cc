@@ -1,0 +1,65 @@
+#include "guest/agent/system.h"
+
+#include <gtest/gtest.h>
+
+#include "guest/agent/boot.h"
+#include "guest/agent/crun.h"
+#include "guest/agent/run.h"
+
+namespace lamina::guest {
+namespace {
+
+TEST(System, SysctlNamesBecomePathsBelowProcSys) {
+  EXPECT_EQ(*SysctlPath("net.ipv4.ip_forward"), "/proc/sys/net/ipv4/ip_forward");
+  EXPECT_EQ(*SysctlPath("net/ipv4/conf/eth0.1/forwarding"), "/proc/sys/net/ipv4/conf/eth0.1/forwarding");
+  EXPECT_EQ(*SysctlPath("net.ipv4.conf.eth0/1.forwarding"), "/proc/sys/net/ipv4/conf/eth0.1/forwarding");
+  for (const std::string& bad : {std::string(), std::string("a..b"), std::string("../x"), std::string("net/../../x"),
+                                 std::string("a b"), std::string("/etc/passwd"), std::string("a."), std::string(300, 'a')}) {
+    EXPECT_EQ(SysctlPath(bad).status().code(), absl::StatusCode::kInvalidArgument) << bad;
+  }
+}
+
+TEST(System, MeminfoIsReadInBytes) {
+  const char* text = "MemTotal:         503000 kB\nMemFree:            1000 kB\nHugePages_Total:       3\n";
+  EXPECT_EQ(MemInfoBytes(text, "MemTotal"), 503000u * 1024);
+  EXPECT_EQ(MemInfoBytes(text, "MemFree"), 1000u * 1024);
+  EXPECT_EQ(MemInfoBytes(text, "Mem"), 0u);
+  EXPECT_EQ(MemInfoBytes(text, "Cached"), 0u);
+  EXPECT_EQ(MemInfoBytes("Name:\tx\nVmRSS:\t    2 kB\n", "VmRSS"), 2048u);
+}
+
+TEST(System, ControllersAreEnabledByName) {
+  EXPECT_EQ(SubtreeControlOf("cpuset cpu io memory pids"), "+cpuset +cpu +io +memory +pids");
+  EXPECT_EQ(SubtreeControlOf(""), "");
+}
+
+TEST(Crun, ErrorsCarryCrunsWordsAndACode) {
+  const absl::Status missing = CrunError(
+      "create", 1, "2026-01-02T10:00:00.000000000Z: executable file `nope` not found in $PATH: No such file or directory\n");
+  EXPECT_EQ(missing.code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(missing.message(), "crun create: executable file `nope` not found in $PATH: No such file or directory");
+  EXPECT_EQ(CrunError("exec", 1, "open executable: Permission denied").code(), absl::StatusCode::kPermissionDenied);
+  EXPECT_EQ(CrunError("exec", 1, "something else\nand more\n").message(), "crun exec: something else; and more");
+  EXPECT_EQ(CrunError("exec", 7, "").message(), "crun exec: exit code 7");
+  EXPECT_LE(CrunError("exec", 7, std::string(100000, 'x')).message().size(), 2200u);
+}
+
+TEST(Run, ArgumentsOfTheProgramThatIsNotInit) {
+  const auto parse = [](std::vector<const char*> words) {
+    words.insert(words.begin(), "lamina-agent");
+    return ParseArguments(static_cast<int>(words.size()), const_cast<char**>(words.data()));
+  };
+  const auto options = parse({"--no-boot", "--rpc-socket", "/r", "--stdio-socket", "/s", "--root", "/x"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_FALSE(options->boot);
+  EXPECT_EQ(options->rpc_socket, "/r");
+  EXPECT_EQ(options->root, "/x");
+  EXPECT_FALSE(parse({}).ok());
+  EXPECT_FALSE(parse({"--no-boot"}).ok());
+  EXPECT_FALSE(parse({"--no-boot", "--rpc-socket"}).ok());
+  EXPECT_FALSE(parse({"--no-boot", "--rpc-socket", "/r", "--stdio-socket", "/s", "--root", "rel"}).ok());
+  EXPECT_FALSE(parse({"--what"}).ok());
+}
+
+}  // namespace
+}  // namespace lamina::guest
