@@ -57,6 +57,13 @@ absl::Status Run(const Config& config) {
   const std::unique_ptr<grpc::Server> grpc = builder.BuildAndStart();
   if (grpc == nullptr) return MakeStatus(absl::StatusCode::kUnavailable, "gRPC at {}: cannot listen", config.grpc_socket());
 
+  // Decided before the first pod: the trial boot may take seconds. A host that cannot boot a VM yet still has its REST and its ledger.
+  const absl::StatusOr<std::string> accel = vmm::ChooseAccel(config);
+  if (accel.ok()) {
+    spdlog::info("VMs run on {}", *accel);
+  } else {
+    spdlog::warn("choice of acceleration: {}", Message(accel.status()));
+  }
   RETURN_IF_ERROR(state->Reconcile());
   spdlog::info("ready: shims at {}, gRPC at {}, REST at http://{}", config.shim_socket(), config.grpc_socket(), config.laminad.rest_address);
   for (;;) {

@@ -17,7 +17,7 @@ constexpr uint32_t kFunctionsPerSlot = 8;
 constexpr char kKernelArgs[] =
     "quiet loglevel=0 tsc=reliable no_timer_check noreplace-smp reboot=t panic=-1 cryptomgr.notests "
     "random.trust_cpu=on "
-    "rcupdate.rcu_expedited=1 pci=noaer edd=off rdinit=/init";
+    "rcupdate.rcu_expedited=1 pci=noaer edd=off swiotlb=noforce rdinit=/init";
 
 // QEMU reads a comma in a value as two.
 std::string Escape(const std::string& value) {

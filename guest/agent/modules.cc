@@ -52,6 +52,8 @@ absl::Status ModuleLoader::Load(const std::string& group) {
       if (errno != ENODEV) return ErrnoStatus(errno, "load the kernel module " + path);
       LogDebug("kernel module {}: no such hardware", entry.name);
     }
+    // The initramfs is memory: what has been loaded need not lie there a second time.
+    unlink(path.c_str());
   }
   loaded_.insert(group);
   return absl::OkStatus();

@@ -30,7 +30,7 @@ class ModuleLoader {
       : directory_(std::move(directory)), order_(std::move(order)) {}
 
   // Loads the group's modules in order. OK for a group without modules and for modules that are loaded already; a
-  // module that finds no hardware (ENODEV, e.g. crc32c-intel) is passed over.
+  // module that finds no hardware (ENODEV, e.g. crc32c-intel) is passed over. The files are removed once loaded.
   absl::Status Load(const std::string& group);
 
  private:

@@ -3,7 +3,7 @@
 # Leaves <outdir>/{vmlinux,initramfs.img,versions.txt}. Does nothing when its inputs have not changed.
 #   LAMINA_GUEST_CACHE     where downloaded packages are kept (default <outdir>/cache)
 #   LAMINA_GUEST_KERNEL    kernel package (default: what linux-image-cloud-amd64 depends on)
-#   LAMINA_GUEST_COMPRESS  none (default; see docs/guest.md for the figures) or lz4
+#   LAMINA_GUEST_COMPRESS  lz4 (default: boots as fast as none and needs 5 MiB less while it boots) or none
 set -euo pipefail
 export LC_ALL=C
 
@@ -14,9 +14,9 @@ fi
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
-agent=$(realpath "$2")
+agent=$(realpath -e "$2")
 cache=${LAMINA_GUEST_CACHE:-$out/cache}
-compress=${LAMINA_GUEST_COMPRESS:-none}
+compress=${LAMINA_GUEST_COMPRESS:-lz4}
 crun=$(command -v crun) || { echo "crun is not installed" >&2; exit 1; }
 mkdir -p "$cache"
 cache=$(cd "$cache" && pwd)

@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -111,7 +112,7 @@ absl::Status GuestVm::Start(const VmOptions& options) {
   const std::string image = LAMINA_GUEST_IMAGE;
   std::vector<std::string> argv = {
       "qemu-system-x86_64", "-machine", fmt::format("q35{}", options.devices ? ",memory-backend=ram" : ""), "-accel",
-      "tcg,thread=single", "-cpu", "max", "-nodefaults", "-no-user-config", "-display", "none", "-m",
+      options.max_vcpus > 1 ? "tcg" : "tcg,thread=single", "-smp", fmt::format("1,maxcpus={}", options.max_vcpus), "-cpu", "max", "-nodefaults", "-no-user-config", "-display", "none", "-m",
       fmt::format("{}M,slots=4,maxmem=8G", options.memory_mib), "-bios", "/usr/share/qemu/qboot.rom", "-kernel",
       image + "/vmlinux", "-initrd", image + "/initramfs.img", "-append",
       "console=ttyS0 quiet loglevel=4 tsc=reliable no_timer_check noreplace-smp reboot=t panic=-1 cryptomgr.notests "
@@ -139,6 +140,7 @@ absl::Status GuestVm::Start(const VmOptions& options) {
              std::string("-object"),
              fmt::format("memory-backend-file,id=arena0,mem-path={},size={},share=on,readonly=on", arena, kArenaBytes),
              std::string("-device"), std::string("pcie-root-port,id=port0,addr=04.0,chassis=1"), std::string("-device"),
+             std::string("pcie-root-port,id=port1,addr=09.0,chassis=2"), std::string("-device"),
              std::string("virtio-pmem-pci,memdev=arena0,bus=port0"), std::string("-device"),
              std::string("virtio-scsi-pci,id=scsi0,addr=05.0"), std::string("-netdev"),
              std::string("user,id=net0,restrict=on"), std::string("-device"),
@@ -163,13 +165,21 @@ absl::Status GuestVm::Start(const VmOptions& options) {
 }
 
 absl::Status GuestVm::Connect() {
+  RETURN_IF_ERROR(Until(steady_clock::now() + std::chrono::seconds(60), qemu_, "QEMU's monitor", [&] {
+    if (!qmp_) qmp_ = ConnectTo(directory_ + "/qmp");
+    return static_cast<bool>(qmp_);
+  }));
+  RETURN_IF_ERROR(ConnectPorts());
+  return Qmp(R"({"execute":"qmp_capabilities"})");
+}
+
+absl::Status GuestVm::ConnectPorts() {
   const auto deadline = steady_clock::now() + std::chrono::seconds(60);
   UniqueFd rpc, stdio;
   RETURN_IF_ERROR(Until(deadline, qemu_, "the guest's ports", [&] {
-    if (!qmp_) qmp_ = ConnectTo(directory_ + "/qmp");
     if (!rpc) rpc = ConnectTo(directory_ + "/rpc");
     if (!stdio) stdio = ConnectTo(directory_ + "/stdio");
-    return qmp_ && rpc && stdio;
+    return rpc && stdio;
   }));
   client_ = ttrpc::Client::FromFd(std::move(rpc), "agent");
   mux_ = StdioMux::Create(std::move(stdio), false);
@@ -177,16 +187,24 @@ absl::Status GuestVm::Connect() {
   request.set_protocol_version(1);
   request.set_host_unix_nanos(UnixNanos(Clock::Real().Wall()));
   request.set_random_seed("not so random seed of a test");
-  // Bytes written before the guest has opened its port may be dropped: as the host does, ask again.
-  absl::Status status;
-  RETURN_IF_ERROR(Until(deadline, qemu_, "the agent's hello", [&] {
-    auto response = Call<agent::v1::HelloResponse>("Hello", request, std::chrono::milliseconds(500));
-    status = response.status();
-    if (response.ok()) hello_ = *response;
-    return response.ok() || status.code() == absl::StatusCode::kFailedPrecondition;
-  }));
-  RETURN_IF_ERROR(status);
-  return Qmp(R"({"execute":"qmp_capabilities"})");
+  ASSIGN_OR_RETURN(hello_, Call<agent::v1::HelloResponse>("Hello", request));
+  return absl::OkStatus();
+}
+
+absl::Status GuestVm::Reconnect() {
+  client_.reset();
+  mux_.reset();
+  {
+    UniqueFd cut = ConnectTo(directory_ + "/rpc");
+    const char half[] = {0, 0, 1, 0, 0, 0, 0, 1, 1, 0, 'h', 'a', 'l', 'f'};
+    if (!cut || write(cut.get(), half, sizeof half) != sizeof half) return ErrnoStatus(errno, "write half a frame");
+    // QEMU takes the bytes only when it next polls; a socket closed before would lose them.
+    int unsent = 1;
+    RETURN_IF_ERROR(Until(steady_clock::now() + std::chrono::seconds(5), 0, "half a frame to be taken", [&] {
+      return ioctl(cut.get(), TIOCOUTQ, &unsent) == 0 && unsent == 0;
+    }));
+  }
+  return ConnectPorts();
 }
 
 GuestVm::~GuestVm() {
@@ -242,6 +260,17 @@ absl::Status GuestVm::PlugDisk(const DiskImage& image, uint32_t lun) {
   return Qmp(fmt::format(
       R"({{"execute":"device_add","arguments":{{"driver":"scsi-hd","id":"hd{0}","bus":"scsi0.0","channel":0,"scsi-id":0,"lun":{0},"drive":"disk{0}"}}}})",
       lun));
+}
+
+absl::Status GuestVm::PlugArena(const DiskImage& image) {
+  const std::string path = directory_ + "/arena1";
+  fs::copy_file(image.path, path);
+  // Memory devices come in steps of 2 MiB.
+  if (truncate(path.c_str(), 4 << 20) != 0) return ErrnoStatus(errno, "truncate " + path);
+  RETURN_IF_ERROR(Qmp(fmt::format(
+      R"({{"execute":"object-add","arguments":{{"qom-type":"memory-backend-file","id":"arena1","mem-path":"{}","size":{},"share":true,"readonly":true}}}})",
+      path, 4 << 20)));
+  return Qmp(R"({"execute":"device_add","arguments":{"driver":"virtio-pmem-pci","id":"pmem1","memdev":"arena1","bus":"port1"}})");
 }
 
 absl::Status GuestVm::UnplugDisk(uint32_t lun) {

@@ -21,6 +21,7 @@ inline constexpr char kMac[] = "02:42:0a:01:02:03";
 
 struct VmOptions {
   int memory_mib = 256;
+  int max_vcpus = 1;
   bool devices = true;   // arena, SCSI, network, shared directory
 };
 
@@ -58,7 +59,12 @@ class GuestVm {
   // Plugs the image in as a SCSI disk while the guest runs, and out again.
   absl::Status PlugDisk(const DiskImage& image, uint32_t lun);
   absl::Status UnplugDisk(uint32_t lun);
+  // A second arena with the image at offset 0, in the free root port at "09.0/00.0".
+  absl::Status PlugArena(const DiskImage& image);
   absl::Status Qmp(const std::string& command);
+  // What a host program that was killed and its successor do: both connections are dropped (the RPC one in the middle of a
+  // frame), then opened anew.
+  absl::Status Reconnect();
   // Blocks until QEMU has ended by itself.
   bool WaitForEnd(std::chrono::seconds timeout);
 
@@ -66,6 +72,7 @@ class GuestVm {
   GuestVm() = default;
   absl::Status Start(const VmOptions& options);
   absl::Status Connect();
+  absl::Status ConnectPorts();
 
   std::string directory_;
   pid_t qemu_ = 0, virtiofsd_ = 0;

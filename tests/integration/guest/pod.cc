@@ -171,7 +171,7 @@ TestContainer::TestContainer(GuestVm& vm, const ContainerOptions& options) : vm_
     for (const std::string& layer : options.layers) request.add_layer_ids(layer);
   }
   if (options.stdin_stream || options.terminal) request.set_stdin_stream(in_stream_ = vm.NewStream());
-  request.set_stdout_stream(vm.NewStream());
+  request.set_stdout_stream(out_stream_ = vm.NewStream());
   out_ = std::make_unique<Capture>(vm, request.stdout_stream());
   if (!options.terminal) {
     request.set_stderr_stream(vm.NewStream());

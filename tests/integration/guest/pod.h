@@ -67,6 +67,7 @@ class TestContainer {
   Capture& out() { return *out_; }
   Capture& err() { return *err_; }
   uint32_t in_stream() const { return in_stream_; }
+  uint32_t out_stream() const { return out_stream_; }
   agent::v1::ProcessRequest Request(const std::string& exec_id = "") const;
   // Create, start, wait, output.
   struct Result {
@@ -80,7 +81,7 @@ class TestContainer {
   GuestVm& vm_;
   std::string id_;
   absl::Status created_;
-  uint32_t in_stream_ = 0;
+  uint32_t in_stream_ = 0, out_stream_ = 0;
   std::unique_ptr<Capture> out_, err_;
   int execs_ = 0;
 };

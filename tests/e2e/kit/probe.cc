@@ -1,0 +1,197 @@
+// Runs inside containers of the tests, statically linked: says what the container sees and may do.
+//   tree PATH [SKIP…]      a line for each path below PATH: "path type mode uid gid nlink mtime what xattrs"
+//   ids                    real and effective ids, groups
+//   try SYSCALL…           "<name> <errno name or ok>" for each: keyctl unshare mount reboot mknod chroot settime
+//   eat MIB [seconds]      touches that much memory, says so, keeps it for so long
+//   burn MILLISECONDS      uses a CPU for that long (CPU time)
+//   write PATH TEXT        one write(2), then fsync; prints ok or the error
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/keyctl.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <string>
+#include <vector>
+
+namespace {
+
+constexpr uint64_t kFnv = 0xcbf29ce484222325;
+
+uint64_t Hash(uint64_t hash, const char* data, size_t size) {
+  for (size_t i = 0; i < size; ++i) hash = (hash ^ static_cast<uint8_t>(data[i])) * 0x100000001b3;
+  return hash;
+}
+
+std::string Escape(const std::string& name) {
+  std::string text;
+  char hex[8];
+  for (const char c : name) {
+    if (c > 32 && c < 127 && c != '\\') {
+      text += c;
+    } else {
+      snprintf(hex, sizeof hex, "\\x%02x", static_cast<uint8_t>(c));
+      text += hex;
+    }
+  }
+  return text;
+}
+
+std::string Xattrs(const std::string& path) {
+  char names[4096], value[4096], line[512];
+  const ssize_t size = llistxattr(path.c_str(), names, sizeof names);
+  std::vector<std::string> found;
+  for (ssize_t at = 0; at < size; at += static_cast<ssize_t>(strlen(names + at)) + 1) {
+    const ssize_t n = lgetxattr(path.c_str(), names + at, value, sizeof value);
+    if (strncmp(names + at, "trusted.overlay.", 16) == 0 || strcmp(names + at, "security.selinux") == 0) continue;
+    snprintf(line, sizeof line, " %s=%016llx", names + at,
+             static_cast<unsigned long long>(n < 0 ? 0 : Hash(kFnv, value, static_cast<size_t>(n))));
+    found.push_back(line);
+  }
+  std::sort(found.begin(), found.end());
+  std::string all;
+  for (const std::string& one : found) all += one;
+  return all;
+}
+
+void Tree(const std::string& path, const std::vector<std::string>& skip, std::vector<std::string>& lines) {
+  if (std::find(skip.begin(), skip.end(), path) != skip.end()) return;
+  struct stat st {};
+  if (lstat(path.c_str(), &st) != 0) {
+    lines.push_back(Escape(path) + " " + strerror(errno));
+    return;
+  }
+  char type = 'f', what[4400] = "-";
+  if (S_ISREG(st.st_mode)) {
+    const int fd = open(path.c_str(), O_RDONLY);
+    static char buffer[1 << 16];
+    uint64_t hash = kFnv;
+    ssize_t n = fd < 0 ? -1 : 0;
+    while (fd >= 0 && (n = read(fd, buffer, sizeof buffer)) > 0) hash = Hash(hash, buffer, static_cast<size_t>(n));
+    if (n < 0) {
+      snprintf(what, sizeof what, "%s", strerror(errno));
+    } else {
+      snprintf(what, sizeof what, "%lld:%016llx", static_cast<long long>(st.st_size), static_cast<unsigned long long>(hash));
+    }
+    if (fd >= 0) close(fd);
+  } else if (S_ISDIR(st.st_mode)) {
+    type = 'd';
+  } else if (S_ISLNK(st.st_mode)) {
+    type = 'l';
+    char target[1024];
+    const ssize_t n = readlink(path.c_str(), target, sizeof target);
+    snprintf(what, sizeof what, "%s", Escape(std::string(target, n < 0 ? 0 : static_cast<size_t>(n))).c_str());
+  } else if (S_ISFIFO(st.st_mode)) {
+    type = 'p';
+  } else {
+    type = S_ISCHR(st.st_mode) ? 'c' : 'b';
+    snprintf(what, sizeof what, "%u,%u", major(st.st_rdev), minor(st.st_rdev));
+  }
+  char rest[256];
+  snprintf(rest, sizeof rest, " %c %04o %u %u %lu %lld ", type, st.st_mode & 07777, st.st_uid, st.st_gid,
+           type == 'd' ? 0UL : static_cast<unsigned long>(st.st_nlink), static_cast<long long>(st.st_mtime));
+  if (path != "/") lines.push_back(Escape(path) + rest + what + Xattrs(path));
+  if (type != 'd') return;
+  DIR* dir = opendir(path.c_str());
+  while (const dirent* entry = dir != nullptr ? readdir(dir) : nullptr) {
+    const std::string name = entry->d_name;
+    if (name != "." && name != "..") Tree((path == "/" ? "" : path) + "/" + name, skip, lines);
+  }
+  if (dir != nullptr) closedir(dir);
+}
+
+// 0 or an errno. Nothing that can work changes the machine: each is given arguments which fail after the check.
+int Try(const std::string& name) {
+  long result = -1;
+  errno = 0;
+  if (name == "keyctl") {
+    result = syscall(SYS_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING, 0, 0, 0);
+  } else if (name == "unshare") {
+    result = unshare(CLONE_NEWUTS);
+  } else if (name == "mount") {
+    result = mount("none", "/tmp", "tmpfs", 0, nullptr);
+  } else if (name == "reboot") {
+    result = syscall(SYS_reboot, 0, 0, 0, nullptr);
+  } else if (name == "mknod") {
+    result = mknod("/tmp/probe-node", S_IFCHR | 0600, makedev(1, 3));
+  } else if (name == "chroot") {
+    result = chroot("/");
+  } else if (name == "settime") {
+    const timespec bad{0, -1};
+    result = clock_settime(CLOCK_REALTIME, &bad);
+  } else {
+    return ENOSYS;
+  }
+  return result < 0 ? errno : 0;
+}
+
+int Eat(size_t mib, unsigned seconds) {
+  char* memory = static_cast<char*>(mmap(nullptr, mib << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (memory == MAP_FAILED) return perror("mmap"), 1;
+  for (size_t at = 0; at < mib << 20; at += 4096) memory[at] = 1;
+  printf("ate %zu MiB\n", mib);
+  fflush(stdout);
+  sleep(seconds);
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::vector<std::string> args(argv + 1, argv + argc);
+  const std::string verb = args.empty() ? "" : args[0];
+  if (verb == "tree" && args.size() >= 2) {
+    std::vector<std::string> lines;
+    Tree(args[1], {args.begin() + 2, args.end()}, lines);
+    std::sort(lines.begin(), lines.end());
+    for (const std::string& line : lines) puts(line.c_str());
+    return 0;
+  }
+  if (verb == "ids") {
+    printf("uid=%u euid=%u gid=%u egid=%u groups=", getuid(), geteuid(), getgid(), getegid());
+    gid_t groups[64];
+    const int n = getgroups(64, groups);
+    std::sort(groups, groups + (n < 0 ? 0 : n));
+    for (int i = 0; i < n; ++i) printf("%s%u", i == 0 ? "" : ",", groups[i]);
+    return puts(""), 0;
+  }
+  if (verb == "try") {
+    for (size_t i = 1; i < args.size(); ++i) {
+      const int error = Try(args[i]);
+      printf("%s %s\n", args[i].c_str(), error == 0 ? "ok" : strerrorname_np(error));
+    }
+    return 0;
+  }
+  if (verb == "eat" && args.size() >= 2)
+    return Eat(strtoul(args[1].c_str(), nullptr, 10), args.size() > 2 ? static_cast<unsigned>(atoi(args[2].c_str())) : 0);
+  if (verb == "burn" && args.size() == 2) {
+    const clock_t end = clock() + CLOCKS_PER_SEC / 1000 * atol(args[1].c_str());
+    while (clock() < end) {
+    }
+    return puts("burnt"), 0;
+  }
+  if (verb == "write" && args.size() == 3) {
+    const int fd = open(args[1].c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    if (fd < 0 || write(fd, args[2].data(), args[2].size()) < 0 || fsync(fd) != 0) {
+      printf("%s\n", strerrorname_np(errno));
+      return 1;
+    }
+    return puts("ok"), 0;
+  }
+  fprintf(stderr, "probe: tree|ids|try|eat|burn|write\n");
+  return 2;
+}

@@ -1,0 +1,171 @@
+// The agent as a plain program on this machine, with the real crun, in a mount namespace of its own: what a debugger, the
+// sanitizers and the coverage build can see.
+#include <gtest/gtest.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "base/subprocess.h"
+#include "base/ttrpc/client.h"
+#include "guest/protocol/stdio_mux.h"
+#include "proto/agent.pb.h"
+#include "tests/integration/guest/pod.h"
+
+namespace lamina::guest {
+namespace {
+
+namespace fs = std::filesystem;
+using agent::v1::Empty;
+using agent::v1::ProcessRequest;
+
+class PlainAgentTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    char pattern[] = "/tmp/lamina-plain-agent-XXXXXX";
+    ASSERT_NE(mkdtemp(pattern), nullptr);
+    root_ = pattern;
+    fs::create_directories(root_ + "/root/shared");
+    fs::copy(BusyboxDirectory(), root_ + "/root/shared/rootfs",
+             fs::copy_options::recursive | fs::copy_options::copy_symlinks);
+    SpawnOptions options;
+    // crun refuses a hybrid of cgroup v1 and v2: in the agent's mount namespace there is v2 alone.
+    options.argv = {"unshare", "--mount", "/bin/sh", "-c", "mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec \"$0\" \"$@\"",
+                    LAMINA_AGENT, "--no-boot", "--rpc-socket", root_ + "/rpc", "--stdio-socket", root_ + "/stdio", "--root",
+                    root_ + "/root"};
+    options.log_path = root_ + "/log";
+    auto pid = Spawn(options);
+    ASSERT_TRUE(pid.ok()) << pid.status();
+    pid_ = *pid;
+    UniqueFd stdio = Connect(root_ + "/stdio");
+    ASSERT_TRUE(stdio) << Log();
+    mux_ = StdioMux::Create(std::move(stdio), false);
+    UniqueFd rpc = Connect(root_ + "/rpc");
+    ASSERT_TRUE(rpc) << Log();
+    client_ = ttrpc::Client::FromFd(std::move(rpc), "agent");
+  }
+
+  void TearDown() override {
+    client_.reset();
+    mux_.reset();
+    if (pid_ > 0) {
+      kill(pid_, SIGKILL);
+      waitpid(pid_, nullptr, 0);
+    }
+    if (HasFailure()) fprintf(stderr, "%s\n", Log().c_str());
+    fs::remove_all(root_);
+    for (const char* cgroup : {"/sys/fs/cgroup/unified/lamina", "/sys/fs/cgroup/lamina"}) rmdir(cgroup);
+  }
+
+  UniqueFd Connect(const std::string& path) {
+    for (int i = 0; i < 500; ++i) {
+      sockaddr_un address{};
+      address.sun_family = AF_UNIX;
+      std::strncpy(address.sun_path, path.c_str(), sizeof address.sun_path - 1);
+      UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+      if (connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0) return fd;
+      poll(nullptr, 0, 10);
+    }
+    return UniqueFd();
+  }
+
+  std::string Log() {
+    std::ifstream log(root_ + "/log");
+    return std::string(std::istreambuf_iterator<char>(log), {});
+  }
+
+  template <typename Response = Empty, typename Request>
+  absl::StatusOr<Response> Call(const char* method, const Request& request) {
+    Response response;
+    const absl::Status status =
+        client_->Call("lamina.agent.v1.Agent", method, request, &response, std::chrono::seconds(30));
+    if (!status.ok()) return status;
+    return response;
+  }
+
+  absl::StatusOr<agent::v1::CreateContainerResponse> Create(const std::string& id, const std::string& script,
+                                                            uint32_t out) {
+    auto spec = nlohmann::json::parse(SpecJson({.args = {"/bin/sh", "-c", script}}));
+    spec["root"]["path"] = root_ + "/root/shared/rootfs";
+    spec["linux"]["namespaces"] = {{{"type", "pid"}}, {{"type", "mount"}}};
+    nlohmann::json mounts = nlohmann::json::array();
+    for (const auto& mount : spec["mounts"]) {
+      if (mount["destination"] == "/proc" || mount["destination"] == "/dev") mounts.push_back(mount);
+    }
+    spec["mounts"] = mounts;
+    agent::v1::CreateContainerRequest request;
+    request.set_container_id(id);
+    request.set_spec_json(spec.dump());
+    request.set_stdout_stream(out);
+    return Call<agent::v1::CreateContainerResponse>("CreateContainer", request);
+  }
+
+  std::string Output(uint32_t stream) {
+    int fds[2];
+    EXPECT_EQ(pipe2(fds, O_CLOEXEC), 0);
+    EXPECT_TRUE(mux_->AttachSink(stream, UniqueFd(fds[1]), nullptr).ok());
+    std::string text;
+    char buffer[4096];
+    for (ssize_t n; (n = read(fds[0], buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<size_t>(n));
+    close(fds[0]);
+    return text;
+  }
+
+  std::string root_;
+  pid_t pid_ = 0;
+  std::unique_ptr<StdioMux> mux_;
+  std::unique_ptr<ttrpc::Client> client_;
+};
+
+TEST_F(PlainAgentTest, ItRunsContainersAndEndsOnShutdown) {
+  agent::v1::HelloRequest hello;
+  hello.set_protocol_version(1);
+  ASSERT_TRUE(Call<agent::v1::HelloResponse>("Hello", hello).ok());
+  const auto created = Create("plain", "echo $$; exit 5", 1);
+  ASSERT_TRUE(created.ok()) << created.status();
+  ProcessRequest process;
+  process.set_container_id("plain");
+  const auto started = Call<agent::v1::StartProcessResponse>("StartProcess", process);
+  ASSERT_TRUE(started.ok()) << started.status();
+  EXPECT_EQ(Output(1), "1\n");
+  const auto exit = Call<agent::v1::WaitProcessResponse>("WaitProcess", process);
+  ASSERT_TRUE(exit.ok()) << exit.status();
+  EXPECT_EQ(exit->exit_status(), 5u);
+  EXPECT_TRUE(Call("DeleteProcess", process).ok());
+  EXPECT_FALSE(fs::exists(root_ + "/root/containers/plain"));
+  EXPECT_FALSE(fs::exists(root_ + "/root/crun/plain"));
+
+  // One that still runs is killed by the shutdown.
+  ASSERT_TRUE(Create("running", "sleep 1000", 2).ok());
+  process.set_container_id("running");
+  ASSERT_TRUE(Call<agent::v1::StartProcessResponse>("StartProcess", process).ok());
+  EXPECT_TRUE(Call("Shutdown", Empty()).ok());
+  int status = 0;
+  ASSERT_EQ(waitpid(pid_, &status, 0), pid_);
+  pid_ = 0;
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  EXPECT_FALSE(fs::exists(root_ + "/root/containers/running"));
+}
+
+TEST_F(PlainAgentTest, TheMachineIsNotItsOwn) {
+  agent::v1::SetVcpusRequest vcpus;
+  vcpus.set_vcpus(1);
+  EXPECT_EQ(Call<agent::v1::SetVcpusResponse>("SetVcpus", vcpus).status().code(), absl::StatusCode::kFailedPrecondition);
+  agent::v1::HelloRequest hello;
+  hello.set_protocol_version(1);
+  hello.set_host_unix_nanos(1);
+  EXPECT_TRUE(Call<agent::v1::HelloResponse>("Hello", hello).ok());
+  EXPECT_GT(time(nullptr), 1'000'000'000);
+}
+
+}  // namespace
+}  // namespace lamina::guest
