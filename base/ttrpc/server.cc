@@ -40,6 +40,9 @@ struct Connection {
   std::string out GUARDED_BY(mutex);
   bool closed GUARDED_BY(mutex) = false;
   bool want_write GUARDED_BY(mutex) = false;
+  // How many peers a persistent port has lost: a call's answer goes to the peer that made it or to nobody, because the
+  // next one counts its stream ids from 1 again.
+  std::atomic<uint64_t> epoch{0};
   bool idle_port = false;  // loop thread only: read gave 0 on a persistent port
 };
 
@@ -94,6 +97,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
   struct Work {
     std::shared_ptr<Connection> connection;
     uint32_t stream_id;
+    uint64_t epoch;
     Request request;
   };
 
@@ -201,6 +205,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
       connection->reader = FrameReader();
       {
         MutexLock lock(connection->mutex);
+        ++connection->epoch;
         connection->out.clear();
         connection->want_write = false;
       }
@@ -225,16 +230,17 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
 
   void Dispatch(const std::shared_ptr<Connection>& connection, Frame& frame) {
     if (frame.type != FrameType::kRequest) return;
-    Work work{connection, frame.stream_id, {}};
+    const uint64_t epoch = connection->epoch;
+    Work work{connection, frame.stream_id, epoch, {}};
     if (frame.oversized) {
-      return Answer(*connection, frame.stream_id, absl::ResourceExhaustedError("the request is over 4 MiB"));
+      return Answer(*connection, epoch, frame.stream_id, absl::ResourceExhaustedError("the request is over 4 MiB"));
     }
     if (!work.request.ParseFromString(frame.payload)) {
-      return Answer(*connection, frame.stream_id, absl::InvalidArgumentError("the request does not parse"));
+      return Answer(*connection, epoch, frame.stream_id, absl::InvalidArgumentError("the request does not parse"));
     }
     MutexLock lock(mutex_);
     if (busy_ + queue_.size() >= options_.max_concurrent_calls) {
-      return Answer(*connection, frame.stream_id,
+      return Answer(*connection, epoch, frame.stream_id,
                     MakeStatus(absl::StatusCode::kResourceExhausted, "{} calls are under way already",
                                busy_ + queue_.size()));
     }
@@ -249,7 +255,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
       ++idle_;  // it takes one piece of work as its first act
     } else if (idle_ == 0 && busy_ == 0) {
       queue_.pop_back();
-      Answer(*connection, frame.stream_id, status);
+      Answer(*connection, epoch, frame.stream_id, status);
     }
   }
 
@@ -266,7 +272,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
       Work work = std::move(queue_.front());
       queue_.pop_front();
       mutex_.Unlock();
-      Answer(*work.connection, work.stream_id, Run(work));
+      Answer(*work.connection, work.epoch, work.stream_id, Run(work));
       work = Work();
       mutex_.Lock();
       --busy_;
@@ -301,7 +307,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
     return method->second(context, request.payload());
   }
 
-  void Answer(Connection& connection, uint32_t stream_id, const absl::StatusOr<std::string>& result) {
+  void Answer(Connection& connection, uint64_t epoch, uint32_t stream_id, const absl::StatusOr<std::string>& result) {
     Response response;
     if (result.ok()) {
       response.set_payload(*result);
@@ -314,10 +320,10 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
     frame.type = FrameType::kResponse;
     response.SerializeToString(&frame.payload);
     const absl::StatusOr<std::string> bytes = EncodeFrame(frame);
-    if (!bytes.ok()) return Answer(connection, stream_id, bytes.status());
+    if (!bytes.ok()) return Answer(connection, epoch, stream_id, bytes.status());
     {
       MutexLock lock(connection.mutex);
-      if (connection.closed) return;
+      if (connection.closed || connection.epoch != epoch) return;
       if (connection.out.size() + bytes->size() > kMaxQueuedBytes) {
         connection.closed = true;
         shutdown(connection.fd.get(), SHUT_RDWR);

@@ -49,6 +49,7 @@ struct Stream {
   UniqueFd source;
   bool has_source = false;
   bool source_ended = false;
+  bool refused = false;               // the peer wants no more: what it still grants is late
   size_t credit = kStdioWindowBytes;  // what the peer still lets us send
   std::function<void()> source_done;
   // The peer's direction: peer -> sink.
@@ -59,6 +60,8 @@ struct Stream {
   std::string received;
   size_t window = kStdioWindowBytes;  // what the peer may still send
   size_t ungranted = 0;               // written to the sink, not yet given back as credit
+  bool ended_before = false;  // a peer that is gone ended its direction: what the next one sends is dropped
+  size_t stale = 0;           // of `received`: from a peer that is gone, so no credit to give back
   std::function<void()> sink_done;
 };
 
@@ -256,12 +259,15 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
     if (n < 0) {
       stream.sink.reset();
       stream.discard = true;
-      stream.ungranted += stream.received.size();
+      stream.ungranted += stream.received.size() - stream.stale;
+      stream.stale = 0;
       stream.received.clear();
       Append(id, kReset, 0);
     } else {
+      const size_t stale = std::min(stream.stale, static_cast<size_t>(n));
       stream.received.erase(0, static_cast<size_t>(n));
-      stream.ungranted += static_cast<size_t>(n);
+      stream.stale -= stale;
+      stream.ungranted += static_cast<size_t>(n) - stale;
     }
     Grant(id, stream);
   }
@@ -300,14 +306,31 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
     status_ = MakeStatus(absl::StatusCode::kUnavailable, "stdio: {}", why);
   }
 
+  // The next peer begins anew: with whole frames, full windows, and without what was on its way to the last
+  // one. What that one sent is still written to its sinks; ends that it may not have heard of are told again.
+  void PeerLost() REQUIRES(mutex_) {
+    no_peer_ = true;
+    in_.clear();
+    out_.clear();
+    for (const uint32_t id : early_) streams_.erase(id);
+    early_.clear();
+    for (auto& [id, stream] : streams_) {
+      stream.credit = stream.window = kStdioWindowBytes;
+      stream.ungranted = 0;
+      stream.stale = stream.received.size();
+      stream.ended_before = stream.peer_ended;
+      if (stream.has_source && stream.source_ended) Append(id, kEof, 0);
+      if (stream.discard) Append(id, kReset, 0);
+    }
+  }
+
   void Receive() REQUIRES(mutex_) {
     char buffer[32 * 1024];
     const ssize_t n = read(channel_.get(), buffer, sizeof buffer);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (n <= 0) {
       if (!persistent_) return Fail(n == 0 ? "the channel ended" : strerror(errno));
-      no_peer_ = true;
-      in_.clear();
+      PeerLost();
       return;
     }
     in_.append(buffer, static_cast<size_t>(n));
@@ -339,11 +362,11 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
     Stream& stream = it->second;
     switch (kind) {
       case kData:
-        if (payload.size() > stream.window || stream.peer_ended) {
+        if (payload.size() > stream.window || (stream.peer_ended && !stream.ended_before)) {
           return Fail(fmt::format("the peer sent more than it may on stream {}", id));
         }
         stream.window -= payload.size();
-        if (stream.discard) {
+        if (stream.discard || stream.ended_before) {
           stream.ungranted += payload.size();
           Grant(id, stream);
           return;
@@ -352,6 +375,7 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
         if (stream.sink) WriteSink(id, stream);
         return;
       case kCredit:
+        if (stream.refused) return;
         if (length > kStdioWindowBytes - stream.credit) {
           return Fail(fmt::format("the peer granted {} bytes too many on stream {}", length, id));
         }
@@ -366,6 +390,7 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
           stream.source_ended = true;
           Append(id, kEof, 0);
         }
+        stream.refused = true;
         stream.credit = kStdioWindowBytes;
         return;
     }
@@ -382,7 +407,7 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
       if (n < 0 && errno == EINTR) continue;
       if (n == 0 || errno == EAGAIN) break;
       if (!persistent_) return Fail(strerror(errno));
-      no_peer_ = true;
+      return PeerLost();
     }
     out_.erase(0, sent);
     if (out_.empty() && out_.capacity() > kStdioMaxFrameBytes && streams_.empty()) out_.shrink_to_fit();

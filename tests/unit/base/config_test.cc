@@ -1,0 +1,84 @@
+#include "base/config.h"
+
+#include <gtest/gtest.h>
+
+#include "base/file_system.h"
+#include "tests/testing/status_matchers.h"
+
+namespace lamina {
+namespace {
+
+using testing::HasStatus;
+
+constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+
+TEST(Config, EmptyTextGivesDefaults) {
+  const auto config = ParseConfig("", "c");
+  ASSERT_OK(config);
+  EXPECT_EQ(config->paths.run_dir, "/run/lamina");
+  EXPECT_EQ(config->shim_socket(), "/run/lamina/shim.sock");
+}
+
+TEST(Config, ReadsValues) {
+  const auto config = ParseConfig(
+      "[sizing]\noverhead_cpu = \"0.5\"\noverhead_memory = \"64MiB\"\nallowed_annotations = "
+      "[\"lamina.io/default-cpu\"]\n"
+      "[layers]\nvpmem = false\npolicy = \"classic\"\narena_size = \"256MiB\"\n",
+      "c");
+  ASSERT_OK(config);
+  EXPECT_EQ(config->sizing.overhead_nano_cpus, 500'000'000);
+  EXPECT_EQ(config->sizing.overhead_memory_bytes, 64 * kMiB);
+  EXPECT_EQ(config->sizing.allowed_annotations, std::vector<std::string>{"lamina.io/default-cpu"});
+  EXPECT_FALSE(config->layers.vpmem);
+}
+
+TEST(Config, ErrorsNameKeyLineAndValue) {
+  EXPECT_THAT(
+      ParseConfig("[sizing]\noverhead_cpus = \"1\"\n", "c.toml"),
+      HasStatus(
+          kInvalid,
+          "c.toml:2: unknown option sizing.overhead_cpus; the nearest known one is sizing.overhead_cpu"));
+  EXPECT_THAT(ParseConfig("[sizing]\noverhead_cpu = 0.5\n", "c"), HasStatus(kInvalid, "sizing.overhead_cpu"));
+  EXPECT_THAT(ParseConfig("[sizing]\noverhead_memory = \"64MB!\"\n", "c"), HasStatus(kInvalid, "64MB!"));
+  EXPECT_THAT(ParseConfig("[hypervisor]\naccel = \"xen\"\n", "c"),
+              HasStatus(kInvalid, "must be one of auto, kvm, tcg"));
+  EXPECT_THAT(ParseConfig("[paths]\nrun_dir = \"relative\"\n", "c"), HasStatus(kInvalid, "absolute"));
+  EXPECT_THAT(ParseConfig("[hypervisor]\nhotplug_ports = 65\n", "c"), HasStatus(kInvalid, "from 1 to 64"));
+  EXPECT_THAT(ParseConfig("[layers]\npolicy = \"classic\"\narena_size = \"512MiB\"\n", "c"),
+              HasStatus(kInvalid, "layers.arena_size"));
+  EXPECT_THAT(ParseConfig("run_dir = \"/x\"\n", "c"), HasStatus(kInvalid, "outside a section"));
+  EXPECT_THAT(ParseConfig("[sizing\n", "c"), HasStatus(kInvalid, "c:1"));
+  EXPECT_THAT(ParseConfig("[memory]\nreserve = -1\n", "c"), HasStatus(kInvalid, "-1"));
+}
+
+TEST(Config, SampleShowsTheDefaults) {
+  const auto text = FileSystem::Real().Read(LAMINA_SOURCE_DIR "/config/lamina.toml", 1 << 20);
+  ASSERT_OK(text);
+  const auto sample = ParseConfig(*text, "lamina.toml");
+  ASSERT_OK(sample);
+  const Config defaults;
+  EXPECT_EQ(sample->paths.guest_dir, defaults.paths.guest_dir);
+  EXPECT_EQ(sample->sizing.overhead_nano_cpus, defaults.sizing.overhead_nano_cpus);
+  EXPECT_EQ(sample->sizing.overhead_memory_bytes, defaults.sizing.overhead_memory_bytes);
+  EXPECT_EQ(sample->sizing.default_nano_cpus, defaults.sizing.default_nano_cpus);
+  EXPECT_EQ(sample->sizing.default_memory_bytes, defaults.sizing.default_memory_bytes);
+  EXPECT_EQ(sample->sizing.allowed_annotations, defaults.sizing.allowed_annotations);
+  EXPECT_EQ(sample->hypervisor.accel, defaults.hypervisor.accel);
+  EXPECT_EQ(sample->hypervisor.firmware, defaults.hypervisor.firmware);
+  EXPECT_EQ(sample->hypervisor.virtiofsd, defaults.hypervisor.virtiofsd);
+  EXPECT_EQ(sample->hypervisor.boot_timeout_seconds, defaults.hypervisor.boot_timeout_seconds);
+  EXPECT_EQ(sample->hypervisor.hotplug_ports, defaults.hypervisor.hotplug_ports);
+  EXPECT_EQ(sample->hypervisor.vmm_overhead_memory_bytes, defaults.hypervisor.vmm_overhead_memory_bytes);
+  EXPECT_EQ(sample->layers.policy, defaults.layers.policy);
+  EXPECT_EQ(sample->layers.sharing, defaults.layers.sharing);
+  EXPECT_EQ(sample->layers.arena_bytes, defaults.layers.arena_bytes);
+  EXPECT_EQ(sample->layers.max_layer_bytes, defaults.layers.max_layer_bytes);
+  EXPECT_EQ(sample->layers.max_arenas_per_pod, defaults.layers.max_arenas_per_pod);
+  EXPECT_EQ(sample->layers.idle_budget_bytes, defaults.layers.idle_budget_bytes);
+  EXPECT_EQ(sample->memory.reserve_bytes, defaults.memory.reserve_bytes);
+  EXPECT_EQ(sample->memory.min_available_bytes, defaults.memory.min_available_bytes);
+  EXPECT_EQ(sample->laminad.rest_address, defaults.laminad.rest_address);
+}
+
+}  // namespace
+}  // namespace lamina

@@ -1,0 +1,96 @@
+#include "base/subprocess.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+#include "base/file_system.h"
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/temp_dir.h"
+
+namespace lamina {
+namespace {
+
+using std::chrono::seconds;
+using testing::HasStatus;
+using testing::TempDir;
+
+TEST(RunCommand, GivesOutputAndCode) {
+  const auto result = RunCommand({"sh", "-c", "echo out; echo err >&2; exit 3"}, seconds(30));
+  ASSERT_OK(result);
+  EXPECT_EQ(result->exit_code, 3);
+  EXPECT_EQ(result->output, "out\nerr\n");
+  EXPECT_EQ(RunCommand({"sh", "-c", "kill -9 $$"}, seconds(30))->exit_code, 137);
+}
+
+TEST(RunCommand, MissingProgramIsNamed) {
+  EXPECT_THAT(RunCommand({"no-such-program-x"}, seconds(5)),
+              HasStatus(absl::StatusCode::kNotFound, "no-such-program-x"));
+}
+
+TEST(RunCommand, TimeoutKillsTheWholeGroup) {
+  TempDir dir;
+  const std::string pid_file = dir / "pid";
+  const auto result = RunCommand({"sh", "-c", "sleep 1000 & echo $! > " + pid_file + "; wait"},
+                                 std::chrono::milliseconds(500));
+  EXPECT_THAT(result, HasStatus(absl::StatusCode::kDeadlineExceeded, "500 ms"));
+  const int pid = std::stoi(*FileSystem::Real().Read(pid_file, 100));
+  // The grandchild is init's to reap; what counts is that it does not run.
+  const auto deadline = std::chrono::steady_clock::now() + seconds(10);
+  while (ProcessStartTime(pid).ok() && std::chrono::steady_clock::now() < deadline) {
+  }
+  EXPECT_FALSE(ProcessStartTime(pid).ok());
+}
+
+TEST(RunChecked, SaysWhatTheProgramSaid) {
+  EXPECT_THAT(RunChecked({"sh", "-c", "echo it is broken; exit 1"}, seconds(30)),
+              HasStatus(absl::StatusCode::kInternal, "it is broken"));
+}
+
+TEST(Spawn, PassesDescriptorsAndClosesOthers) {
+  TempDir dir;
+  int pipe_fds[2];
+  ASSERT_EQ(pipe2(pipe_fds, O_CLOEXEC), 0);
+  UniqueFd read_end(pipe_fds[0]), write_end(pipe_fds[1]);
+  const UniqueFd stray(open("/dev/null", O_RDONLY));  // not close-on-exec
+  SpawnOptions options;
+  options.argv = {"sh", "-c", "ls /proc/self/fd | tr '\\n' ' ' >&5"};
+  options.fds = {{write_end.get(), 5}};
+  const auto pid = Spawn(options);
+  ASSERT_OK(pid);
+  write_end.reset();
+  char text[256] = {};
+  ASSERT_GT(read(read_end.get(), text, sizeof text - 1), 0);
+  waitpid(*pid, nullptr, 0);
+  EXPECT_STREQ(text, "0 1 2 3 5 ");  // 3 is the directory that ls reads
+}
+
+TEST(Spawn, FailuresNameTheStep) {
+  SpawnOptions options;
+  options.argv = {"true"};
+  options.netns_path = "/nonexistent/netns";
+  EXPECT_THAT(Spawn(options), HasStatus(absl::StatusCode::kNotFound, "/nonexistent/netns"));
+  options.netns_path.clear();
+  options.cgroup_procs_files = {"/nonexistent/cgroup.procs"};
+  EXPECT_THAT(Spawn(options), HasStatus(absl::StatusCode::kNotFound, "/nonexistent/cgroup.procs"));
+}
+
+TEST(ProcessStartTime, NamesOneProcess) {
+  const auto mine = ProcessStartTime(getpid());
+  ASSERT_OK(mine);
+  EXPECT_TRUE(ProcessAlive(getpid(), *mine));
+  EXPECT_FALSE(ProcessAlive(getpid(), *mine + 1));
+  SpawnOptions options;
+  options.argv = {"sleep", "1000"};
+  const pid_t pid = *Spawn(options);
+  const uint64_t start = *ProcessStartTime(pid);
+  kill(pid, SIGKILL);
+  siginfo_t info{};
+  waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOWAIT);
+  EXPECT_FALSE(ProcessAlive(pid, start)) << "a zombie counts as gone";
+  waitpid(pid, nullptr, 0);
+}
+
+}  // namespace
+}  // namespace lamina

@@ -1,0 +1,63 @@
+#include "sizing/annotations.h"
+
+#include <gtest/gtest.h>
+
+#include "base/units.h"
+#include "tests/testing/status_matchers.h"
+
+namespace lamina::sizing {
+namespace {
+
+using testing::HasStatus;
+constexpr char kQuota[] = "io.kubernetes.cri.sandbox-cpu-quota";
+constexpr char kMemory[] = "io.kubernetes.cri.sandbox-memory";
+
+TEST(Annotations, NoneMeansNoLimits) {
+  const auto limits = LimitsFromAnnotations({});
+  ASSERT_OK(limits);
+  EXPECT_FALSE(limits->cpu.quota.has_value());
+  EXPECT_FALSE(limits->memory_bytes.has_value());
+}
+
+TEST(Annotations, AreReadAsContainerdWritesThem) {
+  const auto limits = LimitsFromAnnotations({{kQuota, "25000"},
+                                             {"io.kubernetes.cri.sandbox-cpu-period", "100000"},
+                                             {"io.kubernetes.cri.sandbox-cpu-shares", "256"},
+                                             {kMemory, "134217728"}});
+  ASSERT_OK(limits);
+  EXPECT_EQ(limits->cpu.quota, 25000);
+  EXPECT_EQ(limits->cpu.period, 100000u);
+  EXPECT_EQ(limits->cpu.shares, 256u);
+  EXPECT_EQ(limits->memory_bytes, 134217728);
+}
+
+TEST(Annotations, BadOnesAreNamedWithTheirValue) {
+  for (const char* bad : {"abc", "1.5", "12x", " 1", "99999999999999999999", "-"}) {
+    EXPECT_THAT(LimitsFromAnnotations({{kQuota, bad}}), HasStatus(absl::StatusCode::kInvalidArgument, kQuota))
+        << bad;
+    EXPECT_THAT(LimitsFromAnnotations({{kMemory, bad}}), HasStatus(absl::StatusCode::kInvalidArgument, bad));
+  }
+  EXPECT_THAT(LimitsFromAnnotations({{kQuota, "-2"}}), HasStatus(absl::StatusCode::kInvalidArgument, "-2"));
+  EXPECT_THAT(LimitsFromAnnotations({{kMemory, "-1"}}),
+              HasStatus(absl::StatusCode::kInvalidArgument, "negative"));
+  EXPECT_OK(LimitsFromAnnotations({{kQuota, "-1"}}));
+  EXPECT_OK(LimitsFromAnnotations({{kQuota, ""}}));
+}
+
+TEST(Overrides, OnlyWhatTheNodeAllows) {
+  PlanInput input;
+  EXPECT_OK(ApplyOverrides({{"other.io/x", "1"}}, {}, input));
+  EXPECT_THAT(ApplyOverrides({{"lamina.io/default-memory", "8GiB"}}, {}, input),
+              HasStatus(absl::StatusCode::kPermissionDenied, "lamina.io/default-memory"));
+  EXPECT_OK(ApplyOverrides({{"lamina.io/default-memory", "8GiB"}, {"lamina.io/overhead-cpu", "100m"}},
+                           {"lamina.io/default-memory", "lamina.io/overhead-cpu"}, input));
+  EXPECT_EQ(input.default_memory_bytes, 8 * kGiB);
+  EXPECT_EQ(input.overhead_nano_cpus, 100'000'000);
+  EXPECT_THAT(ApplyOverrides({{"lamina.io/default-memory", "lots"}}, {"lamina.io/default-memory"}, input),
+              HasStatus(absl::StatusCode::kInvalidArgument, "lots"));
+  EXPECT_THAT(ApplyOverrides({{"lamina.io/x", "1"}}, {"lamina.io/x"}, input),
+              HasStatus(absl::StatusCode::kInvalidArgument, "unknown"));
+}
+
+}  // namespace
+}  // namespace lamina::sizing
