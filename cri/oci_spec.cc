@@ -148,8 +148,10 @@ absl::StatusOr<std::string> GuestSpec(const std::string& text,
     const std::string type = Text(item, "type");
     if (type == "network" || type == "ipc" || type == "uts" || type == "user") continue;
     if (!Text(item, "path").empty()) continue;
-    namespaces.push_back({{"type", type}});
+    if (type != "cgroup") namespaces.push_back({{"type", type}});
   }
+  // The guest has cgroup v2 whatever the host has: the container's limits are at /sys/fs/cgroup itself.
+  namespaces.push_back({{"type", "cgroup"}});
   linux_part["namespaces"] = namespaces;
   root.erase("hostname");
   json devices = json::array();

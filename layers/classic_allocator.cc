@@ -18,9 +18,9 @@ class ClassicAllocator : public PoolAllocator {
 
   absl::StatusOr<Region> Allocate(uint64_t bytes) override {
     const int wanted = ClassOf(bytes);
-    if (wanted < 0 || wanted > root_) {
+    if (wanted < 0) {
       return InvalidArgument("a region of {} bytes: invalid memory class (1 byte to {})", bytes,
-                             FormatBytes(ClassBytes(root_)));
+                             FormatBytes(ClassBytes(kClasses - 1)));
     }
     int from = wanted;
     while (from <= root_ && free_[from].empty()) ++from;
@@ -96,7 +96,11 @@ class ClassicAllocator : public PoolAllocator {
     return absl::OkStatus();
   }
 
-  PoolStats stats() const override { return {ClassBytes(root_), stats_held_, stats_payload_, live_.size()}; }
+  PoolStats stats() const override {
+    int k = root_;
+    while (k >= 0 && free_[k].empty()) --k;
+    return {ClassBytes(root_), stats_held_, stats_payload_, live_.size(), k < 0 ? 0 : ClassBytes(k)};
+  }
   bool pristine() const override { return live_.empty() && free_[root_].count(0) == 1; }
 
  private:

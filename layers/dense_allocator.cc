@@ -11,6 +11,7 @@ namespace {
 
 constexpr uint64_t kGranule = 4 * kKiB;
 constexpr uint64_t kHuge = 2 * kMiB;
+constexpr int kTries = 32;
 
 uint64_t RoundUp(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
 
@@ -24,18 +25,32 @@ class DenseAllocator : public PoolAllocator {
                              FormatBytes(capacity_));
     }
     const uint64_t held = RoundUp(bytes, kGranule);
-    const uint64_t align = held >= kHuge ? kHuge : kGranule;
     // Best fit: the smallest extent that holds the size once its start is aligned; among equals the lowest.
-    for (auto it = by_size_.lower_bound({held, 0}); it != by_size_.end(); ++it) {
-      const auto [size, start] = *it;
-      const uint64_t offset = RoundUp(start, align);
-      if (offset - start > size || size - (offset - start) < held) continue;
-      RemoveFree(start, size);
-      if (offset > start) AddFree(start, offset - start);
-      if (start + size > offset + held) AddFree(offset + held, start + size - offset - held);
-      return Take(offset, held, bytes, next_generation_++);
+    // Where the first few are all misaligned, the smallest by what is left once aligned: nearly as tight, and
+    // found without walking on.
+    const bool huge = held >= kHuge;
+    const Extent* found = nullptr;
+    int tries = kTries;
+    for (auto it = by_size_.lower_bound({held, 0}); it != by_size_.end() && tries > 0; ++it, --tries) {
+      if (huge && AlignedSize(it->second, it->first) < held) continue;
+      found = &*it;
+      break;
     }
-    return MakeStatus(absl::StatusCode::kResourceExhausted, "a region of {} bytes: not enough space", bytes);
+    if (found == nullptr && tries == 0) {
+      const auto it = by_aligned_size_.lower_bound({held, 0});
+      if (it != by_aligned_size_.end()) found = &*it;
+    }
+    if (found == nullptr) {
+      return MakeStatus(absl::StatusCode::kResourceExhausted, "a region of {} bytes: not enough space",
+                        bytes);
+    }
+    const uint64_t start = found->second;
+    const uint64_t end = start + by_offset_.at(start);
+    const uint64_t offset = huge ? RoundUp(start, kHuge) : start;
+    RemoveFree(start, end - start);
+    if (offset > start) AddFree(start, offset - start);
+    if (end > offset + held) AddFree(offset + held, end - offset - held);
+    return Take(offset, held, bytes, next_generation_++);
   }
 
   absl::Status Release(const Handle& handle) override {
@@ -89,7 +104,9 @@ class DenseAllocator : public PoolAllocator {
     return absl::OkStatus();
   }
 
-  PoolStats stats() const override { return {capacity_, held_, payload_, live_.size()}; }
+  PoolStats stats() const override {
+    return {capacity_, held_, payload_, live_.size(), by_size_.empty() ? 0 : by_size_.rbegin()->first};
+  }
   bool pristine() const override {
     return live_.empty() && by_size_.size() == 1 && by_size_.begin()->first == capacity_;
   }
@@ -99,12 +116,21 @@ class DenseAllocator : public PoolAllocator {
     uint64_t held, payload, generation;
   };
 
+  // What is left of a free extent from its first multiple of 2 MiB on.
+  static uint64_t AlignedSize(uint64_t start, uint64_t size) {
+    const uint64_t skipped = RoundUp(start, kHuge) - start;
+    return size > skipped ? size - skipped : 0;
+  }
   void AddFree(uint64_t start, uint64_t size) {
     by_size_.insert({size, start});
+    if (const uint64_t aligned = AlignedSize(start, size); aligned >= kHuge)
+      by_aligned_size_.insert({aligned, start});
     by_offset_[start] = size;
   }
   void RemoveFree(uint64_t start, uint64_t size) {
     by_size_.erase({size, start});
+    if (const uint64_t aligned = AlignedSize(start, size); aligned >= kHuge)
+      by_aligned_size_.erase({aligned, start});
     by_offset_.erase(start);
   }
   Region Take(uint64_t offset, uint64_t held, uint64_t payload, uint64_t generation) {
@@ -115,8 +141,10 @@ class DenseAllocator : public PoolAllocator {
   }
 
   const uint64_t capacity_;
-  std::set<std::pair<uint64_t, uint64_t>> by_size_;  // {size, start} of free extents
-  std::map<uint64_t, uint64_t> by_offset_;           // start -> size of free extents
+  using Extent = std::pair<uint64_t, uint64_t>;
+  std::set<Extent> by_size_;                // {size, start} of free extents
+  std::set<Extent> by_aligned_size_;        // {AlignedSize, start} of those that hold an aligned 2 MiB
+  std::map<uint64_t, uint64_t> by_offset_;  // start -> size of free extents
   std::unordered_map<uint64_t, Live> live_;
   uint64_t next_generation_ = 1, held_ = 0, payload_ = 0;
 };

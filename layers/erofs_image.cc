@@ -1,13 +1,10 @@
 #include "layers/erofs_image.h"
 
 #include <fcntl.h>
-#include <openssl/evp.h>
 #include <sys/stat.h>
 
 #include <cerrno>
 #include <cstring>
-#include <memory>
-#include <vector>
 
 #include "base/status.h"
 #include "base/subprocess.h"
@@ -30,32 +27,6 @@ absl::StatusOr<uint64_t> SizeOf(int fd, const std::string& path) {
 }
 
 }  // namespace
-
-absl::StatusOr<std::string> DigestOf(const std::string& path, uint64_t offset, uint64_t bytes) {
-  UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd) return ErrnoStatus(errno, "open " + path);
-  const std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
-  if (context == nullptr || EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) != 1) {
-    return absl::InternalError("sha256 is not available");
-  }
-  std::vector<char> buffer(1 << 20);
-  while (bytes > 0) {
-    const ssize_t n =
-        pread(fd.get(), buffer.data(), std::min<uint64_t>(buffer.size(), bytes), static_cast<off_t>(offset));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return ErrnoStatus(errno, "read " + path);
-    if (n == 0) return MakeStatus(absl::StatusCode::kDataLoss, "{}: ends {} bytes too early", path, bytes);
-    EVP_DigestUpdate(context.get(), buffer.data(), static_cast<size_t>(n));
-    offset += static_cast<uint64_t>(n);
-    bytes -= static_cast<uint64_t>(n);
-  }
-  unsigned char digest[EVP_MAX_MD_SIZE];
-  unsigned length = 0;
-  EVP_DigestFinal_ex(context.get(), digest, &length);
-  std::string hex;
-  for (unsigned i = 0; i < length; ++i) hex += fmt::format("{:02x}", digest[i]);
-  return hex;
-}
 
 absl::StatusOr<Image> ExamineErofsImage(const std::string& path) {
   UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
@@ -82,10 +53,13 @@ absl::StatusOr<Image> MakeErofsImage(const std::string& directory, const std::st
       if (!keep) unlink(path.c_str());
     }
   } undo{image_path};
-  // A fixed build time and extended inodes with their own mtimes: equal directories give equal images.
-  absl::Status made = RunChecked({"mkfs.erofs", "--quiet", "-T1", "--preserve-mtime", "-U", kUuid, "-E",
-                                  "force-inode-extended,noinline_data", image_path, directory},
+  // A fixed build time and extended inodes with their own mtimes: equal directories give equal images. -T
+  // would give every file that one time; SOURCE_DATE_EPOCH only clamps later ones (the year 9999).
+  absl::Status made = RunChecked({"env", "SOURCE_DATE_EPOCH=253402300799", "mkfs.erofs", "--quiet", "-U",
+                                  kUuid, "-E", "force-inode-extended,noinline_data", image_path, directory},
                                  timeout);
+  if (made.message().find("No space left on device") != absl::string_view::npos)
+    made = absl::ResourceExhaustedError(made.message());
   RETURN_IF_ERROR(Annotate(made, "convert layer " + directory));
   UniqueFd fd(open(image_path.c_str(), O_RDWR | O_CLOEXEC));
   if (!fd) return ErrnoStatus(errno, "open " + image_path);
@@ -93,6 +67,7 @@ absl::StatusOr<Image> MakeErofsImage(const std::string& directory, const std::st
   const uint64_t rounded = (size + kPage - 1) / kPage * kPage;
   if (rounded != size && ftruncate(fd.get(), static_cast<off_t>(rounded)) != 0)
     return ErrnoStatus(errno, "extend " + image_path);
+  if (fchmod(fd.get(), 0600) != 0 || fsync(fd.get()) != 0) return ErrnoStatus(errno, "fsync " + image_path);
   fd.reset();
   ASSIGN_OR_RETURN(Image image, ExamineErofsImage(image_path));
   undo.keep = true;

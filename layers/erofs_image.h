@@ -4,6 +4,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "layers/digest.h"
 
 namespace lamina::layers {
 
@@ -22,8 +23,5 @@ absl::StatusOr<Image> MakeErofsImage(const std::string& directory, const std::st
 
 // InvalidArgument unless `path` is a regular file that begins like an EROFS image. Gives its digest and size.
 absl::StatusOr<Image> ExamineErofsImage(const std::string& path);
-
-// sha256 of `bytes` bytes at `offset` of the file.
-absl::StatusOr<std::string> DigestOf(const std::string& path, uint64_t offset, uint64_t bytes);
 
 }  // namespace lamina::layers

@@ -1,8 +1,11 @@
 // The store's index on disk: <dir>/index.json, replaced atomically after each change.
 #include <nlohmann/json.hpp>
 
+#include "base/log.h"
 #include "base/status.h"
 #include "base/units.h"
+#include "layers/arena_file.h"
+#include "layers/digest.h"
 #include "layers/layer_store_types.h"
 
 namespace lamina::layers {
@@ -10,7 +13,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kIndexVersion = 1;
+constexpr int kIndexVersion = 2;  // 1 had no checksum
 
 std::string Text(const json& object, const char* key) {
   const auto it = object.find(key);
@@ -30,6 +33,19 @@ std::set<std::string> Users(const json& object) {
     if (user.is_string()) users.insert(user.get<std::string>());
   }
   return users;
+}
+
+// Only of regions that lie in order in one arena.
+void PunchGaps(const std::string& path, uint64_t arena_bytes, std::map<uint64_t, uint64_t> taken) {
+  uint64_t at = 0;
+  taken[arena_bytes] = 0;
+  for (const auto& [offset, bytes] : taken) {
+    if (offset > at) {
+      if (const absl::Status status = PunchArena(path, at, offset - at); !status.ok())
+        LogWarning("{}", Message(status));
+    }
+    at = offset + bytes;
+  }
 }
 
 const json& Array(const json& object, const char* key) {
@@ -61,18 +77,27 @@ absl::Status LayerStore::SaveLocked() {
                       {"bytes", arena->bytes},
                       {"regions", regions}});
   }
-  for (const auto& [digest, disk] : disks_) {
-    disks.push_back(
-        {{"digest", digest}, {"bytes", disk->bytes}, {"last_use", disk->last_use}, {"users", disk->users}});
+  for (const auto& [key, disk] : disks_) {
+    disks.push_back({{"digest", disk->digest},
+                     {"path", disk->path},
+                     {"bytes", disk->bytes},
+                     {"last_use", disk->last_use},
+                     {"users", disk->users}});
   }
-  const json root = {{"version", kIndexVersion},
-                     {"next_arena", next_arena_},
-                     {"sources", sources},
-                     {"arenas", arenas},
-                     {"disks", disks}};
-  return Annotate(WriteFileAtomically(fs_, options_.dir + "/index.json",
-                                      root.dump(1, ' ', false, json::error_handler_t::replace), 0600),
-                  "save the layer index");
+  const json content = {
+      {"next_arena", next_arena_}, {"sources", sources}, {"arenas", arenas}, {"disks", disks}};
+  // Paths need not be UTF-8; what is not is replaced before the checksum is taken.
+  const std::string text = content.dump(-1, ' ', false, json::error_handler_t::replace);
+  ASSIGN_OR_RETURN(const std::string checksum, Sha256(text));
+  unsaved_ = true;
+  RETURN_IF_ERROR(
+      Annotate(WriteFileAtomically(fs_, options_.dir + "/index.json",
+                                   fmt::format("{{\"version\":{},\"checksum\":\"{}\",\"content\":\n{}\n}}\n",
+                                               kIndexVersion, checksum, text),
+                                   0600),
+               "save the layer index"));
+  unsaved_ = false;
+  return absl::OkStatus();
 }
 
 absl::Status LayerStore::Load() {
@@ -92,6 +117,16 @@ absl::Status LayerStore::Load() {
                         "{}: written by a newer Lamina (version {}); left untouched", path,
                         Number(root, "version"));
     }
+    if (Number(root, "version") == kIndexVersion) {
+      json stored = std::move(root["content"]);
+      ASSIGN_OR_RETURN(const std::string checksum,
+                       Sha256(stored.dump(-1, ' ', false, json::error_handler_t::replace)));
+      if (!stored.is_object() || checksum != Text(root, "checksum")) {
+        return MakeStatus(absl::StatusCode::kDataLoss,
+                          "{}: its checksum is wrong; remove {} when no Lamina pod runs", path, options_.dir);
+      }
+      root = std::move(stored);
+    }
   }
   next_arena_ = std::max<uint64_t>(1, Number(root, "next_arena"));
   std::set<std::string> known = {"index.json"};
@@ -103,9 +138,8 @@ absl::Status LayerStore::Load() {
     arena->path = options_.dir + "/" + arena->id + ".arena";
     if (arena->id.empty() || arena->id.find('/') != std::string::npos || !fs_.Exists(arena->path)) continue;
     arena->policy = Text(object, "policy");  // an arena keeps the policy that its regions came from
-    absl::StatusOr<std::unique_ptr<PoolAllocator>> pool = MakeAllocator(arena->policy, arena->bytes);
-    if (!pool.ok()) continue;
-    arena->pool = std::move(*pool);
+    ASSIGN_OR_RETURN(arena->pool, MakeAllocator(arena->policy, arena->bytes));
+    std::map<uint64_t, uint64_t> taken;
     for (const json& item : Array(object, "regions")) {
       Entry entry;
       entry.region.offset = entry.region.handle.offset = Number(item, "offset");
@@ -116,10 +150,14 @@ absl::Status LayerStore::Load() {
       entry.users = Users(item);
       entry.ready = true;
       const std::string digest = Text(item, "digest");
-      if (digest.size() != 64 || !arena->pool->Restore(entry.region).ok()) continue;
+      if (digest.size() != 64 && !IsDamaged(digest)) continue;
+      // A region that a VM may have mapped must not be given away: better no daemon than that.
+      RETURN_IF_ERROR(Annotate(arena->pool->Restore(entry.region), path + ": " + arena->id));
+      taken[entry.region.offset] = entry.region.held_bytes;
       use_clock_ = std::max(use_clock_, entry.last_use + 1);
       arena->regions[digest] = std::move(entry);
     }
+    PunchGaps(arena->path, arena->bytes, std::move(taken));
     known.insert(arena->id + ".arena");
     const std::string id = arena->id;
     arenas_[id] = std::move(arena);
@@ -127,13 +165,18 @@ absl::Status LayerStore::Load() {
   for (const json& object : Array(root, "disks")) {
     auto disk = std::make_unique<Disk>();
     const std::string digest = Text(object, "digest");
-    disk->path = options_.dir + "/" + digest + ".erofs";
+    disk->digest = digest;
+    disk->path = Text(object, "path");
+    const bool ours = disk->path.empty() || Ours(disk->path);
+    if (ours) disk->path = options_.dir + "/" + digest + ".erofs";
     disk->bytes = Number(object, "bytes");
     disk->last_use = Number(object, "last_use");
     disk->users = Users(object);
     if (digest.size() != 64 || digest.find('/') != std::string::npos || !fs_.Exists(disk->path)) continue;
-    known.insert(digest + ".erofs");
-    disks_[digest] = std::move(disk);
+    use_clock_ = std::max(use_clock_, disk->last_use + 1);
+    if (ours) known.insert(digest + ".erofs");
+    const std::string key = ours ? digest : digest + "@" + disk->path;
+    disks_[key] = std::move(disk);
   }
   if (const auto sources = root.find("sources"); sources != root.end() && sources->is_object()) {
     for (const auto& [key, digest] : sources->items()) {

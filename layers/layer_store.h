@@ -25,6 +25,7 @@ struct StoreOptions {
   uint64_t max_layer_bytes = 512ULL << 20;
   bool vpmem = true;
   uint64_t idle_budget_bytes = 4ULL << 30;
+  size_t max_arenas_per_domain = 0;  // 0: as many as the pods' device slots ask for
   std::chrono::milliseconds convert_timeout = std::chrono::minutes(10);
 };
 
@@ -47,6 +48,9 @@ struct PlaceRequest {
   std::string source;                     // layer directory, or an EROFS image file
   std::set<std::string> attached_arenas;  // what the VM has
   size_t free_arena_slots = 0;            // what it can still take
+  // How long to wait for another's conversion of the same layer. A conversion once begun goes on to its end
+  // (StoreOptions::convert_timeout), so that a caller who comes again finds it done.
+  std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
 };
 
 struct RegionInfo {
@@ -83,9 +87,10 @@ class LayerStore {
   static absl::StatusOr<std::unique_ptr<LayerStore>> Open(FileSystem& fs, StoreOptions options,
                                                           Maker maker = nullptr);
 
-  // A place for one layer; the sandbox is a user of it until ReleaseSandbox. SCSI only where VPMem cannot
-  // serve (too large, no room, no slot, switched off); any other failure is an error and leaves nothing
-  // placed.
+  // A place for one layer; the sandbox is a user of it until ReleaseSandbox, once however often it asks. SCSI
+  // only where VPMem cannot serve (too large, no room, no slot, switched off); any other failure is an error
+  // and leaves nothing placed. Who waits for another's placing of the layer gets its error. DeadlineExceeded:
+  // the wait was longer than the request allows.
   absl::StatusOr<Placement> Place(const PlaceRequest& request);
 
   // Idempotent. Layers without users stay as a cache until room or budget asks for them.
@@ -106,40 +111,65 @@ class LayerStore {
   struct Entry;
   struct Arena;
   struct Disk;
+  struct Flight {
+    bool landed = false;
+    absl::Status error;  // for those who wait
+  };
+  struct Obtained {
+    Image image;
+    bool made = false;      // converted or copied: bytes that were not there before
+    std::string pinned;     // key in disks_ of the disk that the image is
+    std::string temporary;  // to be removed unless it became a disk
+  };
 
   LayerStore(FileSystem& fs, StoreOptions options, Maker maker);
 
   absl::Status Load();
   absl::Status SaveLocked() REQUIRES(mutex_);
-  absl::StatusOr<Image> Obtain(const std::string& source, const std::string& key, Placement& placement);
+  absl::StatusOr<Placement> PlaceAlone(const PlaceRequest& request, const std::string& key,
+                                       bool is_directory);
+  absl::StatusOr<Obtained> Obtain(const std::string& source, const std::string& key, bool is_directory,
+                                  Placement& placement);
+  bool CopyFromOtherDomain(const std::string& digest, const std::string& to, Image& image);
+  // Finds the layer in the domain's arenas, or copies `image` (which may be null) there. False: not found, or
+  // `why_not`.
+  absl::StatusOr<bool> PlaceInArena(const PlaceRequest& request, const std::string& digest,
+                                    const Obtained* image, Placement& placement, std::string& why_not);
+  absl::StatusOr<bool> FillRegion(const PlaceRequest& request, const Image& image, Placement& placement);
+  absl::StatusOr<Placement> PlaceAsDisk(const PlaceRequest& request, Obtained& obtained, Placement placement);
+  // True when the region's bytes are the layer's; a damaged one loses its name.
+  bool CheckRegion(const PlaceRequest& request, const Placement& placement);
+
   std::string KnownDigestLocked(const std::string& key) const REQUIRES(mutex_);
-  bool UseRegionLocked(const PlaceRequest& request, const std::string& digest, Placement& placement,
-                       bool& verify) REQUIRES(mutex_);
-  bool UseDiskLocked(const PlaceRequest& request, const std::string& digest, Placement& placement)
+  Entry* FindRegionLocked(const PlaceRequest& request, const std::string& digest, Arena*& arena)
       REQUIRES(mutex_);
-  absl::StatusOr<Placement> PlaceInArena(const PlaceRequest& request, const Image& image, Placement placement,
-                                         std::string& why_not);
-  absl::StatusOr<Placement> PlaceAsDisk(const PlaceRequest& request, const Image& image, Placement placement);
+  absl::Status UseLocked(std::set<std::string>& users, const std::string& sandbox_id) REQUIRES(mutex_);
   Arena* FindRoomLocked(const PlaceRequest& request, uint64_t bytes, Region& region, std::string& why_not,
                         absl::Status& error) REQUIRES(mutex_);
   bool EvictOneLocked(Arena& arena) REQUIRES(mutex_);
   void DropRegionLocked(Arena& arena, const std::string& digest) REQUIRES(mutex_);
+  void DropDiskLocked(const std::string& key) REQUIRES(mutex_);
+  void DropEmptyArenasLocked() REQUIRES(mutex_);
   uint64_t GcLocked(uint64_t keep_bytes) REQUIRES(mutex_);
   bool CanUse(const PlaceRequest& request, const std::string& arena_id) const;
+  bool Ours(const std::string& path) const;
 
   FileSystem& fs_;
   const StoreOptions options_;
   const Maker maker_;
   mutable Mutex mutex_;
   CondVar flight_ended_;
-  std::set<std::string> flights_ GUARDED_BY(mutex_);               // "domain|source key" under way
-  std::map<std::string, std::string> digests_ GUARDED_BY(mutex_);  // source key -> digest
+  std::map<std::string, std::shared_ptr<Flight>> flights_ GUARDED_BY(mutex_);  // by source key
+  std::set<std::string> filling_ GUARDED_BY(mutex_);                           // "digest|domain" being copied
+  std::map<std::string, std::string> digests_ GUARDED_BY(mutex_);              // source key -> digest
   std::map<std::string, std::unique_ptr<Arena>> arenas_ GUARDED_BY(mutex_);
-  std::map<std::string, std::unique_ptr<Disk>> disks_ GUARDED_BY(mutex_);
+  std::map<std::string, std::unique_ptr<Disk>> disks_
+      GUARDED_BY(mutex_);  // by digest, a foreign blob's by "digest@path"
   StoreCounters counters_ GUARDED_BY(mutex_);
   uint64_t next_arena_ GUARDED_BY(mutex_) = 1;
   uint64_t next_temp_ GUARDED_BY(mutex_) = 1;
   uint64_t use_clock_ GUARDED_BY(mutex_) = 1;
+  bool unsaved_ GUARDED_BY(mutex_) = false;  // a save failed
 };
 
 }  // namespace lamina::layers

@@ -14,6 +14,8 @@ struct LayerStore::Entry {
   uint64_t last_use = 0;
   bool ready = false;     // copied and checked; a region that is not is invisible to others
   bool verified = false;  // checked since this process started
+  size_t pins = 0;        // copies being made from it
+  bool idle() const { return ready && users.empty() && pins == 0; }
 };
 
 struct LayerStore::Arena {
@@ -24,10 +26,17 @@ struct LayerStore::Arena {
 };
 
 struct LayerStore::Disk {
-  std::string path;
+  std::string digest, path;
   uint64_t bytes = 0;
   std::set<std::string> users;
   uint64_t last_use = 0;
+  bool verified = false;
+  size_t pins = 0;
+  bool idle() const { return users.empty() && pins == 0; }
 };
+
+// The name of a region that was found damaged while a VM had it: no layer any more, but not free either.
+inline constexpr char kDamaged[] = "damaged-";
+inline bool IsDamaged(const std::string& name) { return name.rfind(kDamaged, 0) == 0; }
 
 }  // namespace lamina::layers

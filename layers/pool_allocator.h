@@ -27,13 +27,15 @@ struct Region {
 struct PoolStats {
   uint64_t capacity_bytes = 0, held_bytes = 0, payload_bytes = 0;
   size_t live = 0;
+  uint64_t largest_free_bytes = 0;  // one region of this size fits (its alignment apart)
 };
 
 // Not thread-safe.
 class PoolAllocator {
  public:
   virtual ~PoolAllocator() = default;
-  // InvalidArgument: 0, or more than a region can ever be. ResourceExhausted: no room now.
+  // InvalidArgument: 0, or more than a region can ever be (classic: 4 GiB; dense: the arena).
+  // ResourceExhausted: no room now.
   virtual absl::StatusOr<Region> Allocate(uint64_t bytes) = 0;
   // NotFound ("not allocated") for a stale or foreign handle; nothing changes then.
   virtual absl::Status Release(const Handle& handle) = 0;

@@ -27,7 +27,8 @@ struct NodeSample {
   uint64_t reserve_bytes = 0, carve_out_bytes = 0;
   std::vector<SandboxSample> sandboxes;
   std::vector<ArenaSample> arenas;
-  uint64_t layers_placed_vpmem = 0, layers_placed_scsi = 0, layer_conversions = 0, layer_conversion_failures = 0;
+  uint64_t layers_placed_vpmem = 0, layers_placed_scsi = 0, layer_conversions = 0,
+           layer_conversion_failures = 0;
   uint64_t layer_reuses = 0, layer_evictions = 0, layers_rebuilt = 0, layers_converting = 0;
 };
 

@@ -49,12 +49,14 @@ json Convert(const Message& message) {
         const Message& entry = reflection.GetRepeatedMessage(message, field, k);
         const auto* descriptor = entry.GetDescriptor();
         const json key = One(entry, *entry.GetReflection(), descriptor->FindFieldByNumber(1), -1);
-        map[key.get<std::string>()] = One(entry, *entry.GetReflection(), descriptor->FindFieldByNumber(2), -1);
+        map[key.get<std::string>()] =
+            One(entry, *entry.GetReflection(), descriptor->FindFieldByNumber(2), -1);
       }
       object[field->name()] = map;
     } else if (field->is_repeated()) {
       json list = json::array();
-      for (int k = 0; k < reflection.FieldSize(message, field); ++k) list.push_back(One(message, reflection, field, k));
+      for (int k = 0; k < reflection.FieldSize(message, field); ++k)
+        list.push_back(One(message, reflection, field, k));
       object[field->name()] = list;
     } else {
       object[field->name()] = One(message, reflection, field, -1);

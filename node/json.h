@@ -8,7 +8,8 @@ class Message;
 
 namespace lamina::node {
 
-// A message as JSON text with its own field names; 64-bit numbers stay numbers. Fields without a value are there with their default.
+// A message as JSON text with its own field names; 64-bit numbers stay numbers. Fields without a value are
+// there with their default.
 std::string ToJson(const google::protobuf::Message& message);
 
 }  // namespace lamina::node

@@ -24,7 +24,8 @@ constexpr timespec kReconcileEvery{5, 0};
 absl::Status Run(const Config& config) {
   FileSystem& fs = FileSystem::Real();
   RETURN_IF_ERROR(fs.MakeDirectories(config.paths.run_dir, 0700));
-  const UniqueFd lock(open((config.paths.run_dir + "/laminad.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  const UniqueFd lock(
+      open((config.paths.run_dir + "/laminad.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!lock) return ErrnoStatus(errno, "open " + config.paths.run_dir + "/laminad.lock");
   if (flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
     return MakeStatus(absl::StatusCode::kAlreadyExists, "another laminad runs on {}", config.paths.run_dir);
@@ -36,9 +37,11 @@ absl::Status Run(const Config& config) {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
 
-  ASSIGN_OR_RETURN(const std::unique_ptr<NodeState> state, NodeState::Open(config, fs, Host::Real(), Clock::Real()));
+  ASSIGN_OR_RETURN(const std::unique_ptr<NodeState> state,
+                   NodeState::Open(config, fs, Host::Real(), Clock::Real()));
   ASSIGN_OR_RETURN(const std::unique_ptr<RestServer> rest,
-                   RestServer::Listen(config.laminad.rest_address, [&](const std::string& path) { return AnswerRest(*state, path); }));
+                   RestServer::Listen(config.laminad.rest_address,
+                                      [&](const std::string& path) { return AnswerRest(*state, path); }));
   ttrpc::Server shims;
   RegisterShimService(shims, *state);
   RETURN_IF_ERROR(shims.Listen(config.shim_socket()));
@@ -55,9 +58,11 @@ absl::Status Run(const Config& config) {
   builder.AddListeningPort("unix:" + config.grpc_socket(), grpc::InsecureServerCredentials());
   builder.RegisterService(&service);
   const std::unique_ptr<grpc::Server> grpc = builder.BuildAndStart();
-  if (grpc == nullptr) return MakeStatus(absl::StatusCode::kUnavailable, "gRPC at {}: cannot listen", config.grpc_socket());
+  if (grpc == nullptr)
+    return MakeStatus(absl::StatusCode::kUnavailable, "gRPC at {}: cannot listen", config.grpc_socket());
 
-  // Decided before the first pod: the trial boot may take seconds. A host that cannot boot a VM yet still has its REST and its ledger.
+  // Decided before the first pod: the trial boot may take seconds. A host that cannot boot a VM yet still has
+  // its REST and its ledger.
   const absl::StatusOr<std::string> accel = vmm::ChooseAccel(config);
   if (accel.ok()) {
     spdlog::info("VMs run on {}", *accel);
@@ -65,12 +70,14 @@ absl::Status Run(const Config& config) {
     spdlog::warn("choice of acceleration: {}", Message(accel.status()));
   }
   RETURN_IF_ERROR(state->Reconcile());
-  spdlog::info("ready: shims at {}, gRPC at {}, REST at http://{}", config.shim_socket(), config.grpc_socket(), config.laminad.rest_address);
+  spdlog::info("ready: shims at {}, gRPC at {}, REST at http://{}", config.shim_socket(),
+               config.grpc_socket(), config.laminad.rest_address);
   for (;;) {
     const int number = sigtimedwait(&signals, nullptr, &kReconcileEvery);
     if (number == SIGTERM || number == SIGINT) break;
     if (number < 0) {
-      if (const absl::Status status = state->Reconcile(); !status.ok()) spdlog::warn("reconcile: {}", Message(status));
+      if (const absl::Status status = state->Reconcile(); !status.ok())
+        spdlog::warn("reconcile: {}", Message(status));
     }
   }
   spdlog::info("ends; the pods go on");

@@ -4,8 +4,8 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "base/log.h"
 #include "base/status.h"
-#include "base/subprocess.h"
 
 namespace lamina::node {
 namespace {
@@ -13,26 +13,6 @@ namespace {
 using nlohmann::json;
 
 constexpr int kClaimsVersion = 1;
-
-// "MemTotal:  24 kB" -> bytes; 0 when the key is missing.
-uint64_t KilobytesOf(const std::string& text, const std::string& key) {
-  const size_t at = text.find(key + ":");
-  return at == std::string::npos ? 0 : strtoull(text.c_str() + at + key.size() + 1, nullptr, 10) * 1024;
-}
-
-class RealHost : public Host {
- public:
-  bool Alive(int64_t pid, uint64_t start_time) override { return ProcessAlive(static_cast<pid_t>(pid), start_time); }
-  uint64_t ResidentBytes(int64_t pid) override {
-    const std::string text = FileSystem::Real().Read(fmt::format("/proc/{}/status", pid), 65536).value_or("");
-    return KilobytesOf(text, "RssAnon") + KilobytesOf(text, "RssShmem");
-  }
-  uint64_t MemTotalBytes() override { return KilobytesOf(Meminfo(), "MemTotal"); }
-  uint64_t MemAvailableBytes() override { return KilobytesOf(Meminfo(), "MemAvailable"); }
-
- private:
-  static std::string Meminfo() { return FileSystem::Real().Read("/proc/meminfo", 65536).value_or(""); }
-};
 
 std::string Hex(const std::string& bytes) {
   std::string out;
@@ -42,25 +22,24 @@ std::string Hex(const std::string& bytes) {
 
 std::string Unhex(const std::string& text) {
   std::string out;
-  for (size_t i = 0; i + 1 < text.size(); i += 2) out.push_back(static_cast<char>(strtoul(text.substr(i, 2).c_str(), nullptr, 16)));
+  for (size_t i = 0; i + 1 < text.size(); i += 2)
+    out.push_back(static_cast<char>(strtoul(text.substr(i, 2).c_str(), nullptr, 16)));
   return out;
 }
 
 }  // namespace
 
-Host& Host::Real() {
-  static RealHost host;
-  return host;
-}
-
 NodeState::NodeState(const Config& config, FileSystem& fs, Host& host, const Clock& clock, uint64_t capacity)
     : config_(config), fs_(fs), host_(host), clock_(clock), ledger_(capacity) {}
 
-absl::StatusOr<std::unique_ptr<NodeState>> NodeState::Open(const Config& config, FileSystem& fs, Host& host, const Clock& clock) {
-  const uint64_t total = config.memory.capacity_bytes != 0 ? config.memory.capacity_bytes : host.MemTotalBytes();
+absl::StatusOr<std::unique_ptr<NodeState>> NodeState::Open(const Config& config, FileSystem& fs, Host& host,
+                                                           const Clock& clock) {
+  const uint64_t total =
+      config.memory.capacity_bytes != 0 ? config.memory.capacity_bytes : host.MemTotalBytes();
   const uint64_t kept = config.memory.reserve_bytes + config.memory.carve_out_bytes;
   if (total <= kept) {
-    return InvalidArgument("memory: reserve and carve-out ({}) leave nothing of {}", FormatBytes(kept), FormatBytes(total));
+    return InvalidArgument("memory: reserve and carve-out ({}) leave nothing of {}", FormatBytes(kept),
+                           FormatBytes(total));
   }
   std::unique_ptr<NodeState> node(new NodeState(config, fs, host, clock, total - kept));
   layers::StoreOptions options;
@@ -76,7 +55,40 @@ absl::StatusOr<std::unique_ptr<NodeState>> NodeState::Open(const Config& config,
   return node;
 }
 
+NodeState::Turn::Turn(NodeState& node, const std::string& id) : node_(node), id_(id) {
+  MutexLock lock(node_.mutex_);
+  while (!node_.turns_.insert(id_).second) node_.turn_ended_.Wait(node_.mutex_);
+}
+
+NodeState::Turn::~Turn() {
+  MutexLock lock(node_.mutex_);
+  node_.turns_.erase(id_);
+  node_.turn_ended_.NotifyAll();
+}
+
 absl::Status NodeState::SaveClaimsLocked() {
+  const std::shared_ptr<Save> mine = next_save_;
+  while (!mine->done) {
+    if (saving_) {
+      saved_.Wait(mutex_);
+      continue;
+    }
+    saving_ = true;
+    next_save_ = std::make_shared<Save>();
+    const std::string text = ClaimsTextLocked();
+    mutex_.Unlock();
+    const absl::Status status = Annotate(
+        WriteFileAtomically(fs_, config_.paths.state_dir + "/claims.json", text, 0600), "save the claims");
+    mutex_.Lock();
+    saving_ = false;
+    mine->done = true;
+    mine->status = status;
+    saved_.NotifyAll();
+  }
+  return mine->status;
+}
+
+std::string NodeState::ClaimsTextLocked() const {
   json claims = json::array();
   for (const auto& [id, record] : records_) {
     claims.push_back({{"id", id},
@@ -90,7 +102,7 @@ absl::Status NodeState::SaveClaimsLocked() {
                       {"boot_seconds", record.boot_seconds}});
   }
   const json root = {{"version", kClaimsVersion}, {"claims", claims}};
-  return Annotate(WriteFileAtomically(fs_, config_.paths.state_dir + "/claims.json", root.dump(1) + "\n", 0600), "save the claims");
+  return root.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
 }
 
 absl::Status NodeState::LoadClaims() {
@@ -99,10 +111,12 @@ absl::Status NodeState::LoadClaims() {
   ASSIGN_OR_RETURN(const std::string text, fs_.Read(path, 256 * kMiB));
   const json root = json::parse(text, nullptr, false);
   if (root.is_discarded() || !root.is_object() || !root.contains("claims") || !root["claims"].is_array()) {
-    return MakeStatus(absl::StatusCode::kDataLoss, "{}: damaged; move it away when no Lamina pod runs on this node", path);
+    return MakeStatus(absl::StatusCode::kDataLoss,
+                      "{}: damaged; move it away when no Lamina pod runs on this node", path);
   }
   if (root.value("version", 0) > kClaimsVersion) {
-    return MakeStatus(absl::StatusCode::kFailedPrecondition, "{}: written by a newer laminad; left untouched", path);
+    return MakeStatus(absl::StatusCode::kFailedPrecondition, "{}: written by a newer laminad; left untouched",
+                      path);
   }
   MutexLock lock(mutex_);
   for (const json& item : root["claims"]) {
@@ -127,9 +141,16 @@ absl::Status NodeState::LoadClaims() {
   return absl::OkStatus();
 }
 
-bool NodeState::LivesLocked(const Record& record) const {
+bool NodeState::VmmLivesLocked(const Record& record) const {
   if (record.vmm_pid != 0 && host_.Alive(record.vmm_pid, record.vmm_start_time)) return true;
-  return host_.Alive(record.claim.shim_pid(), record.claim.shim_start_time());
+  // QEMU may run although its start was never told: the shim writes its pid down first.
+  const persist::StateStore store(fs_, config_.paths.state_dir);
+  const absl::StatusOr<persist::SandboxState> state = store.Load(record.claim.sandbox_id());
+  return state.ok() && state->vmm.pid != 0 && host_.Alive(state->vmm.pid, state->vmm.start_time);
+}
+
+bool NodeState::LivesLocked(const Record& record) const {
+  return host_.Alive(record.claim.shim_pid(), record.claim.shim_start_time()) || VmmLivesLocked(record);
 }
 
 absl::Status NodeState::DropLocked(const std::string& id) {
@@ -147,14 +168,49 @@ absl::Status NodeState::DropLocked(const std::string& id) {
 }
 
 absl::Status NodeState::Reconcile() {
+  std::vector<std::string> dead;
+  std::set<std::string> living;
+  RETURN_IF_ERROR(Observe(dead, living));
+  for (const std::string& id : dead) {
+    const Turn turn(*this, id);
+    MutexLock lock(mutex_);
+    const auto it = records_.find(id);
+    if (it == records_.end() || LivesLocked(it->second)) continue;  // released, or taken over, meanwhile
+    LogInfo("sandbox {}: neither its VM nor its shim lives; its claim is dropped", id);
+    RETURN_IF_ERROR(DropLocked(id));
+  }
+  if (!ready_) RETURN_IF_ERROR(layers_->RetainSandboxes(living));
+  const uint64_t available = host_.MemAvailableBytes();
+  ledger_.SetPressure(available < config_.memory.min_available_bytes
+                          ? fmt::format("the node has {} MiB of memory left, less than memory.min_available "
+                                        "of {}: others than Lamina use it",
+                                        available / kMiB, FormatBytes(config_.memory.min_available_bytes))
+                          : "");
+  ready_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status NodeState::Observe(std::vector<std::string>& dead, std::set<std::string>& living) {
   MutexLock lock(mutex_);
   // VMs that live though their claim was lost: what is observed counts.
   persist::StateStore store(fs_, config_.paths.state_dir);
   ASSIGN_OR_RETURN(const std::vector<std::string> ids, store.List());
   for (const std::string& id : ids) {
-    if (records_.count(id) != 0) continue;
+    const auto known = records_.find(id);
+    if (known != records_.end() && known->second.vmm_pid != 0) continue;
     const absl::StatusOr<persist::SandboxState> state = store.Load(id);
+    if (!state.ok() && state.status().code() != absl::StatusCode::kNotFound) {
+      // Its VM may run: nobody else gets its layers' regions.
+      living.insert(id);
+      if (!ready_) LogWarning("{}", Message(state.status()));
+    }
     if (!state.ok() || state->vmm.pid == 0 || !host_.Alive(state->vmm.pid, state->vmm.start_time)) continue;
+    if (known != records_.end()) {  // it started, and nobody said so
+      if (!ledger_.Bind(id, known->second.generation).ok()) continue;
+      known->second.vmm_pid = state->vmm.pid;
+      known->second.vmm_start_time = state->vmm.start_time;
+      continue;
+    }
     Record record;
     record.claim.set_sandbox_id(id);
     record.claim.set_pod_name(state->pod_name);
@@ -172,8 +228,6 @@ absl::Status NodeState::Reconcile() {
     ledger_.Restore({id, record.generation, record.claim.bytes(), 0, true});
     records_[id] = std::move(record);
   }
-  std::vector<std::string> dead;
-  std::set<std::string> living;
   for (const auto& [id, record] : records_) {
     if (!LivesLocked(record)) {
       dead.push_back(id);
@@ -182,33 +236,41 @@ absl::Status NodeState::Reconcile() {
     living.insert(id);
     if (record.vmm_pid != 0) ledger_.SetResident(id, host_.ResidentBytes(record.vmm_pid));
   }
-  for (const std::string& id : dead) RETURN_IF_ERROR(DropLocked(id));
-  if (!ready_) RETURN_IF_ERROR(layers_->RetainSandboxes(living));
-  const uint64_t available = host_.MemAvailableBytes();
-  ledger_.SetPressure(available < config_.memory.min_available_bytes
-                          ? fmt::format("the node has {} MiB of memory left, less than memory.min_available of {}: others than Lamina use it",
-                                        available / kMiB, FormatBytes(config_.memory.min_available_bytes))
-                          : "");
-  ready_ = true;
   return absl::OkStatus();
 }
 
 std::string NodeState::DomainOf(const laminad::v1::ClaimRequest& claim) const {
   if (config_.layers.sharing == "node") return "node";
-  if (config_.layers.sharing == "namespace" && !claim.pod_namespace().empty()) return "namespace " + claim.pod_namespace();
+  if (config_.layers.sharing == "namespace" && !claim.pod_namespace().empty())
+    return "namespace " + claim.pod_namespace();
   return "pod " + claim.sandbox_id();
 }
 
 absl::StatusOr<laminad::v1::ClaimResponse> NodeState::Claim(const laminad::v1::ClaimRequest& request) {
   const auto start = clock_.Now();
-  if (!persist::IsSafeId(request.sandbox_id())) return InvalidArgument("claim: sandbox id \"{}\" is not safe", request.sandbox_id());
+  if (!persist::IsSafeId(request.sandbox_id()))
+    return InvalidArgument("claim: sandbox id \"{}\" is not safe", request.sandbox_id());
   if (!ready_) {
     metrics_.CountRefusal("not_ready");
     return absl::UnavailableError("laminad has not reconciled with the running VMs yet");
   }
   laminad::v1::ClaimResponse response;
   {
+    const Turn turn(*this, request.sandbox_id());
     MutexLock lock(mutex_);
+    // Its death is what ends an unstarted claim: an owner that cannot be seen would lose it at once.
+    if (!host_.Alive(request.shim_pid(), request.shim_start_time())) {
+      metrics_.CountRefusal("invalid");
+      return MakeStatus(
+          absl::StatusCode::kFailedPrecondition,
+          "claim {}: its shim (pid {}) is not seen to live; laminad must share the host's pid namespace",
+          request.sandbox_id(), request.shim_pid());
+    }
+    // What an owner that is gone held under this id is not in its way.
+    if (const auto known = records_.find(request.sandbox_id());
+        known != records_.end() && !LivesLocked(known->second)) {
+      RETURN_IF_ERROR(DropLocked(request.sandbox_id()));
+    }
     const absl::StatusOr<uint64_t> generation = ledger_.Claim(request.sandbox_id(), request.bytes());
     if (!generation.ok()) {
       const auto code = generation.status().code();
@@ -236,7 +298,8 @@ absl::StatusOr<laminad::v1::ClaimResponse> NodeState::Claim(const laminad::v1::C
   response.set_claimed_bytes(totals.claimed_bytes);
   response.set_available_bytes(totals.available_bytes);
   if (config_.layers.vpmem) {
-    for (const layers::ArenaInfo& arena : layers_->ArenasOf(DomainOf(request), config_.layers.max_arenas_per_pod)) {
+    for (const layers::ArenaInfo& arena :
+         layers_->ArenasOf(DomainOf(request), config_.layers.max_arenas_per_pod)) {
       laminad::v1::Arena* boot = response.add_boot_arenas();
       boot->set_id(arena.id);
       boot->set_path(arena.path);
@@ -248,6 +311,7 @@ absl::StatusOr<laminad::v1::ClaimResponse> NodeState::Claim(const laminad::v1::C
 }
 
 absl::Status NodeState::Started(const laminad::v1::StartedRequest& request) {
+  const Turn turn(*this, request.sandbox_id());
   MutexLock lock(mutex_);
   RETURN_IF_ERROR(ledger_.Bind(request.sandbox_id(), request.generation()));
   Record& record = records_[request.sandbox_id()];
@@ -257,9 +321,17 @@ absl::Status NodeState::Started(const laminad::v1::StartedRequest& request) {
 }
 
 absl::Status NodeState::Ready(const laminad::v1::ReadyRequest& request) {
+  const Turn turn(*this, request.sandbox_id());
   MutexLock lock(mutex_);
   const auto it = records_.find(request.sandbox_id());
-  if (it == records_.end()) return MakeStatus(absl::StatusCode::kNotFound, "sandbox {} has no claim", request.sandbox_id());
+  if (it == records_.end())
+    return MakeStatus(absl::StatusCode::kNotFound, "sandbox {} has no claim", request.sandbox_id());
+  if (it->second.generation != request.generation()) {
+    return MakeStatus(absl::StatusCode::kFailedPrecondition,
+                      "sandbox {}: claim generation {} is stale, {} is current", request.sandbox_id(),
+                      request.generation(), it->second.generation);
+  }
+  if (!it->second.boot_seconds.empty()) return absl::OkStatus();  // said before: counted before
   it->second.guest_mem_total_bytes = request.guest_mem_total_bytes();
   it->second.state_path = request.state_path();
   it->second.boot_seconds = {request.phase_seconds().begin(), request.phase_seconds().end()};
@@ -268,19 +340,41 @@ absl::Status NodeState::Ready(const laminad::v1::ReadyRequest& request) {
 }
 
 absl::Status NodeState::Retarget(const laminad::v1::RetargetRequest& request) {
+  const Turn turn(*this, request.sandbox_id());
   MutexLock lock(mutex_);
-  RETURN_IF_ERROR(ledger_.Retarget(request.sandbox_id(), request.generation(), request.bytes()));
-  records_[request.sandbox_id()].claim.set_bytes(request.bytes());
-  return SaveClaimsLocked();
+  const auto it = records_.find(request.sandbox_id());
+  if (it == records_.end())
+    return MakeStatus(absl::StatusCode::kNotFound, "sandbox {} has no claim", request.sandbox_id());
+  if (it->second.generation != request.generation()) {
+    return MakeStatus(absl::StatusCode::kFailedPrecondition,
+                      "sandbox {}: claim generation {} is stale, {} is current", request.sandbox_id(),
+                      request.generation(), it->second.generation);
+  }
+  if (request.bytes() == 0) return InvalidArgument("retarget {}: 0 bytes", request.sandbox_id());
+  const uint64_t before = it->second.claim.bytes();
+  // Memory is taken before it is written down, and written down before it is given back: a crash between
+  // never promises it twice.
+  const bool grows = request.bytes() > before;
+  if (grows) RETURN_IF_ERROR(ledger_.Retarget(request.sandbox_id(), request.generation(), request.bytes()));
+  it->second.claim.set_bytes(request.bytes());
+  if (const absl::Status saved = SaveClaimsLocked(); !saved.ok()) {
+    it->second.claim.set_bytes(before);
+    if (grows) ledger_.Retarget(request.sandbox_id(), request.generation(), before).IgnoreError();
+    return saved;
+  }
+  return grows ? absl::OkStatus()
+               : ledger_.Retarget(request.sandbox_id(), request.generation(), request.bytes());
 }
 
-absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeState::PlaceLayers(const laminad::v1::PlaceLayersRequest& request) {
+absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeState::PlaceLayers(
+    const laminad::v1::PlaceLayersRequest& request) {
   layers::PlaceRequest place;
   {
     MutexLock lock(mutex_);
     const auto it = records_.find(request.sandbox_id());
     if (it == records_.end() || it->second.generation != request.generation()) {
-      return MakeStatus(absl::StatusCode::kFailedPrecondition, "place layers: sandbox {} has no claim of generation {}", request.sandbox_id(),
+      return MakeStatus(absl::StatusCode::kFailedPrecondition,
+                        "place layers: sandbox {} has no claim of generation {}", request.sandbox_id(),
                         request.generation());
     }
     place.sandbox_id = request.sandbox_id();
@@ -289,13 +383,31 @@ absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeState::PlaceLayers(const la
   place.attached_arenas = {request.attached_arenas().begin(), request.attached_arenas().end()};
   place.free_arena_slots = request.free_arena_slots();
   laminad::v1::PlaceLayersResponse response;
+  absl::Status status;
+  for (const std::string& source : request.sources()) {
+    if (source.empty() || source[0] != '/')
+      return InvalidArgument("place layers: \"{}\" is not an absolute path", source);
+  }
   for (const std::string& source : request.sources()) {
     place.source = source;
-    ASSIGN_OR_RETURN(const layers::Placement placed, layers_->Place(place));
-    if (placed.kind == layers::PlacementKind::kVpmem && place.attached_arenas.insert(placed.arena_id).second) --place.free_arena_slots;
+    const absl::StatusOr<layers::Placement> result = layers_->Place(place);
+    if (!result.ok()) {
+      status =
+          Annotate(result.status(), fmt::format("place layer {} for sandbox {}", source, place.sandbox_id));
+      break;
+    }
+    const layers::Placement& placed = *result;
+    if (placed.kind == layers::PlacementKind::kScsi) {
+      MutexLock lock(mutex_);
+      std::string& why = why_scsi_[placed.layer_id];
+      if (why.empty() || !placed.reused) why = placed.why_scsi;
+    }
+    if (placed.kind == layers::PlacementKind::kVpmem && place.attached_arenas.insert(placed.arena_id).second)
+      --place.free_arena_slots;
     laminad::v1::Placement* out = response.add_placements();
     out->set_layer_id(placed.layer_id);
-    out->set_kind(placed.kind == layers::PlacementKind::kVpmem ? laminad::v1::Placement::VPMEM : laminad::v1::Placement::SCSI);
+    out->set_kind(placed.kind == layers::PlacementKind::kVpmem ? laminad::v1::Placement::VPMEM
+                                                               : laminad::v1::Placement::SCSI);
     if (placed.kind == layers::PlacementKind::kVpmem) {
       out->mutable_arena()->set_id(placed.arena_id);
       out->mutable_arena()->set_path(placed.arena_path);
@@ -310,19 +422,36 @@ absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeState::PlaceLayers(const la
     out->set_convert_seconds(placed.convert_seconds);
     out->set_copy_seconds(placed.copy_seconds);
   }
+  MutexLock lock(mutex_);
+  // A release that came while layers were being made did not see them.
+  if (records_.count(request.sandbox_id()) == 0) {
+    RETURN_IF_ERROR(layers_->ReleaseSandbox(request.sandbox_id()));
+    return MakeStatus(absl::StatusCode::kFailedPrecondition,
+                      "place layers: sandbox {} was released meanwhile", request.sandbox_id());
+  }
+  RETURN_IF_ERROR(status);
   return response;
 }
 
 absl::Status NodeState::Release(const laminad::v1::ReleaseRequest& request) {
+  if (!persist::IsSafeId(request.sandbox_id()))
+    return InvalidArgument("release: sandbox id \"{}\" is not safe", request.sandbox_id());
+  if (!ready_) return absl::UnavailableError("laminad has not reconciled with the running VMs yet");
+  const Turn turn(*this, request.sandbox_id());
   MutexLock lock(mutex_);
   const auto it = records_.find(request.sandbox_id());
-  if (it == records_.end()) return absl::OkStatus();
-  if (request.generation() != 0 && request.generation() != it->second.generation) return absl::OkStatus();
-  if (it->second.vmm_pid != 0 && host_.Alive(it->second.vmm_pid, it->second.vmm_start_time)) {
-    return MakeStatus(absl::StatusCode::kFailedPrecondition, "release {}: its VM (pid {}) still lives", request.sandbox_id(),
-                      it->second.vmm_pid);
+  if (it != records_.end() && request.generation() != 0 && request.generation() != it->second.generation)
+    return absl::OkStatus();
+  Record unknown;
+  unknown.claim.set_sandbox_id(request.sandbox_id());
+  const Record& record = it == records_.end() ? unknown : it->second;
+  if (VmmLivesLocked(record)) {
+    return MakeStatus(absl::StatusCode::kFailedPrecondition, "release {}: its VM (pid {}) still lives",
+                      request.sandbox_id(), record.vmm_pid);
   }
-  return DropLocked(request.sandbox_id());
+  // Without a claim too: the release before may have got no further than that.
+  return it == records_.end() ? layers_->ReleaseSandbox(request.sandbox_id())
+                              : DropLocked(request.sandbox_id());
 }
 
 absl::StatusOr<uint64_t> NodeState::GcLayers(uint64_t keep_bytes) { return layers_->Gc(keep_bytes); }
@@ -382,7 +511,8 @@ lamina::node::v1::ClaimList NodeState::claims() const {
     out->set_generation(entry.generation);
     out->set_target_bytes(entry.target_bytes);
     out->set_resident_bytes(entry.resident_bytes);
-    out->set_outstanding_bytes(entry.target_bytes > entry.resident_bytes ? entry.target_bytes - entry.resident_bytes : 0);
+    out->set_outstanding_bytes(
+        entry.target_bytes > entry.resident_bytes ? entry.target_bytes - entry.resident_bytes : 0);
     out->set_bound(entry.bound);
     const auto it = records_.find(entry.id);
     if (it == records_.end()) continue;
@@ -409,6 +539,11 @@ lamina::node::v1::ArenaList NodeState::arenas() const {
 }
 
 lamina::node::v1::LayerList NodeState::layers() const {
+  std::map<std::string, std::string> why_scsi;
+  {
+    MutexLock lock(mutex_);
+    why_scsi = why_scsi_;
+  }
   lamina::node::v1::LayerList list;
   for (const layers::ArenaInfo& arena : layers_->arenas()) {
     for (const layers::RegionInfo& region : arena.regions) {
@@ -429,6 +564,7 @@ lamina::node::v1::LayerList NodeState::layers() const {
     out->set_held_bytes(disk.bytes);
     out->set_payload_bytes(disk.bytes);
     out->set_image_path(disk.path);
+    out->set_why_scsi(why_scsi[disk.layer_id]);
     for (const std::string& user : disk.users) out->add_users(user);
   }
   return list;
@@ -446,8 +582,9 @@ std::string NodeState::MetricsText() const {
   sample.carve_out_bytes = config_.memory.carve_out_bytes;
   const lamina::node::v1::SandboxList all = sandboxes();
   for (const auto& s : all.sandboxes()) {
-    sample.sandboxes.push_back({s.pod(), s.namespace_(), s.id(), s.memory_bytes(), s.limit_memory_bytes(), s.overhead_memory_bytes(),
-                                static_cast<double>(s.vcpus()), s.limit_cpus(), s.overhead_cpus()});
+    sample.sandboxes.push_back({s.pod(), s.namespace_(), s.id(), s.memory_bytes(), s.limit_memory_bytes(),
+                                s.overhead_memory_bytes(), static_cast<double>(s.vcpus()), s.limit_cpus(),
+                                s.overhead_cpus()});
   }
   for (const layers::ArenaInfo& arena : layers_->arenas()) {
     sample.arenas.push_back({arena.id, arena.bytes, arena.held_bytes, arena.payload_bytes});

@@ -15,7 +15,8 @@ using web::http::experimental::listener::http_listener_config;
 
 class CppRestServer : public RestServer {
  public:
-  CppRestServer(const std::string& address, RestHandler handler) : handler_(std::move(handler)), listener_(web::uri("http://" + address)) {
+  CppRestServer(const std::string& address, RestHandler handler)
+      : handler_(std::move(handler)), listener_(web::uri("http://" + address)) {
     listener_.support([this](const web::http::http_request& request) { Serve(request); });
     listener_.open().wait();
   }
@@ -54,7 +55,8 @@ class CppRestServer : public RestServer {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<RestServer>> RestServer::Listen(const std::string& address, RestHandler handler) {
+absl::StatusOr<std::unique_ptr<RestServer>> RestServer::Listen(const std::string& address,
+                                                               RestHandler handler) {
   try {
     crossplat::threadpool::initialize_with_threads(2);
   } catch (const std::exception&) {

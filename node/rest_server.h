@@ -20,7 +20,8 @@ using RestHandler = std::function<RestAnswer(const std::string& path)>;
 
 class RestServer {
  public:
-  // `address`: "127.0.0.1:9477". GET and HEAD reach the handler, others get 405. Unavailable when the port is taken.
+  // `address`: "127.0.0.1:9477". GET and HEAD reach the handler, others get 405. Unavailable when the port is
+  // taken.
   static absl::StatusOr<std::unique_ptr<RestServer>> Listen(const std::string& address, RestHandler handler);
   virtual ~RestServer() = default;  // closes
 };

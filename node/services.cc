@@ -13,27 +13,33 @@ absl::StatusOr<laminad::v1::Empty> Plain(const absl::Status& status) {
   return laminad::v1::Empty();
 }
 
-RestAnswer Json(const google::protobuf::Message& message) { return {200, "application/json", ToJson(message)}; }
+RestAnswer Json(const google::protobuf::Message& message) {
+  return {200, "application/json", ToJson(message)};
+}
 
 }  // namespace
 
 void RegisterShimService(ttrpc::Server& server, NodeState& state) {
   using laminad::v1::Empty;
-  server.Handle<laminad::v1::ClaimRequest, laminad::v1::ClaimResponse>(kService, "Claim",
-                                                                       [&](auto&, auto& request) { return state.Claim(request); });
-  server.Handle<laminad::v1::StartedRequest, Empty>(kService, "Started", [&](auto&, auto& request) { return Plain(state.Started(request)); });
-  server.Handle<laminad::v1::ReadyRequest, Empty>(kService, "Ready", [&](auto&, auto& request) { return Plain(state.Ready(request)); });
-  server.Handle<laminad::v1::RetargetRequest, Empty>(kService, "Retarget",
-                                                     [&](auto&, auto& request) { return Plain(state.Retarget(request)); });
+  server.Handle<laminad::v1::ClaimRequest, laminad::v1::ClaimResponse>(
+      kService, "Claim", [&](auto&, auto& request) { return state.Claim(request); });
+  server.Handle<laminad::v1::StartedRequest, Empty>(
+      kService, "Started", [&](auto&, auto& request) { return Plain(state.Started(request)); });
+  server.Handle<laminad::v1::ReadyRequest, Empty>(
+      kService, "Ready", [&](auto&, auto& request) { return Plain(state.Ready(request)); });
+  server.Handle<laminad::v1::RetargetRequest, Empty>(
+      kService, "Retarget", [&](auto&, auto& request) { return Plain(state.Retarget(request)); });
   server.Handle<laminad::v1::PlaceLayersRequest, laminad::v1::PlaceLayersResponse>(
       kService, "PlaceLayers", [&](auto&, auto& request) { return state.PlaceLayers(request); });
-  server.Handle<laminad::v1::ReleaseRequest, Empty>(kService, "Release", [&](auto&, auto& request) { return Plain(state.Release(request)); });
+  server.Handle<laminad::v1::ReleaseRequest, Empty>(
+      kService, "Release", [&](auto&, auto& request) { return Plain(state.Release(request)); });
 }
 
 RestAnswer AnswerRest(NodeState& state, const std::string& path) {
   if (path == "/healthz") return {200, "text/plain", "ok\n"};
   if (path == "/readyz") {
-    return state.ready() ? RestAnswer{200, "text/plain", "ready\n"} : RestAnswer{503, "text/plain", "not reconciled yet\n"};
+    return state.ready() ? RestAnswer{200, "text/plain", "ready\n"}
+                         : RestAnswer{503, "text/plain", "not reconciled yet\n"};
   }
   if (path == "/metrics") return {200, "text/plain; version=0.0.4; charset=utf-8", state.MetricsText()};
   if (path == "/v1/status") return Json(state.status());
@@ -42,14 +48,17 @@ RestAnswer AnswerRest(NodeState& state, const std::string& path) {
   if (path == "/v1/arenas") return Json(state.arenas());
   if (path == "/v1/layers") return Json(state.layers());
   return {404, "application/json",
-          "{\"error\": \"no such path; there are /healthz /readyz /metrics /v1/status /v1/sandboxes /v1/claims /v1/arenas /v1/layers\"}\n"};
+          "{\"error\": \"no such path; there are /healthz /readyz /metrics /v1/status /v1/sandboxes "
+          "/v1/claims /v1/arenas /v1/layers\"}\n"};
 }
 
-grpc::Status GrpcService::GetStatus(grpc::ServerContext*, const v1::StatusRequest*, v1::StatusResponse* response) {
+grpc::Status GrpcService::GetStatus(grpc::ServerContext*, const v1::StatusRequest*,
+                                    v1::StatusResponse* response) {
   *response = state_.status();
   return grpc::Status::OK;
 }
-grpc::Status GrpcService::ListSandboxes(grpc::ServerContext*, const v1::ListRequest*, v1::SandboxList* response) {
+grpc::Status GrpcService::ListSandboxes(grpc::ServerContext*, const v1::ListRequest*,
+                                        v1::SandboxList* response) {
   *response = state_.sandboxes();
   return grpc::Status::OK;
 }
@@ -65,7 +74,8 @@ grpc::Status GrpcService::ListLayers(grpc::ServerContext*, const v1::ListRequest
   *response = state_.layers();
   return grpc::Status::OK;
 }
-grpc::Status GrpcService::GcLayers(grpc::ServerContext*, const v1::GcRequest* request, v1::GcResponse* response) {
+grpc::Status GrpcService::GcLayers(grpc::ServerContext*, const v1::GcRequest* request,
+                                   v1::GcResponse* response) {
   const absl::StatusOr<uint64_t> freed = state_.GcLayers(request->keep_bytes());
   if (!freed.ok()) return {static_cast<grpc::StatusCode>(freed.status().code()), Message(freed.status())};
   response->set_freed_bytes(*freed);

@@ -6,7 +6,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdlib>
+#include <string_view>
 
 #include "base/file_system.h"
 #include "base/log.h"
@@ -22,6 +25,28 @@ namespace {
 using std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kBootLimit{8};
+
+// As exec finds it.
+std::string ProgramPath(const std::string& program) {
+  if (program.find('/') != std::string::npos) return program;
+  const char* path = getenv("PATH");
+  std::string_view rest = path != nullptr ? path : "/usr/sbin:/usr/bin:/sbin:/bin";
+  while (!rest.empty()) {
+    const size_t colon = std::min(rest.find(':'), rest.size());
+    const std::string candidate = std::string(rest.substr(0, colon)) + "/" + program;
+    if (access(candidate.c_str(), X_OK) == 0) return candidate;
+    rest.remove_prefix(std::min(colon + 1, rest.size()));
+  }
+  return program;
+}
+
+// Ends the VM of a probe whose caller was killed.
+void EndLeftProbe(const std::string& dir) {
+  if (access(QmpSocket(dir).c_str(), F_OK) != 0) return;
+  const auto qmp = QmpClient::Connect(QmpSocket(dir), steady_clock::now() + std::chrono::seconds(2),
+                                      [] { return absl::UnavailableError("nobody listens"); });
+  if (qmp.ok()) (*qmp)->Execute("quit", "", std::chrono::seconds(2)).status().IgnoreError();
+}
 
 std::string FileKey(const std::string& path) {
   struct stat info {};
@@ -76,7 +101,7 @@ absl::StatusOr<std::string> ChooseAccel(const Config& config) {
   while (flock(lock.get(), LOCK_EX) != 0 && errno == EINTR) {
   }
   const std::string key = fmt::format("{} {} {} {}", FileKey(config.kernel()), FileKey(config.initramfs()),
-                                      FileKey("/usr/bin/qemu-system-x86_64"),
+                                      FileKey(ProgramPath(config.hypervisor.qemu)),
                                       fs.Read("/proc/sys/kernel/random/boot_id", 128).value_or("?\n"));
   const std::string known = fs.Read(path, 4096).value_or("");
   for (const std::string accel : {"kvm", "tcg"}) {
@@ -85,6 +110,7 @@ absl::StatusOr<std::string> ChooseAccel(const Config& config) {
   std::string accel = "tcg";
   if (access("/dev/kvm", R_OK | W_OK) == 0) {
     const std::string dir = config.paths.run_dir + "/probe";
+    EndLeftProbe(dir);
     RETURN_IF_ERROR(fs.MakeDirectories(dir, 0700));
     const absl::Status status = TryKvm(config, dir);
     fs.RemoveTree(dir).IgnoreError();

@@ -68,21 +68,24 @@ QemuCommand BuildQemuCommand(const VmSpec& spec) {
   };
   socket("qmp", QmpSocket(spec.runtime_dir));
   add({"-mon", "chardev=qmp,mode=control"});
-  add({"-device", fmt::format("virtio-serial-pci,id=serial,bus=pcie.0,addr={:02x}.0", kSerialSlot)});
+  add({"-device",
+       fmt::format("virtio-serial-pci,id=serial,disable-legacy=on,bus=pcie.0,addr={:02x}.0", kSerialSlot)});
   socket("rpc", RpcSocket(spec.runtime_dir));
   add({"-device", "virtserialport,bus=serial.0,nr=1,chardev=rpc,name=lamina.rpc"});
   socket("stdio", StdioSocket(spec.runtime_dir));
   add({"-device", "virtserialport,bus=serial.0,nr=2,chardev=stdio,name=lamina.stdio"});
   add({"-object", "rng-random,id=rng,filename=/dev/urandom"});
-  add({"-device", fmt::format("virtio-rng-pci,rng=rng,bus=pcie.0,addr={:02x}.0", kRngSlot)});
   add({"-device",
-       fmt::format(
-           "virtio-balloon-pci,id=balloon,deflate-on-oom=on,free-page-reporting=on,bus=pcie.0,addr={:02x}.0",
-           kBalloonSlot)});
+       fmt::format("virtio-rng-pci,rng=rng,disable-legacy=on,bus=pcie.0,addr={:02x}.0", kRngSlot)});
+  add({"-device", fmt::format("virtio-balloon-pci,id=balloon,deflate-on-oom=on,free-page-reporting=on,"
+                              "disable-legacy=on,bus=pcie.0,"
+                              "addr={:02x}.0",
+                              kBalloonSlot)});
   if (spec.tap_fd >= 0) {
     add({"-netdev", fmt::format("tap,id=net,fd={}", spec.tap_fd)});
-    add({"-device", fmt::format("virtio-net-pci,netdev=net,mac={},romfile=,bus=pcie.0,addr={:02x}.0",
-                                spec.mac, kNetSlot)});
+    add({"-device",
+         fmt::format("virtio-net-pci,netdev=net,mac={},romfile=,disable-legacy=on,bus=pcie.0,addr={:02x}.0",
+                     spec.mac, kNetSlot)});
   }
   if (!spec.virtiofs_socket.empty()) {
     add({"-chardev", fmt::format("socket,id=fs,path={}", Escape(spec.virtiofs_socket))});

@@ -19,6 +19,7 @@ using nlohmann::json;
 using std::chrono::steady_clock;
 
 constexpr size_t kMaxEvents = 256;
+constexpr int kMaxDepth = 64;  // the JSON library writes nested values recursively
 
 std::string Text(const json& object, const char* key) {
   const auto it = object.find(key);
@@ -33,7 +34,15 @@ int MillisUntil(steady_clock::time_point deadline) {
 }  // namespace
 
 absl::StatusOr<QmpMessage> ParseQmpLine(std::string_view line) {
-  const json root = json::parse(line, nullptr, false);
+  bool too_deep = false;
+  const auto limit_depth = [&](int depth, json::parse_event_t event, json&) {
+    const bool begins =
+        event == json::parse_event_t::object_start || event == json::parse_event_t::array_start;
+    too_deep = too_deep || (begins && depth > kMaxDepth);
+    return !too_deep;
+  };
+  const json root = json::parse(line, limit_depth, false);
+  if (too_deep) return InvalidArgument("QMP: nested deeper than {}: {:.80}", kMaxDepth, std::string(line));
   if (root.is_discarded() || !root.is_object()) {
     return InvalidArgument("QMP: not a JSON object: {:.80}", std::string(line));
   }
@@ -98,8 +107,11 @@ absl::Status QmpClient::Send(const std::string& line, steady_clock::time_point d
     if (errno == EINTR) continue;
     if (errno != EAGAIN) return absl::UnavailableError("QMP: QEMU is gone");
     pollfd poll_fd{fd_.get(), POLLOUT, 0};
-    if (poll(&poll_fd, 1, MillisUntil(deadline)) == 0)
+    if (poll(&poll_fd, 1, MillisUntil(deadline)) == 0 && MillisUntil(deadline) == 0) {
+      // Half a command may be on its way: nothing sensible can follow it.
+      shutdown(fd_.get(), SHUT_RDWR);
       return absl::DeadlineExceededError("QMP: QEMU does not take commands");
+    }
   }
   return absl::OkStatus();
 }
@@ -150,6 +162,12 @@ absl::StatusOr<std::string> QmpClient::Execute(const std::string& command, const
   RETURN_IF_ERROR(Send(line, deadline));
   for (;;) {
     ASSIGN_OR_RETURN(QmpMessage message, ReadMessage(deadline));
+    if (message.kind == QmpMessage::kEvent || message.id != id) {
+      // However much comes that nobody asked for, the deadline holds.
+      if (MillisUntil(deadline) == 0) {
+        return MakeStatus(absl::StatusCode::kDeadlineExceeded, "QMP: {} not answered in time", command);
+      }
+    }
     if (message.kind == QmpMessage::kEvent) {
       events_.push_back(std::move(message.event));
       if (events_.size() > kMaxEvents) events_.pop_front();
@@ -161,6 +179,15 @@ absl::StatusOr<std::string> QmpClient::Execute(const std::string& command, const
         message.error_class == "DeviceNotFound" ? absl::StatusCode::kNotFound : absl::StatusCode::kInternal,
         "QEMU refused {}: {}", command, message.error_text);
   }
+}
+
+void QmpClient::ForgetDeleted(const std::string& device) {
+  MutexLock lock(mutex_);
+  events_.erase(std::remove_if(events_.begin(), events_.end(),
+                               [&](const QmpEvent& event) {
+                                 return event.name == "DEVICE_DELETED" && event.device == device;
+                               }),
+                events_.end());
 }
 
 absl::Status QmpClient::WaitDeviceDeleted(const std::string& device, std::chrono::milliseconds timeout) {
@@ -175,8 +202,11 @@ absl::Status QmpClient::WaitDeviceDeleted(const std::string& device, std::chrono
   }
   for (;;) {
     ASSIGN_OR_RETURN(QmpMessage message, ReadMessage(deadline));
+    if (message.kind == QmpMessage::kEvent && matches(message.event)) return absl::OkStatus();
+    if (MillisUntil(deadline) == 0) {
+      return MakeStatus(absl::StatusCode::kDeadlineExceeded, "QEMU has not removed {} in time", device);
+    }
     if (message.kind != QmpMessage::kEvent) continue;
-    if (matches(message.event)) return absl::OkStatus();
     events_.push_back(std::move(message.event));
     if (events_.size() > kMaxEvents) events_.pop_front();
   }

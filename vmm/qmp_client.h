@@ -28,7 +28,7 @@ struct QmpMessage {
   std::string error_class, error_text;
   QmpEvent event;
 };
-// InvalidArgument for anything that is not QMP. Pure; fuzzed.
+// InvalidArgument for anything that is not QMP, or is nested deeper than 64. Pure; fuzzed.
 absl::StatusOr<QmpMessage> ParseQmpLine(std::string_view line);
 
 // Thread-safe; one command at a time.
@@ -43,10 +43,14 @@ class QmpClient {
                                                            std::chrono::steady_clock::time_point deadline);
 
   // Runs `command` with `arguments` (a JSON object, or empty). Gives the JSON of "return". QEMU's error
-  // classes: DeviceNotFound -> NotFound, others
-  // -> Internal with QEMU's words. Unavailable when QEMU is gone.
+  // classes: DeviceNotFound -> NotFound, others -> Internal with QEMU's words. DeadlineExceeded: no answer in
+  // time; it is dropped when it comes later. Unavailable when QEMU is gone, and ever after a command that
+  // QEMU took only in part.
   absl::StatusOr<std::string> Execute(const std::string& command, const std::string& arguments,
                                       std::chrono::milliseconds timeout);
+  // Forgets DEVICE_DELETED of `device` seen so far: ids are used again, and an old event must not answer for
+  // a new device. Called before device_del.
+  void ForgetDeleted(const std::string& device);
   // Waits for DEVICE_DELETED of `device`; events that came before are remembered. DeadlineExceeded.
   absl::Status WaitDeviceDeleted(const std::string& device, std::chrono::milliseconds timeout);
 

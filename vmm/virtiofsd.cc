@@ -57,6 +57,8 @@ absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const std::string& program, cons
                   "announce_submounts",
                   "--thread-pool-size=4"};
   options.log_path = log_path;
+  // A socket that an earlier one left would look like readiness.
+  if (unlink(socket.c_str()) != 0 && errno != ENOENT) return ErrnoStatus(errno, "remove " + socket);
   options.cgroup_procs_files = cgroup_procs_files;
   ASSIGN_OR_RETURN(const pid_t pid, Spawn(options));
   VirtiofsdProcess process;

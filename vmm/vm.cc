@@ -2,17 +2,22 @@
 
 #include <poll.h>
 #include <signal.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cerrno>
 #include <set>
 
 #include "base/file_system.h"
 #include "base/status.h"
 #include "base/subprocess.h"
+#include "base/units.h"
 
 namespace lamina::vmm {
 namespace {
@@ -48,15 +53,48 @@ std::string JsonText(const std::string& text) {
   return out + "\"";
 }
 
+// QEMU said no, so nothing has changed; any other error leaves open whether it has.
+bool Refused(const absl::Status& status) {
+  return status.code() != absl::StatusCode::kDeadlineExceeded &&
+         status.code() != absl::StatusCode::kUnavailable;
+}
+
+absl::Status CheckSocketPath(const std::string& longest) {
+  constexpr size_t kLimit = sizeof(sockaddr_un::sun_path) - 1;
+  if (longest.size() <= kLimit) return absl::OkStatus();
+  return InvalidArgument("socket path {} is {} bytes, Linux allows {}: choose a shorter run_dir", longest,
+                         longest.size(), kLimit);
+}
+
+// QEMU would create a missing file instead of complaining.
+absl::Status CheckArena(const ArenaDevice& arena) {
+  const auto allowed = [](unsigned char c) { return isalnum(c) || c == '-' || c == '_' || c == '.'; };
+  if (arena.id.empty() || arena.id.size() > 64 || !std::all_of(arena.id.begin(), arena.id.end(), allowed)) {
+    return InvalidArgument("arena id \"{:.80}\": 1 to 64 of A-Z a-z 0-9 - _ . are allowed", arena.id);
+  }
+  struct stat info {};
+  if (stat(arena.path.c_str(), &info) != 0) return ErrnoStatus(errno, "arena " + arena.path);
+  if (!S_ISREG(info.st_mode) || arena.bytes == 0 || static_cast<uint64_t>(info.st_size) < arena.bytes) {
+    return InvalidArgument("arena {} is not a file of {} bytes or more", arena.path, arena.bytes);
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Vm>> Vm::Start(const VmSpec& spec, const StartOptions& options) {
+  RETURN_IF_ERROR(CheckSocketPath(StdioSocket(spec.runtime_dir)));
+  if (spec.memory_bytes == 0 || spec.memory_bytes % kMiB != 0 || spec.vcpus == 0) {
+    return InvalidArgument("a VM of {} bytes and {} vCPUs: whole MiB and at least 1 vCPU are needed",
+                           spec.memory_bytes, spec.vcpus);
+  }
   if (spec.hotplug_ports > 64) return InvalidArgument("{} hotplug ports: at most 64", spec.hotplug_ports);
   if (spec.boot_arenas.size() > 8)
     return InvalidArgument("{} boot arenas: at most 8", spec.boot_arenas.size());
   for (const std::string& file : {spec.kernel, spec.initramfs, spec.firmware}) {
     if (access(file.c_str(), R_OK) != 0) return ErrnoStatus(errno, "the VM needs " + file);
   }
+  for (const ArenaDevice& arena : spec.boot_arenas) RETURN_IF_ERROR(CheckArena(arena));
   const QemuCommand command = BuildQemuCommand(spec);
   std::unique_ptr<Vm> vm(new Vm());
   vm->log_path_ = spec.runtime_dir + "/qemu.log";
@@ -68,6 +106,12 @@ absl::StatusOr<std::unique_ptr<Vm>> Vm::Start(const VmSpec& spec, const StartOpt
   if (options.tap_fd >= 0) spawn.fds = {{options.tap_fd, spec.tap_fd}};
   ASSIGN_OR_RETURN(vm->pid_, Spawn(spawn));
   vm->pidfd_ = UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, vm->pid_, 0)));
+  if (!vm->pidfd_) {
+    const int error = errno;
+    kill(vm->pid_, SIGKILL);  // still ours: nobody else reaps it
+    waitpid(vm->pid_, nullptr, 0);
+    return ErrnoStatus(error, "watch QEMU (pidfd_open)");
+  }
   const absl::StatusOr<uint64_t> start_time = ProcessStartTime(vm->pid_);
   absl::Status status = start_time.ok() ? absl::OkStatus() : vm->Alive();
   if (status.ok()) {
@@ -145,6 +189,7 @@ absl::StatusOr<uint32_t> Vm::TakePortLocked() {
 absl::StatusOr<std::string> Vm::AttachArena(const ArenaDevice& arena) {
   MutexLock lock(mutex_);
   if (const auto it = arenas_.find(arena.id); it != arenas_.end()) return it->second;
+  RETURN_IF_ERROR(CheckArena(arena));
   ASSIGN_OR_RETURN(const uint32_t port, TakePortLocked());
   absl::StatusOr<std::string> done = qmp_->Execute(
       "object-add",
@@ -158,11 +203,11 @@ absl::StatusOr<std::string> Vm::AttachArena(const ArenaDevice& arena) {
         fmt::format(R"({{"driver":"virtio-pmem-pci","id":"pmem-{0}","memdev":"mem-{0}","bus":"{1}"}})",
                     arena.id, HotplugPortId(port)),
         kCommandTimeout);
-    if (!done.ok()) {
-      qmp_->Execute("object-del", fmt::format(R"({{"id":"mem-{}"}})", arena.id), kCommandTimeout)
-          .status()
-          .IgnoreError();
-    }
+    // A device that came after all keeps its memory, and then the port is not free.
+    const bool undone =
+        done.ok() ||
+        qmp_->Execute("object-del", fmt::format(R"({{"id":"mem-{}"}})", arena.id), kCommandTimeout).ok();
+    if (!undone) return Annotate(done.status(), "attach arena " + arena.path + " (its port is lost)");
   }
   if (!done.ok()) {
     ports_used_[port] = false;
@@ -187,9 +232,12 @@ absl::StatusOr<std::string> Vm::ControllerLocked(uint32_t index) {
 
 absl::StatusOr<DiskPlace> Vm::AttachDisk(const std::string& image_path) {
   MutexLock lock(mutex_);
-  if (const auto it = disks_.find(image_path); it != disks_.end() && it->second.attached) {
-    ++it->second.users;
-    return DiskPlace{controllers_.at(it->second.controller), 0, it->second.lun};
+  if (const auto it = disks_.find(image_path); it != disks_.end()) {
+    if (it->second.users > 0) {
+      ++it->second.users;
+      return DiskPlace{controllers_.at(it->second.controller), 0, it->second.lun};
+    }
+    RETURN_IF_ERROR(RemoveDiskLocked(image_path));  // what an interrupted call left
   }
   std::set<uint32_t> taken;
   for (const auto& [path, disk] : disks_) taken.insert(disk.controller * kLuns + disk.lun);
@@ -208,6 +256,8 @@ absl::StatusOr<DiskPlace> Vm::AttachDisk(const std::string& image_path) {
           R"({{"driver":"raw","node-name":"{}","read-only":true,"file":{{"driver":"file","filename":{},"read-only":true}}}})",
           id, JsonText(image_path)),
       kCommandTimeout);
+  // From here the place is taken, until the image is seen gone from QEMU.
+  if (done.ok() || !Refused(done.status())) disks_[image_path] = Disk{controller, lun, 0, false};
   if (done.ok()) {
     done = qmp_->Execute(
         "device_add",
@@ -215,40 +265,50 @@ absl::StatusOr<DiskPlace> Vm::AttachDisk(const std::string& image_path) {
             R"({{"driver":"scsi-hd","id":"{0}","drive":"{0}","bus":"scsi{1}.0","scsi-id":0,"lun":{2}}})", id,
             controller, lun),
         kCommandTimeout);
-    if (!done.ok()) {
-      qmp_->Execute("blockdev-del", fmt::format(R"({{"node-name":"{}"}})", id), kCommandTimeout)
-          .status()
-          .IgnoreError();
+    disks_[image_path].attached = done.ok() || !Refused(done.status());
+    if (done.ok()) {
+      disks_[image_path].users = 1;
+      return DiskPlace{pci_path, 0, lun};
     }
   }
-  if (!done.ok()) return Annotate(done.status(), "attach disk " + image_path);
-  disks_[image_path] = Disk{controller, lun, 1, true};
-  return DiskPlace{pci_path, 0, lun};
+  RemoveDiskLocked(image_path).IgnoreError();  // tried again by the next call for this image
+  return Annotate(done.status(), "attach disk " + image_path);
 }
 
 absl::Status Vm::DetachDisk(const std::string& image_path) {
   MutexLock lock(mutex_);
   const auto it = disks_.find(image_path);
   if (it == disks_.end()) return absl::OkStatus();
-  Disk& disk = it->second;
-  if (disk.users > 1) {
-    --disk.users;
+  if (it->second.users > 1) {
+    --it->second.users;
     return absl::OkStatus();
   }
-  const std::string id = DiskId(disk.controller, disk.lun);
+  it->second.users = 0;
+  return RemoveDiskLocked(image_path);
+}
+
+absl::Status Vm::RemoveDiskLocked(const std::string& image_path) {
+  const auto it = disks_.find(image_path);
+  if (it == disks_.end()) return absl::OkStatus();
+  Disk& disk = it->second;
+  const std::string id = DiskId(disk.controller, disk.lun), what = "detach disk " + image_path;
   if (disk.attached) {
+    qmp_->ForgetDeleted(id);
     const absl::StatusOr<std::string> asked =
         qmp_->Execute("device_del", fmt::format(R"({{"id":"{}"}})", id), kCommandTimeout);
     if (asked.ok()) {
-      RETURN_IF_ERROR(Annotate(qmp_->WaitDeviceDeleted(id, kCommandTimeout), "detach disk " + image_path));
+      RETURN_IF_ERROR(Annotate(qmp_->WaitDeviceDeleted(id, kCommandTimeout), what));
     } else if (asked.status().code() != absl::StatusCode::kNotFound) {
-      return Annotate(asked.status(), "detach disk " + image_path);
+      return Annotate(asked.status(), what);
     }
     disk.attached = false;
   }
   const absl::StatusOr<std::string> done =
       qmp_->Execute("blockdev-del", fmt::format(R"({{"node-name":"{}"}})", id), kCommandTimeout);
-  RETURN_IF_ERROR(Annotate(done.status(), "detach disk " + image_path));
+  // "Failed to find node": an earlier call whose answer was lost has done it.
+  if (!done.ok() && Message(done.status()).find("Failed to find node") == std::string::npos) {
+    return Annotate(done.status(), what);
+  }
   disks_.erase(it);
   return absl::OkStatus();
 }

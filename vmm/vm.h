@@ -33,7 +33,7 @@ struct DiskPlace {
 class Vm {
  public:
   // Starts QEMU and waits until its control socket answers. An error carries the end of QEMU's log, and
-  // nothing is left running.
+  // nothing is left running. InvalidArgument: a spec that cannot be; NotFound: a file that is not there.
   static absl::StatusOr<std::unique_ptr<Vm>> Start(const VmSpec& spec, const StartOptions& options);
   ~Vm();
 
@@ -41,7 +41,7 @@ class Vm {
   uint64_t start_time() const { return start_time_; }
 
   // Makes an arena visible in the guest; the same arena again gives the same path. ResourceExhausted: no root
-  // port is free.
+  // port is free. NotFound, InvalidArgument: no such file, or it is shorter than said.
   absl::StatusOr<std::string> AttachArena(const ArenaDevice& arena);
   // Root ports that are still free.
   size_t free_ports() const;
@@ -58,17 +58,19 @@ class Vm {
   absl::Status Alive() const;
   // Blocks until QEMU has ended. Reaps it.
   void WaitExit();
-  // Ends QEMU: a word over QMP, then SIGKILL; returns when the process is seen dead or DeadlineExceeded.
+  // Ends QEMU with SIGKILL (it holds nothing that a farewell would save); returns when the process is seen
+  // dead, or DeadlineExceeded. Repeatable.
   absl::Status Kill(std::chrono::milliseconds timeout);
 
  private:
   Vm() = default;
   struct Disk {
     uint32_t controller = 0, lun = 0, users = 0;
-    bool attached = false;
+    bool attached = false;  // QEMU may have the device, not only its image
   };
   absl::StatusOr<uint32_t> TakePortLocked() REQUIRES(mutex_);
   absl::StatusOr<std::string> ControllerLocked(uint32_t index) REQUIRES(mutex_);
+  absl::Status RemoveDiskLocked(const std::string& image_path) REQUIRES(mutex_);
 
   pid_t pid_ = 0;
   uint64_t start_time_ = 0;

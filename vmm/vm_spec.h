@@ -8,7 +8,7 @@
 namespace lamina::vmm {
 
 struct ArenaDevice {
-  std::string id;  // [A-Za-z0-9-]
+  std::string id;  // [A-Za-z0-9_.-], at most 64
   std::string path;
   uint64_t bytes = 0;
 };
@@ -20,9 +20,9 @@ struct VmSpec {
   std::string firmware, kernel, initramfs, extra_kernel_args;
   uint32_t vcpus = 1;
   uint64_t memory_bytes = 0;
-  uint64_t hotplug_bytes = 0;            // address space for arenas attached later
-  uint32_t hotplug_ports = 8;            // PCIe root ports for arenas and SCSI controllers, at most 64
-  std::string runtime_dir;               // sockets qmp.sock, rpc.sock, stdio.sock
+  uint64_t hotplug_bytes = 0;  // address space for arenas attached later
+  uint32_t hotplug_ports = 8;  // PCIe root ports for arenas and SCSI controllers, at most 64
+  std::string runtime_dir;     // sockets qmp.sock, rpc.sock, stdio.sock (107 bytes a path); qemu.log
   std::vector<ArenaDevice> boot_arenas;  // at most 8
   std::string virtiofs_socket;           // empty: no shared directory
   std::string virtiofs_tag = "lamina";

@@ -136,7 +136,7 @@ class Client::Impl : public std::enable_shared_from_this<Client::Impl> {
         MutexLock state(mutex_);
         if (!lost_.ok()) return lost_;
       }
-      const ssize_t n = write(fd_.get(), bytes.data(), bytes.size());
+      const ssize_t n = WriteQuietly(fd_.get(), bytes.data(), bytes.size());
       if (n > 0) {
         started = true;
         bytes.remove_prefix(static_cast<size_t>(n));

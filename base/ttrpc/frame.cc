@@ -1,6 +1,10 @@
 #include "base/ttrpc/frame.h"
 
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 
 #include "base/status.h"
 
@@ -32,6 +36,11 @@ absl::StatusOr<std::string> EncodeFrame(const Frame& frame) {
   out.push_back(static_cast<char>(frame.flags));
   out += frame.payload;
   return out;
+}
+
+ssize_t WriteQuietly(int fd, const char* bytes, size_t count) {
+  const ssize_t n = send(fd, bytes, count, MSG_NOSIGNAL);
+  return n < 0 && errno == ENOTSOCK ? write(fd, bytes, count) : n;
 }
 
 void FrameReader::Feed(std::string_view bytes) {

@@ -1,6 +1,8 @@
 // ttrpc on the wire: a 10-byte header (u32 BE length, u32 BE stream id, u8 type, u8 flags), then the payload.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -40,5 +42,8 @@ class FrameReader {
   std::string buffer_;
   size_t skip_bytes_ = 0;  // rest of an oversized payload
 };
+
+// write(2) that gives EPIPE and no SIGPIPE when the peer is gone; for sockets and virtio-serial ports.
+ssize_t WriteQuietly(int fd, const char* bytes, size_t count);
 
 }  // namespace lamina::ttrpc

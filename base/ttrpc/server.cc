@@ -40,8 +40,8 @@ struct Connection {
   std::string out GUARDED_BY(mutex);
   bool closed GUARDED_BY(mutex) = false;
   bool want_write GUARDED_BY(mutex) = false;
-  // How many peers a persistent port has lost: a call's answer goes to the peer that made it or to nobody, because the
-  // next one counts its stream ids from 1 again.
+  // How many peers a persistent port has lost: a call's answer goes to the peer that made it or to nobody,
+  // because the next one counts its stream ids from 1 again.
   std::atomic<uint64_t> epoch{0};
   bool idle_port = false;  // loop thread only: read gave 0 on a persistent port
 };
@@ -83,6 +83,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
     {
       MutexLock lock(mutex_);
       stopping_ = true;
+      queue_.clear();  // what has not begun never does
       work_.NotifyAll();
     }
     Wake();
@@ -233,10 +234,12 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
     const uint64_t epoch = connection->epoch;
     Work work{connection, frame.stream_id, epoch, {}};
     if (frame.oversized) {
-      return Answer(*connection, epoch, frame.stream_id, absl::ResourceExhaustedError("the request is over 4 MiB"));
+      return Answer(*connection, epoch, frame.stream_id,
+                    absl::ResourceExhaustedError("the request is over 4 MiB"));
     }
     if (!work.request.ParseFromString(frame.payload)) {
-      return Answer(*connection, epoch, frame.stream_id, absl::InvalidArgumentError("the request does not parse"));
+      return Answer(*connection, epoch, frame.stream_id,
+                    absl::InvalidArgumentError("the request does not parse"));
     }
     MutexLock lock(mutex_);
     if (busy_ + queue_.size() >= options_.max_concurrent_calls) {
@@ -307,7 +310,8 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
     return method->second(context, request.payload());
   }
 
-  void Answer(Connection& connection, uint64_t epoch, uint32_t stream_id, const absl::StatusOr<std::string>& result) {
+  void Answer(Connection& connection, uint64_t epoch, uint32_t stream_id,
+              const absl::StatusOr<std::string>& result) {
     Response response;
     if (result.ok()) {
       response.set_payload(*result);
@@ -341,7 +345,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
     bool alive = true;
     while (sent < connection.out.size()) {
       const ssize_t n =
-          write(connection.fd.get(), connection.out.data() + sent, connection.out.size() - sent);
+          WriteQuietly(connection.fd.get(), connection.out.data() + sent, connection.out.size() - sent);
       if (n > 0) {
         sent += static_cast<size_t>(n);
       } else if (n < 0 && errno == EINTR) {

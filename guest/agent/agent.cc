@@ -40,7 +40,8 @@ absl::StatusOr<Empty> Done(const absl::Status& status) {
 
 absl::StatusOr<std::unique_ptr<Agent>> Agent::Create(AgentOptions options, UniqueFd stdio, bool persistent,
                                                      ModuleLoader& modules, DeviceMonitor& monitor,
-                                                     ProcessTable& processes, std::function<void()> on_shutdown) {
+                                                     ProcessTable& processes,
+                                                     std::function<void()> on_shutdown) {
   for (const char* sub : {"", "/layers", "/l", "/containers", "/crun", "/log", "/shared"}) {
     const std::string path = options.root + sub;
     if (mkdir(path.c_str(), 0755) != 0 && errno != EEXIST) return ErrnoStatus(errno, "mkdir " + path);
@@ -50,8 +51,8 @@ absl::StatusOr<std::unique_ptr<Agent>> Agent::Create(AgentOptions options, Uniqu
       new Agent(std::move(options), std::move(mux), modules, monitor, processes, std::move(on_shutdown)));
 }
 
-Agent::Agent(AgentOptions options, std::unique_ptr<StdioMux> mux, ModuleLoader& modules, DeviceMonitor& monitor,
-             ProcessTable& processes, std::function<void()> on_shutdown)
+Agent::Agent(AgentOptions options, std::unique_ptr<StdioMux> mux, ModuleLoader& modules,
+             DeviceMonitor& monitor, ProcessTable& processes, std::function<void()> on_shutdown)
     : options_(std::move(options)),
       mux_(std::move(mux)),
       modules_(modules),
@@ -60,12 +61,14 @@ Agent::Agent(AgentOptions options, std::unique_ptr<StdioMux> mux, ModuleLoader& 
       on_shutdown_(std::move(on_shutdown)),
       crun_(processes, options_.crun, options_.root),
       layers_(options_.root, modules, monitor, Sysfs()),
-      containers_(ContainerTableOptions{options_.root, options_.cgroup_mount}, *mux_, processes, layers_, modules, crun_) {}
+      containers_(ContainerTableOptions{options_.root, options_.cgroup_mount}, *mux_, processes, layers_,
+                  modules, crun_) {}
 
 absl::StatusOr<HelloResponse> Agent::Hello(const HelloRequest& request) {
   if (request.protocol_version() != kProtocolVersion) {
-    return MakeStatus(absl::StatusCode::kFailedPrecondition, "the host speaks agent protocol {}, this agent {}",
-                      request.protocol_version(), kProtocolVersion);
+    return MakeStatus(absl::StatusCode::kFailedPrecondition,
+                      "the host speaks agent protocol {}, this agent {}", request.protocol_version(),
+                      kProtocolVersion);
   }
   if (options_.owns_machine) {
     RETURN_IF_ERROR(SetClock(request.host_unix_nanos()));
@@ -109,8 +112,8 @@ absl::Status Agent::Configure(const ConfigureSandboxRequest& request) {
 absl::Status Agent::ConfigureNetwork(const ConfigureSandboxRequest& request) {
   if (request.interfaces_size() > 32 || request.routes_size() > kMaxNetworkEntries ||
       request.neighbors_size() > kMaxNetworkEntries) {
-    return InvalidArgument("{} interfaces, {} routes, {} neighbours: more than a pod has", request.interfaces_size(),
-                           request.routes_size(), request.neighbors_size());
+    return InvalidArgument("{} interfaces, {} routes, {} neighbours: more than a pod has",
+                           request.interfaces_size(), request.routes_size(), request.neighbors_size());
   }
   ASSIGN_OR_RETURN(Network network, Network::Open());
   RETURN_IF_ERROR(network.LinkUp("lo"));
@@ -123,7 +126,8 @@ absl::Status Agent::ConfigureNetwork(const ConfigureSandboxRequest& request) {
     if (!found.ok()) return found.status();
     RETURN_IF_ERROR(network.Rename(*found, interface.name()));
     // Also the link-local address is usable at once; a kernel without IPv6 has no such file.
-    WriteKernelFile(fmt::format("/proc/sys/net/ipv6/conf/{}/accept_dad", interface.name()), "0").IgnoreError();
+    WriteKernelFile(fmt::format("/proc/sys/net/ipv6/conf/{}/accept_dad", interface.name()), "0")
+        .IgnoreError();
     if (interface.mtu() > 0) RETURN_IF_ERROR(network.SetMtu(interface.name(), interface.mtu()));
     RETURN_IF_ERROR(network.LinkUp(interface.name()));
     for (const std::string& text : interface.addresses()) {
@@ -139,12 +143,13 @@ absl::Status Agent::ConfigureNetwork(const ConfigureSandboxRequest& request) {
   // A gateway must be reachable by a route that is there already: the direct ones go first.
   std::vector<const Route*> routes;
   for (const Route& route : request.routes()) routes.push_back(&route);
-  std::stable_partition(routes.begin(), routes.end(), [](const Route* route) { return route->gateway().empty(); });
+  std::stable_partition(routes.begin(), routes.end(),
+                        [](const Route* route) { return route->gateway().empty(); });
   for (const Route* route : routes) {
     if (route->scope() > 255) return InvalidArgument("route scope {}: over 255", route->scope());
-    RETURN_IF_ERROR(network.AddRoute({route->destination(), route->gateway(), route->source(), route->device(),
-                                      static_cast<uint8_t>(route->scope()), route->onlink(), route->ipv6(),
-                                      route->metric()}));
+    RETURN_IF_ERROR(network.AddRoute({route->destination(), route->gateway(), route->source(),
+                                      route->device(), static_cast<uint8_t>(route->scope()), route->onlink(),
+                                      route->ipv6(), route->metric()}));
   }
   return absl::OkStatus();
 }
@@ -166,23 +171,27 @@ absl::Status Agent::UnmountLayers(const UnmountLayersRequest& request) {
 void Agent::RegisterMachine(ttrpc::Server& server) {
   using ttrpc::CallContext;
   server.Handle<HelloRequest, HelloResponse>(
-      kAgentService, "Hello", [this](const CallContext&, const HelloRequest& request) { return Hello(request); });
+      kAgentService, "Hello",
+      [this](const CallContext&, const HelloRequest& request) { return Hello(request); });
   server.Handle<ConfigureSandboxRequest, Empty>(
-      kAgentService, "ConfigureSandbox",
-      [this](const CallContext&, const ConfigureSandboxRequest& request) { return Done(Configure(request)); });
+      kAgentService, "ConfigureSandbox", [this](const CallContext&, const ConfigureSandboxRequest& request) {
+        return Done(Configure(request));
+      });
   server.Handle<MountLayersRequest, MountLayersResponse>(
       kAgentService, "MountLayers",
       [this](const CallContext&, const MountLayersRequest& request) { return MountLayers(request); });
-  server.Handle<UnmountLayersRequest, Empty>(
-      kAgentService, "UnmountLayers",
-      [this](const CallContext&, const UnmountLayersRequest& request) { return Done(UnmountLayers(request)); });
+  server.Handle<UnmountLayersRequest, Empty>(kAgentService, "UnmountLayers",
+                                             [this](const CallContext&, const UnmountLayersRequest& request) {
+                                               return Done(UnmountLayers(request));
+                                             });
   server.Handle<Empty, GuestInfoResponse>(
       kAgentService, "GuestInfo",
       [](const CallContext&, const Empty&) -> absl::StatusOr<GuestInfoResponse> { return GuestInfo(); });
   server.Handle<SetVcpusRequest, SetVcpusResponse>(
       kAgentService, "SetVcpus",
       [this](const CallContext&, const SetVcpusRequest& request) -> absl::StatusOr<SetVcpusResponse> {
-        if (!options_.owns_machine) return absl::FailedPreconditionError("this agent does not own its machine");
+        if (!options_.owns_machine)
+          return absl::FailedPreconditionError("this agent does not own its machine");
         SetVcpusResponse response;
         ASSIGN_OR_RETURN(const uint32_t online, SetVcpus(request.vcpus()));
         response.set_online(online);
@@ -199,7 +208,8 @@ void Agent::RegisterContainers(ttrpc::Server& server) {
   using ttrpc::CallContext;
   server.Handle<CreateContainerRequest, CreateContainerResponse>(
       kAgentService, "CreateContainer",
-      [this](const CallContext&, const CreateContainerRequest& request) -> absl::StatusOr<CreateContainerResponse> {
+      [this](const CallContext&,
+             const CreateContainerRequest& request) -> absl::StatusOr<CreateContainerResponse> {
         ASSIGN_OR_RETURN(const pid_t pid, containers_.Create(request));
         CreateContainerResponse response;
         response.set_pid(static_cast<uint32_t>(pid));
@@ -216,7 +226,8 @@ void Agent::RegisterContainers(ttrpc::Server& server) {
         return cgroup.Stats();
       });
   server.Handle<ProcessRequest, PidsResponse>(
-      kAgentService, "Pids", [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<PidsResponse> {
+      kAgentService, "Pids",
+      [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<PidsResponse> {
         ASSIGN_OR_RETURN(const Cgroup cgroup, containers_.FindCgroup(request.container_id()));
         ASSIGN_OR_RETURN(const std::vector<uint32_t> pids, cgroup.Pids());
         PidsResponse response;
@@ -245,9 +256,10 @@ void Agent::RegisterContainers(ttrpc::Server& server) {
 
 void Agent::RegisterProcesses(ttrpc::Server& server) {
   using ttrpc::CallContext;
-  server.Handle<ExecCreateRequest, Empty>(
-      kAgentService, "ExecCreate",
-      [this](const CallContext&, const ExecCreateRequest& request) { return Done(containers_.CreateExec(request)); });
+  server.Handle<ExecCreateRequest, Empty>(kAgentService, "ExecCreate",
+                                          [this](const CallContext&, const ExecCreateRequest& request) {
+                                            return Done(containers_.CreateExec(request));
+                                          });
   server.Handle<ProcessRequest, StartProcessResponse>(
       kAgentService, "StartProcess",
       [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<StartProcessResponse> {
@@ -278,10 +290,12 @@ void Agent::RegisterProcesses(ttrpc::Server& server) {
           return InvalidArgument("terminal of {} by {}: over 65535", request.width(), request.height());
         }
         ASSIGN_OR_RETURN(const TaskRef task, containers_.FindTask(request.container_id(), request.exec_id()));
-        return Done(task->Resize(static_cast<uint16_t>(request.width()), static_cast<uint16_t>(request.height())));
+        return Done(
+            task->Resize(static_cast<uint16_t>(request.width()), static_cast<uint16_t>(request.height())));
       });
   server.Handle<ProcessRequest, Empty>(
-      kAgentService, "CloseStdin", [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<Empty> {
+      kAgentService, "CloseStdin",
+      [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<Empty> {
         ASSIGN_OR_RETURN(const TaskRef task, containers_.FindTask(request.container_id(), request.exec_id()));
         return Done(task->CloseStdin());
       });

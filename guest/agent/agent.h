@@ -26,27 +26,28 @@ inline constexpr char kAgentVersion[] = "0.1.0";
 inline constexpr char kAgentService[] = "lamina.agent.v1.Agent";
 
 struct AgentOptions {
-  std::string root = "/run/lamina";          // must exist
+  std::string root = "/run/lamina";  // must exist
   std::string crun = "/usr/bin/crun";
   std::string cgroup_mount = "/sys/fs/cgroup";
-  bool owns_machine = true;                  // false: network, clock, vCPUs… are left alone (the agent as a plain program)
+  bool owns_machine = true;  // false: network, clock, vCPUs… are left alone (the agent as a plain program)
   double started_boot_seconds = 0;
 };
 
 // Thread-safe.
 class Agent {
  public:
-  // `stdio` is the stdio port (owned). `on_shutdown` is called once, from a call's thread, after Shutdown was asked for.
-  // `modules`, `monitor` and `processes` outlive the agent.
+  // `stdio` is the stdio port (owned). `on_shutdown` is called once, from a call's thread, after Shutdown was
+  // asked for. `modules`, `monitor` and `processes` outlive the agent.
   static absl::StatusOr<std::unique_ptr<Agent>> Create(AgentOptions options, UniqueFd stdio, bool persistent,
                                                        ModuleLoader& modules, DeviceMonitor& monitor,
-                                                       ProcessTable& processes, std::function<void()> on_shutdown);
+                                                       ProcessTable& processes,
+                                                       std::function<void()> on_shutdown);
 
   // Adds every method of the service. Before the server serves.
   void Register(ttrpc::Server& server);
 
-  // Kills and removes all containers, unmounts layers and the shared directory. Not for use while calls are being served
-  // that make new ones.
+  // Kills and removes all containers, unmounts layers and the shared directory. Not for use while calls are
+  // being served that make new ones.
   void TearDown();
 
  private:
@@ -71,7 +72,7 @@ class Agent {
   LayerTable layers_;
   ContainerTable containers_;
   Mutex configure_mutex_;
-  std::string configured_ GUARDED_BY(configure_mutex_);      // the request that was carried out
+  std::string configured_ GUARDED_BY(configure_mutex_);  // the request that was carried out
   std::string sandbox_id_ GUARDED_BY(configure_mutex_);
 };
 

@@ -27,9 +27,11 @@ absl::Status MountAt(const char* type, const char* target, unsigned long flags, 
 
 absl::Status EscapeInitramfs() {
   if (mkdir("/root", 0755) != 0 && errno != EEXIST) return ErrnoStatus(errno, "mkdir /root");
-  if (mount("/", "/root", nullptr, MS_BIND, nullptr) != 0) return ErrnoStatus(errno, "bind the initramfs to /root");
+  if (mount("/", "/root", nullptr, MS_BIND, nullptr) != 0)
+    return ErrnoStatus(errno, "bind the initramfs to /root");
   if (chdir("/root") != 0) return ErrnoStatus(errno, "chdir /root");
-  if (mount(".", "/", nullptr, MS_MOVE, nullptr) != 0) return ErrnoStatus(errno, "move the root mount over /");
+  if (mount(".", "/", nullptr, MS_MOVE, nullptr) != 0)
+    return ErrnoStatus(errno, "move the root mount over /");
   if (chroot(".") != 0 || chdir("/") != 0) return ErrnoStatus(errno, "chroot to the moved root");
   return absl::OkStatus();
 }
@@ -77,7 +79,8 @@ absl::Status EnableCgroupControllers(const std::string& root) {
 void RaiseLimits() {
   // What containerd's unit file gives to containers on a node.
   const rlimit files{1048576, 1048576};
-  if (setrlimit(RLIMIT_NOFILE, &files) != 0) LogWarning("setrlimit NOFILE: {}", Message(ErrnoStatus(errno, "")));
+  if (setrlimit(RLIMIT_NOFILE, &files) != 0)
+    LogWarning("setrlimit NOFILE: {}", Message(ErrnoStatus(errno, "")));
   const rlimit unlimited{RLIM_INFINITY, RLIM_INFINITY};
   for (const auto resource : {RLIMIT_NPROC, RLIMIT_CORE}) setrlimit(resource, &unlimited);
   for (const auto& [path, value] : {std::pair{"/proc/sys/kernel/pid_max", "4194304"},

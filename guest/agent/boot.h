@@ -1,5 +1,5 @@
-// What PID 1 does before anything else: a root that can be pivoted away from, the kernel's file systems, cgroups.
-// Single-threaded.
+// What PID 1 does before anything else: a root that can be pivoted away from, the kernel's file systems,
+// cgroups. Single-threaded.
 #pragma once
 
 #include <string>
@@ -9,8 +9,8 @@
 
 namespace lamina::guest {
 
-// The initramfs is the root of the mount tree, and pivot_root(2) refuses to leave that. A bind mount of it, moved over
-// "/", has a parent, and needs no copy.
+// The initramfs is the root of the mount tree, and pivot_root(2) refuses to leave that. A bind mount of it,
+// moved over "/", has a parent, and needs no copy.
 absl::Status EscapeInitramfs();
 
 // proc, sysfs, devtmpfs, devpts, cgroup2, tmpfs on /run, /tmp, /dev/shm; /dev/null as stdin, stdout, stderr.

@@ -65,7 +65,8 @@ absl::StatusOr<agent::v1::ContainerStats> Cgroup::Stats() const {
   stats.set_memory_limit_bytes(number("memory.max", kNone));
   stats.set_memory_max_usage_bytes(number("memory.peak", 0));
   stats.set_swap_usage_bytes(number("memory.swap.current", 0));
-  for (const auto& [name, value] : ParseFlatKeyed(text("memory.stat"))) (*stats.mutable_memory_stat())[name] = value;
+  for (const auto& [name, value] : ParseFlatKeyed(text("memory.stat")))
+    (*stats.mutable_memory_stat())[name] = value;
   auto events = ParseFlatKeyed(text("memory.events"));
   stats.set_memory_oom(events["oom"]);
   stats.set_memory_oom_kill(events["oom_kill"]);

@@ -35,7 +35,8 @@ absl::Status MakeDirectory(const std::string& path) {
 
 bool ContainerTable::HasHugePages(std::string_view page_size) const {
   const std::string name(page_size);
-  if (name.empty() || name.size() > 16 || name.find_first_not_of("0123456789KMGB") != std::string::npos) return false;
+  if (name.empty() || name.size() > 16 || name.find_first_not_of("0123456789KMGB") != std::string::npos)
+    return false;
   return access(fmt::format("{}/lamina/hugetlb.{}.max", options_.cgroup_mount, name).c_str(), F_OK) == 0;
 }
 
@@ -50,7 +51,8 @@ absl::StatusOr<ContainerTable::ContainerRef> ContainerTable::Find(const std::str
   MutexLock lock(mutex_);
   const auto found = containers_.find(id);
   if (found == containers_.end()) {
-    return MakeStatus(absl::StatusCode::kNotFound, "there is no container {}", std::string_view(id).substr(0, 160));
+    return MakeStatus(absl::StatusCode::kNotFound, "there is no container {}",
+                      std::string_view(id).substr(0, 160));
   }
   return found->second;
 }
@@ -121,7 +123,8 @@ absl::StatusOr<pid_t> ContainerTable::CreateLocked(const agent::v1::CreateContai
   }
   RETURN_IF_ERROR(WriteRegularFile(container.directory + "/config.json", spec.config_json, 0600));
 
-  ASSIGN_OR_RETURN(TaskStdio stdio, TaskStdio::Open(container.init->streams(), crun_.TemporaryPath("console")));
+  ASSIGN_OR_RETURN(TaskStdio stdio,
+                   TaskStdio::Open(container.init->streams(), crun_.TemporaryPath("console")));
   const std::string pid_file = crun_.TemporaryPath("pid");
   std::vector<std::string> arguments = {"create", "--bundle", container.directory, "--pid-file", pid_file};
   stdio.AddArguments(arguments);
@@ -145,9 +148,10 @@ absl::Status ContainerTable::CreateExec(const agent::v1::ExecCreateRequest& requ
     return MakeStatus(absl::StatusCode::kResourceExhausted, "{} execs are all that one container takes",
                       options_.max_execs);
   }
-  if (!container->execs.emplace(request.exec_id(), Container::Exec{std::move(task), std::move(process)}).second) {
-    return MakeStatus(absl::StatusCode::kAlreadyExists, "container {} has an exec {} already", request.container_id(),
-                      request.exec_id());
+  if (!container->execs.emplace(request.exec_id(), Container::Exec{std::move(task), std::move(process)})
+           .second) {
+    return MakeStatus(absl::StatusCode::kAlreadyExists, "container {} has an exec {} already",
+                      request.container_id(), request.exec_id());
   }
   return absl::OkStatus();
 }
@@ -190,7 +194,8 @@ absl::StatusOr<pid_t> ContainerTable::StartExec(Container& container, const std:
     const std::string process_file = crun_.TemporaryPath("json"), pid_file = crun_.TemporaryPath("pid");
     RETURN_IF_ERROR(WriteRegularFile(process_file, process_json, 0600));
     ASSIGN_OR_RETURN(TaskStdio stdio, TaskStdio::Open(task->streams(), crun_.TemporaryPath("console")));
-    std::vector<std::string> arguments = {"exec", "--detach", "--process", process_file, "--pid-file", pid_file};
+    std::vector<std::string> arguments = {"exec",       "--detach",   "--process",
+                                          process_file, "--pid-file", pid_file};
     stdio.AddArguments(arguments);
     arguments.push_back(container.id);
     ProcessTable::AdoptScope adopting(processes_);
@@ -251,8 +256,9 @@ absl::StatusOr<TaskExit> ContainerTable::Wait(const std::string& id, const std::
 
 absl::Status ContainerTable::Update(const std::string& id, const std::string& resources_json) {
   ASSIGN_OR_RETURN(const ContainerRef container, Find(id));
-  ASSIGN_OR_RETURN(const std::string resources,
-                   PrepareResources(resources_json, [this](std::string_view size) { return HasHugePages(size); }));
+  ASSIGN_OR_RETURN(
+      const std::string resources,
+      PrepareResources(resources_json, [this](std::string_view size) { return HasHugePages(size); }));
   MutexLock operation(container->operation);
   if (container->deleted) return MakeStatus(absl::StatusCode::kNotFound, "container {} has been deleted", id);
   const std::string file = crun_.TemporaryPath("json");

@@ -1,7 +1,7 @@
 // The pod's containers: overlay, crun, processes, cgroup.
 //
-// Lock order: table -> container.operation -> (container.execs | task | processes | layers); the last four are never held
-// together except task -> processes.
+// Lock order: table -> container.operation -> (container.execs | task | processes | layers); the last four
+// are never held together except task -> processes.
 #pragma once
 
 #include <cstdint>
@@ -28,10 +28,10 @@ class ExecCreateRequest;
 namespace lamina::guest {
 
 struct ContainerTableOptions {
-  std::string root = "/run/lamina";               // containers/<id> is made below it
+  std::string root = "/run/lamina";  // containers/<id> is made below it
   std::string cgroup_mount = "/sys/fs/cgroup";
   size_t max_containers = 256;
-  size_t max_execs = 256;                          // of one container
+  size_t max_execs = 256;  // of one container
 };
 
 // Thread-safe. `exec_id` empty means the container's init. NotFound: no such container or exec.
@@ -39,9 +39,15 @@ class ContainerTable {
  public:
   ContainerTable(ContainerTableOptions options, StdioMux& mux, ProcessTable& processes, LayerTable& layers,
                  ModuleLoader& modules, Crun& crun)
-      : options_(std::move(options)), mux_(mux), processes_(processes), layers_(layers), modules_(modules), crun_(crun) {}
+      : options_(std::move(options)),
+        mux_(mux),
+        processes_(processes),
+        layers_(layers),
+        modules_(modules),
+        crun_(crun) {}
 
-  // The pid of the container's init, which waits for Start. AlreadyExists; on any error nothing is left of it.
+  // The pid of the container's init, which waits for Start. AlreadyExists; on any error nothing is left of
+  // it.
   absl::StatusOr<pid_t> Create(const agent::v1::CreateContainerRequest& request);
   absl::Status CreateExec(const agent::v1::ExecCreateRequest& request);
   // The pid. Repeated for a container that runs: the same pid.
@@ -65,7 +71,7 @@ class ContainerTable {
     UniqueFd stop;  // eventfd, readable once the container is being deleted
     Mutex operation;
     bool created GUARDED_BY(operation) = false, started GUARDED_BY(operation) = false,
-         deleted GUARDED_BY(operation) = false;
+                 deleted GUARDED_BY(operation) = false;
     Mutex execs_mutex;
     struct Exec {
       TaskRef task;

@@ -44,10 +44,10 @@ absl::Status CrunError(std::string_view command, int exit_code, std::string_view
   if (text.empty()) text = fmt::format("exit code {}", exit_code);
   const auto has = [&](std::string_view part) { return text.find(part) != std::string::npos; };
   absl::StatusCode code = absl::StatusCode::kInternal;
-  if (has("executable file") || has("open executable")) {
-    code = absl::StatusCode::kNotFound;
-  } else if (has("ermission denied")) {
+  if (has("ermission denied")) {
     code = absl::StatusCode::kPermissionDenied;
+  } else if (has("executable file") || has("open executable")) {
+    code = absl::StatusCode::kNotFound;
   }
   return MakeStatus(code, "crun {}: {}", command, text);
 }
@@ -85,7 +85,8 @@ absl::StatusOr<pid_t> ReadPidFile(const std::string& path) {
   unlink(path.c_str());
   if (!text.ok()) return text.status();
   const auto pid = ParseCount(*text);
-  if (!pid.ok() || *pid < 2 || *pid > 4194304) return MakeStatus(absl::StatusCode::kInternal, "{}: no pid in it", path);
+  if (!pid.ok() || *pid < 2 || *pid > 4194304)
+    return MakeStatus(absl::StatusCode::kInternal, "{}: no pid in it", path);
   return static_cast<pid_t>(*pid);
 }
 
@@ -97,7 +98,8 @@ absl::StatusOr<ConsoleSocket> ConsoleSocket::Listen(std::string path) {
   UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd) return ErrnoStatus(errno, "console socket");
   unlink(path.c_str());
-  if (bind(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 || listen(fd.get(), 1) != 0) {
+  if (bind(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
+      listen(fd.get(), 1) != 0) {
     return ErrnoStatus(errno, "listen on " + path);
   }
   return ConsoleSocket(std::move(path), std::move(fd));
@@ -122,7 +124,8 @@ absl::StatusOr<UniqueFd> ConsoleSocket::ReceiveMaster() {
   message.msg_iovlen = 1;
   message.msg_control = control;
   message.msg_controllen = sizeof control;
-  if (recvmsg(connection.get(), &message, MSG_CMSG_CLOEXEC) < 0) return ErrnoStatus(errno, "receive the terminal");
+  if (recvmsg(connection.get(), &message, MSG_CMSG_CLOEXEC) < 0)
+    return ErrnoStatus(errno, "receive the terminal");
   UniqueFd master;
   for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
     if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;

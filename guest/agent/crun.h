@@ -16,8 +16,8 @@
 
 namespace lamina::guest {
 
-// The code that crun's text stands for (a missing executable: NotFound; one that may not be run: PermissionDenied;
-// otherwise Internal), with the text without time stamps, at most 2 KiB of its end.
+// The code that crun's text stands for (a missing executable: NotFound; one that may not be run:
+// PermissionDenied; otherwise Internal), with the text without time stamps, at most 2 KiB of its end.
 absl::Status CrunError(std::string_view command, int exit_code, std::string_view log);
 
 struct CrunStdio {

@@ -107,7 +107,8 @@ absl::StatusOr<bool> HasTable(int control, const std::string& name, const Table&
   }
   struct stat node;
   if (stat(want.device.c_str(), &node) != 0) return ErrnoStatus(errno, "stat " + want.device);
-  const std::string parameters = fmt::format("{}:{} {}", major(node.st_rdev), minor(node.st_rdev), want.start);
+  const std::string parameters =
+      fmt::format("{}:{} {}", major(node.st_rdev), minor(node.st_rdev), want.start);
   return status.header()->target_count == 1 && status.target()->length == want.sectors &&
          std::strcmp(status.target()->target_type, "linear") == 0 && parameters == status.parameters();
 }
@@ -170,7 +171,8 @@ absl::StatusOr<std::string> DeviceMapper::CreateLinear(const LinearMapping& mapp
         if (Call(control.get(), DM_DEV_STATUS, status) == 0) return NodeOf(status.header()->dev);
       }
       if (same.ok()) {
-        return MakeStatus(absl::StatusCode::kAlreadyExists, "device {} exists with another table", mapping.name);
+        return MakeStatus(absl::StatusCode::kAlreadyExists, "device {} exists with another table",
+                          mapping.name);
       }
       continue;
     }

@@ -2,9 +2,9 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/fs.h>
 #include <linux/netlink.h>
-#include <limits.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -60,8 +60,8 @@ absl::StatusOr<std::vector<std::string>> ParsePciPath(std::string_view path) {
     const size_t slash = rest.find('/');
     const std::string_view slot = rest.substr(0, slash);
     rest = slash == std::string_view::npos ? std::string_view() : rest.substr(slash + 1);
-    const bool fine = slot.size() == 4 && IsHex(slot[0]) && IsHex(slot[1]) && slot[0] <= '1' && slot[2] == '.' &&
-                      slot[3] >= '0' && slot[3] <= '7';
+    const bool fine = slot.size() == 4 && IsHex(slot[0]) && IsHex(slot[1]) && slot[0] <= '1' &&
+                      slot[2] == '.' && slot[3] >= '0' && slot[3] <= '7';
     if (!fine || (slash != std::string_view::npos && rest.empty())) {
       slots.clear();
       break;
@@ -100,7 +100,8 @@ absl::StatusOr<std::string> Sysfs::FindPci(std::string_view pci_path) const {
     std::string next;
     for (const std::string& name : ListDirectory(path)) {
       // "0000:01:00.0"
-      if (name.size() == 12 && name.compare(0, 5, "0000:") == 0 && name[7] == ':' && name.substr(8) == slots[i]) {
+      if (name.size() == 12 && name.compare(0, 5, "0000:") == 0 && name[7] == ':' &&
+          name.substr(8) == slots[i]) {
         next = name;
         break;
       }
@@ -116,7 +117,8 @@ absl::StatusOr<std::string> Sysfs::FindPci(std::string_view pci_path) const {
 absl::StatusOr<std::string> Sysfs::FindBlockBelow(const std::string& device, const std::string& part) const {
   for (const std::string& name : ListDirectory(root_ + "/block")) {
     const std::string real = RealPath(root_ + "/block/" + name);
-    if (real.compare(0, device.size() + 1, device + "/") == 0 && real.find(part, device.size()) != std::string::npos) {
+    if (real.compare(0, device.size() + 1, device + "/") == 0 &&
+        real.find(part, device.size()) != std::string::npos) {
       return name;
     }
   }
@@ -128,7 +130,8 @@ absl::StatusOr<std::string> Sysfs::FindPmem(std::string_view pci_path) const {
   return FindBlockBelow(device, "/block/pmem");
 }
 
-absl::StatusOr<std::string> Sysfs::FindScsiDisk(std::string_view pci_path, uint32_t target, uint32_t lun) const {
+absl::StatusOr<std::string> Sysfs::FindScsiDisk(std::string_view pci_path, uint32_t target,
+                                                uint32_t lun) const {
   ASSIGN_OR_RETURN(const std::string device, FindPci(pci_path));
   return FindBlockBelow(device, fmt::format(":0:{}:{}/block/", target, lun));
 }
@@ -144,12 +147,14 @@ absl::Status Sysfs::ScanScsi(std::string_view pci_path, uint32_t target, uint32_
 }
 
 absl::Status Sysfs::DeleteScsiDisk(std::string_view block_name) const {
-  const absl::Status deleted = WriteKernelFile(fmt::format("{}/block/{}/device/delete", root_, block_name), "1");
+  const absl::Status deleted =
+      WriteKernelFile(fmt::format("{}/block/{}/device/delete", root_, block_name), "1");
   return deleted.code() == absl::StatusCode::kNotFound ? absl::OkStatus() : deleted;
 }
 
 absl::StatusOr<uint64_t> Sysfs::BlockSizeBytes(std::string_view block_name) const {
-  ASSIGN_OR_RETURN(const std::string text, ReadKernelFile(fmt::format("{}/block/{}/size", root_, block_name)));
+  ASSIGN_OR_RETURN(const std::string text,
+                   ReadKernelFile(fmt::format("{}/block/{}/size", root_, block_name)));
   ASSIGN_OR_RETURN(const uint64_t sectors, ParseCount(text));
   return sectors * 512;
 }
@@ -271,7 +276,8 @@ class DeviceMonitor::Impl {
 DeviceMonitor::DeviceMonitor(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 DeviceMonitor::~DeviceMonitor() = default;
 
-absl::StatusOr<std::unique_ptr<DeviceMonitor>> DeviceMonitor::Start(std::function<void(const std::string&)> on_virtio) {
+absl::StatusOr<std::unique_ptr<DeviceMonitor>> DeviceMonitor::Start(
+    std::function<void(const std::string&)> on_virtio) {
   auto impl = std::make_unique<Impl>();
   RETURN_IF_ERROR(impl->Start(std::move(on_virtio)));
   return std::unique_ptr<DeviceMonitor>(new DeviceMonitor(std::move(impl)));

@@ -1,4 +1,5 @@
-// Finds block devices and virtio-serial ports by where the host plugged them in; waits for what is being plugged in.
+// Finds block devices and virtio-serial ports by where the host plugged them in; waits for what is being
+// plugged in.
 #pragma once
 
 #include <chrono>
@@ -15,7 +16,8 @@
 
 namespace lamina::guest {
 
-// "04.0/00.0" -> {"04.0", "00.0"}: slots of two hex digits and a function 0-7, from the root bus down, 1 to 8 of them.
+// "04.0/00.0" -> {"04.0", "00.0"}: slots of two hex digits and a function 0-7, from the root bus down, 1 to 8
+// of them.
 absl::StatusOr<std::vector<std::string>> ParsePciPath(std::string_view path);
 
 // The variables of a kernel uevent ("add@/devices/…\0ACTION=add\0…"); empty for what is none.
@@ -48,19 +50,20 @@ class Sysfs {
   const std::string root_;
 };
 
-// Makes the kernel refuse writes to the block device (BLKROSET). NotFound while a device that sysfs shows already cannot be
-// opened yet.
+// Makes the kernel refuse writes to the block device (BLKROSET). NotFound while a device that sysfs shows
+// already cannot be opened yet.
 absl::Status SetReadOnly(const std::string& device_node);
 
 // Listens for uevents on one small thread. Thread-safe.
 class DeviceMonitor {
  public:
   // `on_virtio` is told, on that thread, the modalias of each virtio device that appears.
-  static absl::StatusOr<std::unique_ptr<DeviceMonitor>> Start(std::function<void(const std::string& modalias)> on_virtio);
+  static absl::StatusOr<std::unique_ptr<DeviceMonitor>> Start(
+      std::function<void(const std::string& modalias)> on_virtio);
   ~DeviceMonitor();
 
-  // Repeats `find` after each uevent (and at least every 250 ms) while it answers NotFound; its last answer once
-  // `timeout` has passed.
+  // Repeats `find` after each uevent (and at least every 250 ms) while it answers NotFound; its last answer
+  // once `timeout` has passed.
   absl::StatusOr<std::string> WaitFor(const std::function<absl::StatusOr<std::string>()>& find,
                                       std::chrono::milliseconds timeout);
 

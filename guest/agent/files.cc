@@ -90,18 +90,19 @@ std::map<std::string, uint64_t> ParseFlatKeyed(std::string_view text) {
 }
 
 absl::Status CheckId(std::string_view id, std::string_view what) {
-  const bool fine = !id.empty() && id.size() <= 128 && IsAlnum(id[0]) && std::all_of(id.begin(), id.end(), [](char c) {
-    return IsAlnum(c) || c == '_' || c == '.' || c == '-';
-  });
+  const bool fine = !id.empty() && id.size() <= 128 && IsAlnum(id[0]) &&
+                    std::all_of(id.begin(), id.end(),
+                                [](char c) { return IsAlnum(c) || c == '_' || c == '.' || c == '-'; });
   if (fine) return absl::OkStatus();
-  return InvalidArgument("{} \"{}\": want 1 to 128 of letters, digits, '_', '.', '-', the first a letter or digit", what,
-                         id.substr(0, 160));
+  return InvalidArgument(
+      "{} \"{}\": want 1 to 128 of letters, digits, '_', '.', '-', the first a letter or digit", what,
+      id.substr(0, 160));
 }
 
 absl::Status CheckLayerId(std::string_view id) {
   const bool fine = id.size() == 64 && std::all_of(id.begin(), id.end(), [](char c) {
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
-  });
+                      return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+                    });
   if (fine) return absl::OkStatus();
   return InvalidArgument("layer id \"{}\": want 64 lower-case hex digits", id.substr(0, 80));
 }
@@ -118,7 +119,8 @@ absl::StatusOr<std::vector<uint32_t>> ParseCpuList(std::string_view text) {
     if (dash != std::string_view::npos) {
       ASSIGN_OR_RETURN(last, ParseCount(item.substr(dash + 1)));
     }
-    if (last < first || last > 4095) return InvalidArgument("\"{}\" is not a list of CPUs", item.substr(0, 64));
+    if (last < first || last > 4095)
+      return InvalidArgument("\"{}\" is not a list of CPUs", item.substr(0, 64));
     for (uint64_t cpu = first; cpu <= last; ++cpu) cpus.push_back(static_cast<uint32_t>(cpu));
   }
   return cpus;

@@ -29,7 +29,8 @@ double SecondsSince(steady_clock::time_point start) {
 // A device that never came is the host's failure, not a missing object.
 absl::Status DeviceError(const absl::Status& status) {
   if (status.code() != absl::StatusCode::kNotFound) return status;
-  return MakeStatus(absl::StatusCode::kDeadlineExceeded, "{} (waited {} s)", Message(status), kDeviceTimeout.count());
+  return MakeStatus(absl::StatusCode::kDeadlineExceeded, "{} (waited {} s)", Message(status),
+                    kDeviceTimeout.count());
 }
 
 absl::Status MountErofs(const std::string& device, const std::string& target, const char* options) {
@@ -50,11 +51,13 @@ std::string DescribePlace(const agent::v1::Layer& layer) {
 
 }  // namespace
 
-absl::Status LayerTable::MountPmem(const agent::v1::Layer& layer, Entry& entry, agent::v1::LayerResult& result) {
+absl::Status LayerTable::MountPmem(const agent::v1::Layer& layer, Entry& entry,
+                                   agent::v1::LayerResult& result) {
   const auto& region = layer.pmem();
   auto start = steady_clock::now();
   RETURN_IF_ERROR(modules_.Load("virtio-27"));
-  // The host maps the arena read-only, yet the guest's driver believes it writable: its writes would be lost in silence.
+  // The host maps the arena read-only, yet the guest's driver believes it writable: its writes would be lost
+  // in silence.
   const auto find = [&]() -> absl::StatusOr<std::string> {
     ASSIGN_OR_RETURN(std::string name, sysfs_.FindPmem(region.pci_path()));
     RETURN_IF_ERROR(SetReadOnly("/dev/" + name));
@@ -65,8 +68,8 @@ absl::Status LayerTable::MountPmem(const agent::v1::Layer& layer, Entry& entry, 
   ASSIGN_OR_RETURN(const LinearMapping mapping, PlanLinear(*found, region.offset(), region.size()));
   ASSIGN_OR_RETURN(const uint64_t size, sysfs_.BlockSizeBytes(*found));
   if (region.offset() + region.size() > size) {
-    return InvalidArgument("region of {} bytes at {} does not fit {} of {} bytes", region.size(), region.offset(), *found,
-                           size);
+    return InvalidArgument("region of {} bytes at {} does not fit {} of {} bytes", region.size(),
+                           region.offset(), *found, size);
   }
   result.set_wait_device_seconds(SecondsSince(start));
 
@@ -88,7 +91,8 @@ absl::Status LayerTable::MountPmem(const agent::v1::Layer& layer, Entry& entry, 
   return absl::OkStatus();
 }
 
-absl::Status LayerTable::MountScsi(const agent::v1::Layer& layer, Entry& entry, agent::v1::LayerResult& result) {
+absl::Status LayerTable::MountScsi(const agent::v1::Layer& layer, Entry& entry,
+                                   agent::v1::LayerResult& result) {
   const auto& disk = layer.scsi();
   if (disk.target() > 255 || disk.lun() > 16383) {
     return InvalidArgument("SCSI target {} lun {}: out of range", disk.target(), disk.lun());
@@ -109,8 +113,8 @@ absl::Status LayerTable::MountScsi(const agent::v1::Layer& layer, Entry& entry, 
   entry.disk = *found;
   ASSIGN_OR_RETURN(const uint64_t size, sysfs_.BlockSizeBytes(*found));
   if (size != disk.size()) {
-    return InvalidArgument("disk {} at SCSI {}:{} has {} bytes, not {}", *found, disk.target(), disk.lun(), size,
-                           disk.size());
+    return InvalidArgument("disk {} at SCSI {}:{} has {} bytes, not {}", *found, disk.target(), disk.lun(),
+                           size, disk.size());
   }
   result.set_wait_device_seconds(SecondsSince(start));
 
@@ -132,7 +136,8 @@ LayerTable::Entry* LayerTable::WaitIdle(const std::string& id) {
 absl::StatusOr<agent::v1::LayerResult> LayerTable::Mount(const agent::v1::Layer& layer) {
   RETURN_IF_ERROR(CheckLayerId(layer.id()));
   if (!layer.has_pmem() && !layer.has_scsi()) return InvalidArgument("layer {}: no place given", layer.id());
-  RETURN_IF_ERROR(ParsePciPath(layer.has_pmem() ? layer.pmem().pci_path() : layer.scsi().pci_path()).status());
+  RETURN_IF_ERROR(
+      ParsePciPath(layer.has_pmem() ? layer.pmem().pci_path() : layer.scsi().pci_path()).status());
   const std::string place = DescribePlace(layer);
   agent::v1::LayerResult result;
   result.set_id(layer.id());
@@ -144,12 +149,13 @@ absl::StatusOr<agent::v1::LayerResult> LayerTable::Mount(const agent::v1::Layer&
         result.set_dax(there->dax);
         return result;
       }
-      return MakeStatus(absl::StatusCode::kAlreadyExists, "layer {} is mounted from {}, not from {}", layer.id(),
-                        there->place, place);
+      return MakeStatus(absl::StatusCode::kAlreadyExists, "layer {} is mounted from {}, not from {}",
+                        layer.id(), there->place, place);
     }
     for (const auto& [id, other] : entries_) {
       if (other.place == place) {
-        return MakeStatus(absl::StatusCode::kAlreadyExists, "{} holds layer {}, not {}", place, id, layer.id());
+        return MakeStatus(absl::StatusCode::kAlreadyExists, "{} holds layer {}, not {}", place, id,
+                          layer.id());
       }
     }
     while (links_.count(entry.link) > 0) ++entry.link;
@@ -161,11 +167,13 @@ absl::StatusOr<agent::v1::LayerResult> LayerTable::Mount(const agent::v1::Layer&
   }
 
   absl::Status status = modules_.Load("erofs");
-  if (status.ok()) status = layer.has_pmem() ? MountPmem(layer, entry, result) : MountScsi(layer, entry, result);
+  if (status.ok())
+    status = layer.has_pmem() ? MountPmem(layer, entry, result) : MountScsi(layer, entry, result);
   if (status.ok()) {
     const std::string link = fmt::format("{}/l/{}", root_, entry.link);
     unlink(link.c_str());
-    if (symlink(("../layers/" + layer.id()).c_str(), link.c_str()) != 0) status = ErrnoStatus(errno, "symlink " + link);
+    if (symlink(("../layers/" + layer.id()).c_str(), link.c_str()) != 0)
+      status = ErrnoStatus(errno, "symlink " + link);
   }
   entry.mounted = status.ok();
   bool clean = true;
@@ -216,7 +224,8 @@ absl::Status LayerTable::Unmount(const std::string& id) {
     Entry* there = WaitIdle(id);
     if (there == nullptr) return absl::OkStatus();
     if (there->users > 0) {
-      return MakeStatus(absl::StatusCode::kFailedPrecondition, "layer {} is used by {} container(s)", id, there->users);
+      return MakeStatus(absl::StatusCode::kFailedPrecondition, "layer {} is used by {} container(s)", id,
+                        there->users);
     }
     there->busy = true;
     entry = *there;

@@ -1,5 +1,5 @@
-// The pod's image layers, mounted read-only at <root>/layers/<id>: EROFS on dm-linear on virtio-pmem (with DAX) or on a
-// SCSI disk.
+// The pod's image layers, mounted read-only at <root>/layers/<id>: EROFS on dm-linear on virtio-pmem (with
+// DAX) or on a SCSI disk.
 #pragma once
 
 #include <cstdint>
@@ -28,15 +28,17 @@ class LayerTable {
   LayerTable(std::string root, ModuleLoader& modules, DeviceMonitor& monitor, Sysfs sysfs)
       : root_(std::move(root)), modules_(modules), monitor_(monitor), sysfs_(std::move(sysfs)) {}
 
-  // Mounts the layer; at once when it is mounted from the same place. AlreadyExists when its id is mounted from another
-  // place; DeadlineExceeded when the device does not appear in 10 s. On error nothing of it is left.
+  // Mounts the layer; at once when it is mounted from the same place. AlreadyExists when its id is mounted
+  // from another place; DeadlineExceeded when the device does not appear in 10 s. On error nothing of it is
+  // left.
   absl::StatusOr<agent::v1::LayerResult> Mount(const agent::v1::Layer& layer);
 
   // Unmounts it and removes its dm device or disk; OK when it is not there; can be repeated where it failed.
   // FailedPrecondition while a container uses it.
   absl::Status Unmount(const std::string& id);
 
-  // The short links of the layers, in the same order, each layer held until Release. NotFound names the missing one.
+  // The short links of the layers, in the same order, each layer held until Release. NotFound names the
+  // missing one.
   absl::StatusOr<std::vector<std::string>> Acquire(const std::vector<std::string>& ids);
   void Release(const std::vector<std::string>& ids);
 

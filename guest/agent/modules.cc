@@ -23,7 +23,8 @@ absl::StatusOr<std::vector<ModuleEntry>> ParseModuleOrder(std::string_view text)
     const size_t space = line.find(' ');
     if (space == 0 || space == std::string_view::npos || space + 1 == line.size() ||
         line.find_first_of(" \t/", space + 1) != std::string_view::npos) {
-      return InvalidArgument("module order, line {}: want \"<group> <module>\", got \"{}\"", number, line.substr(0, 80));
+      return InvalidArgument("module order, line {}: want \"<group> <module>\", got \"{}\"", number,
+                             line.substr(0, 80));
     }
     entries.push_back({std::string(line.substr(0, space)), std::string(line.substr(space + 1))});
   }

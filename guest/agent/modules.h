@@ -16,7 +16,8 @@ struct ModuleEntry {
   std::string group, name;
 };
 
-// Lines "<group> <module>"; empty lines and lines that begin with '#' are skipped. InvalidArgument names the line.
+// Lines "<group> <module>"; empty lines and lines that begin with '#' are skipped. InvalidArgument names the
+// line.
 absl::StatusOr<std::vector<ModuleEntry>> ParseModuleOrder(std::string_view text);
 
 // The group that serves a virtio device: "virtio:d0000001Bv00001AF4" -> "virtio-27"; empty for other text.
@@ -29,8 +30,9 @@ class ModuleLoader {
   ModuleLoader(std::string directory, std::vector<ModuleEntry> order)
       : directory_(std::move(directory)), order_(std::move(order)) {}
 
-  // Loads the group's modules in order. OK for a group without modules and for modules that are loaded already; a
-  // module that finds no hardware (ENODEV, e.g. crc32c-intel) is passed over. The files are removed once loaded.
+  // Loads the group's modules in order. OK for a group without modules and for modules that are loaded
+  // already; a module that finds no hardware (ENODEV, e.g. crc32c-intel) is passed over. The files are
+  // removed once loaded.
   absl::Status Load(const std::string& group);
 
  private:

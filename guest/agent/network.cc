@@ -40,7 +40,9 @@ void AddAttribute(std::string& message, uint16_t type, const void* data, size_t 
   message.resize(NLMSG_ALIGN(message.size()));
 }
 
-void AddNumber(std::string& message, uint16_t type, uint32_t value) { AddAttribute(message, type, &value, 4); }
+void AddNumber(std::string& message, uint16_t type, uint32_t value) {
+  AddAttribute(message, type, &value, 4);
+}
 
 absl::StatusOr<int> IndexOf(const std::string& name) {
   RETURN_IF_ERROR(CheckInterfaceName(name));
@@ -91,7 +93,8 @@ absl::StatusOr<std::vector<uint8_t>> ParseMac(std::string_view text) {
 
 absl::Status CheckInterfaceName(std::string_view name) {
   const bool fine = !name.empty() && name.size() < IFNAMSIZ && name != "." && name != ".." &&
-                    std::all_of(name.begin(), name.end(), [](char c) { return c > ' ' && c < 127 && c != '/' && c != ':'; });
+                    std::all_of(name.begin(), name.end(),
+                                [](char c) { return c > ' ' && c < 127 && c != '/' && c != ':'; });
   if (fine) return absl::OkStatus();
   return InvalidArgument("\"{}\" cannot be the name of a network device", name.substr(0, 64));
 }
@@ -123,8 +126,8 @@ absl::Status Network::Transact(std::string& message, const std::string& what) {
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return ErrnoStatus(errno, what);
     int left = static_cast<int>(n);
-    for (const auto* answer = reinterpret_cast<const nlmsghdr*>(buffer); NLMSG_OK(answer, static_cast<unsigned>(left));
-         answer = NLMSG_NEXT(answer, left)) {
+    for (const auto* answer = reinterpret_cast<const nlmsghdr*>(buffer);
+         NLMSG_OK(answer, static_cast<unsigned>(left)); answer = NLMSG_NEXT(answer, left)) {
       if (answer->nlmsg_seq != sequence_ || answer->nlmsg_type != NLMSG_ERROR) continue;
       const int error = -static_cast<const nlmsgerr*>(NLMSG_DATA(answer))->error;
       return error == 0 ? absl::OkStatus() : ErrnoStatus(error, what);
@@ -199,7 +202,8 @@ absl::Status Network::AddRoute(const RouteSpec& route) {
   if (route.onlink) info.rtm_flags = RTNH_F_ONLINK;
   const auto parse = [&](const std::string& text) -> absl::StatusOr<IpAddress> {
     ASSIGN_OR_RETURN(IpAddress address, ParseIp(text));
-    if (address.family != info.rtm_family) return InvalidArgument("route: {} is of the other IP version", text);
+    if (address.family != info.rtm_family)
+      return InvalidArgument("route: {} is of the other IP version", text);
     return address;
   };
   IpAddress destination, gateway, source;
@@ -216,7 +220,8 @@ absl::Status Network::AddRoute(const RouteSpec& route) {
     ASSIGN_OR_RETURN(source, parse(route.source));
   }
   std::string message = NewMessage(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, info);
-  if (info.rtm_dst_len > 0) AddAttribute(message, RTA_DST, destination.bytes.data(), destination.bytes.size());
+  if (info.rtm_dst_len > 0)
+    AddAttribute(message, RTA_DST, destination.bytes.data(), destination.bytes.size());
   if (!gateway.bytes.empty()) AddAttribute(message, RTA_GATEWAY, gateway.bytes.data(), gateway.bytes.size());
   if (!source.bytes.empty()) AddAttribute(message, RTA_PREFSRC, source.bytes.data(), source.bytes.size());
   if (!route.device.empty()) {
@@ -230,7 +235,8 @@ absl::Status Network::AddRoute(const RouteSpec& route) {
   return Transact(message, what);
 }
 
-absl::Status Network::AddNeighbor(const std::string& device, const IpAddress& address, const std::vector<uint8_t>& mac) {
+absl::Status Network::AddNeighbor(const std::string& device, const IpAddress& address,
+                                  const std::vector<uint8_t>& mac) {
   ndmsg info{};
   ASSIGN_OR_RETURN(info.ndm_ifindex, IndexOf(device));
   info.ndm_family = static_cast<uint8_t>(address.family);

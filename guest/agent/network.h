@@ -40,13 +40,16 @@ class Network {
   ~Network();
 
   absl::Status LinkUp(const std::string& name);
-  // Renames `from` to `to` (down for that moment); a device that has that name already is moved to "lamina-old<index>".
+  // Renames `from` to `to` (down for that moment); a device that has that name already is moved to
+  // "lamina-old<index>".
   absl::Status Rename(const std::string& from, const std::string& to);
   absl::Status SetMtu(const std::string& name, uint32_t mtu);
-  // Without duplicate address detection: CNI's IPAM has made it unique, and a tentative address could not be used yet.
+  // Without duplicate address detection: CNI's IPAM has made it unique, and a tentative address could not be
+  // used yet.
   absl::Status AddAddress(const std::string& name, const IpAddress& address);
   absl::Status AddRoute(const RouteSpec& route);
-  absl::Status AddNeighbor(const std::string& device, const IpAddress& address, const std::vector<uint8_t>& mac);
+  absl::Status AddNeighbor(const std::string& device, const IpAddress& address,
+                           const std::vector<uint8_t>& mac);
 
  private:
   explicit Network(int fd) : fd_(fd) {}

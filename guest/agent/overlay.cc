@@ -20,7 +20,8 @@ absl::Status MakeDirectory(const std::string& path, mode_t mode) {
 }
 
 absl::Status UnmountOne(const std::string& path) {
-  if (umount2(path.c_str(), UMOUNT_NOFOLLOW) == 0 || errno == EINVAL || errno == ENOENT) return absl::OkStatus();
+  if (umount2(path.c_str(), UMOUNT_NOFOLLOW) == 0 || errno == EINVAL || errno == ENOENT)
+    return absl::OkStatus();
   if (errno == EBUSY) {
     LogWarning("{} is busy: detached", path);
     if (umount2(path.c_str(), UMOUNT_NOFOLLOW | MNT_DETACH) == 0) return absl::OkStatus();
@@ -28,8 +29,8 @@ absl::Status UnmountOne(const std::string& path) {
   return ErrnoStatus(errno, "unmount " + path);
 }
 
-// Relative lower directories are looked up from the caller's working directory, which threads share unless one takes a
-// copy for itself; that cannot be given back, so a thread is spent on it.
+// Relative lower directories are looked up from the caller's working directory, which threads share unless
+// one takes a copy for itself; that cannot be given back, so a thread is spent on it.
 absl::Status MountFrom(const std::string& directory, const std::string& target, const std::string& options) {
   absl::Status status;
   std::thread([&] {
@@ -38,7 +39,8 @@ absl::Status MountFrom(const std::string& directory, const std::string& target, 
     } else if (chdir(directory.c_str()) != 0) {
       status = ErrnoStatus(errno, "chdir " + directory);
     } else if (mount("overlay", target.c_str(), "overlay", 0, options.c_str()) != 0) {
-      status = ErrnoStatus(errno, fmt::format("mount the overlay on {} with {}", target, options.substr(0, 512)));
+      status =
+          ErrnoStatus(errno, fmt::format("mount the overlay on {} with {}", target, options.substr(0, 512)));
     }
   }).join();
   return status;
@@ -60,7 +62,8 @@ absl::StatusOr<std::string> OverlayOptions(const std::vector<std::string>& lower
     options += lower[i];
   }
   options += fmt::format(",upperdir={},workdir={}", upper, work);
-  if (options.size() > 4095) return InvalidArgument("overlay: {} bytes of options, over a page", options.size());
+  if (options.size() > 4095)
+    return InvalidArgument("overlay: {} bytes of options, over a page", options.size());
   return options;
 }
 
@@ -80,7 +83,8 @@ absl::Status MountOverlay(const std::string& directory, const std::string& links
     RETURN_IF_ERROR(MakeDirectory(work, 0700));
     struct stat info;
     if (stat(top_layer.c_str(), &info) != 0) return ErrnoStatus(errno, "stat " + top_layer);
-    if (chown(upper.c_str(), info.st_uid, info.st_gid) != 0 || chmod(upper.c_str(), info.st_mode & 07777) != 0) {
+    if (chown(upper.c_str(), info.st_uid, info.st_gid) != 0 ||
+        chmod(upper.c_str(), info.st_mode & 07777) != 0) {
       return ErrnoStatus(errno, "give the root directory its mode");
     }
     return MountFrom(links_directory, rootfs, options);

@@ -13,14 +13,15 @@ namespace lamina::guest {
 // The kernel's own bound (OVL_MAX_STACK).
 inline constexpr size_t kMaxLayers = 500;
 
-// "lowerdir=0:1,upperdir=…,workdir=…", topmost layer first. Mount options are limited to a page, so lower directories are
-// names relative to the directory that the caller stands in. InvalidArgument for no layers, too many, a name with ':' ','
-// or '\\', or options over 4095 bytes.
+// "lowerdir=0:1,upperdir=…,workdir=…", topmost layer first. Mount options are limited to a page, so lower
+// directories are names relative to the directory that the caller stands in. InvalidArgument for no layers,
+// too many, a name with ':' ',' or '\\', or options over 4095 bytes.
 absl::StatusOr<std::string> OverlayOptions(const std::vector<std::string>& lower, std::string_view upper,
                                            std::string_view work);
 
-// Makes <directory>/{rw,rootfs}, mounts a tmpfs on rw and the overlay on rootfs. `top_layer` gives the root directory its
-// mode and owner. `links` are relative to `links_directory`. On error nothing stays mounted. Thread-safe.
+// Makes <directory>/{rw,rootfs}, mounts a tmpfs on rw and the overlay on rootfs. `top_layer` gives the root
+// directory its mode and owner. `links` are relative to `links_directory`. On error nothing stays mounted.
+// Thread-safe.
 absl::Status MountOverlay(const std::string& directory, const std::string& links_directory,
                           const std::vector<std::string>& links, const std::string& top_layer);
 

@@ -1,5 +1,5 @@
-// The agent's children: crun's runs and, adopted when crun ends, the containers' processes. The agent reaps all that end
-// in the guest, also strangers.
+// The agent's children: crun's runs and, adopted when crun ends, the containers' processes. The agent reaps
+// all that end in the guest, also strangers.
 #pragma once
 
 #include <sys/types.h>
@@ -21,7 +21,7 @@
 namespace lamina::guest {
 
 struct ProcessExit {
-  int status = 0;               // 0-255, 128 + signal
+  int status = 0;  // 0-255, 128 + signal
   int64_t at_unix_nanos = 0;
 };
 
@@ -35,7 +35,7 @@ class TrackedProcess {
  private:
   friend class ProcessTable;
   pid_t pid_ = 0;
-  std::optional<ProcessExit> exit_;    // guarded by the table's mutex
+  std::optional<ProcessExit> exit_;  // guarded by the table's mutex
   std::function<void()> on_exit_;
 };
 
@@ -47,8 +47,8 @@ class ProcessTable {
   // Starts a child. Its pid cannot be reaped before it is tracked.
   absl::StatusOr<ProcessRef> Start(const SpawnOptions& options);
 
-  // While one of these lives, the exits of unknown processes are remembered, so that a container's process that ends
-  // before Adopt has its status.
+  // While one of these lives, the exits of unknown processes are remembered, so that a container's process
+  // that ends before Adopt has its status.
   class AdoptScope {
    public:
     explicit AdoptScope(ProcessTable& table);
@@ -59,8 +59,8 @@ class ProcessTable {
    private:
     ProcessTable& table_;
   };
-  // Tracks a process that crun has left to the agent. `on_exit` runs once, on the reaping thread or in this call, before
-  // waiters are told.
+  // Tracks a process that crun has left to the agent. `on_exit` runs once, on the reaping thread or in this
+  // call, before waiters are told.
   ProcessRef Adopt(pid_t pid, std::function<void()> on_exit);
 
   // Nothing when `deadline` passed first; without one it waits for ever.
@@ -68,7 +68,8 @@ class ProcessTable {
                                   std::optional<std::chrono::steady_clock::time_point> deadline);
   std::optional<ProcessExit> Exit(const ProcessRef& process);
 
-  // kill(2), only while the process has not been reaped: never hits a pid's next owner. NotFound once it has ended.
+  // kill(2), only while the process has not been reaped: never hits a pid's next owner. NotFound once it has
+  // ended.
   absl::Status Signal(const ProcessRef& process, int signal);
   absl::Status SignalGroup(const ProcessRef& process, int signal);
 

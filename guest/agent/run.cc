@@ -68,7 +68,8 @@ absl::StatusOr<std::vector<ModuleEntry>> ReadModuleOrder() {
   return ParseModuleOrder(text);
 }
 
-absl::StatusOr<UniqueFd> OpenPort(DeviceMonitor& monitor, const char* name, std::chrono::milliseconds timeout) {
+absl::StatusOr<UniqueFd> OpenPort(DeviceMonitor& monitor, const char* name,
+                                  std::chrono::milliseconds timeout) {
   auto device = monitor.WaitFor([name] { return Sysfs().FindSerialPort(name); }, timeout);
   if (!device.ok()) return device.status();
   const std::string node = "/dev/" + *device;
@@ -80,7 +81,8 @@ absl::StatusOr<UniqueFd> OpenPort(DeviceMonitor& monitor, const char* name, std:
 absl::StatusOr<UniqueFd> AcceptOne(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof address.sun_path) return InvalidArgument("socket path \"{}\": 1 to 107 bytes", path);
+  if (path.empty() || path.size() >= sizeof address.sun_path)
+    return InvalidArgument("socket path \"{}\": 1 to 107 bytes", path);
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
   UniqueFd listener(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   unlink(path.c_str());
@@ -115,12 +117,13 @@ void LoadInBackground(ModuleLoader& modules) {
 
 // Reaps until `until` says so. True: it did; false: `deadline` passed first.
 template <typename Until>
-bool ServeSignals(const sigset_t& set, ProcessTable& processes, std::optional<steady_clock::time_point> deadline,
-                  Until until) {
+bool ServeSignals(const sigset_t& set, ProcessTable& processes,
+                  std::optional<steady_clock::time_point> deadline, Until until) {
   for (;;) {
     timespec wait{3600, 0};
     if (deadline) {
-      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(*deadline - steady_clock::now()).count();
+      const auto left =
+          std::chrono::duration_cast<std::chrono::milliseconds>(*deadline - steady_clock::now()).count();
       if (left <= 0) return false;
       wait = {static_cast<time_t>(left / 1000), static_cast<long>(left % 1000) * 1'000'000};
     }
@@ -139,7 +142,8 @@ absl::Status Serve(const RunOptions& options, const sigset_t& signals, double st
   auto& modules = *new ModuleLoader(kModules, std::move(order));
   auto& processes = *new ProcessTable();
   RETURN_IF_ERROR(modules.Load("boot"));
-  ASSIGN_OR_RETURN(auto monitor, DeviceMonitor::Start([&modules, boot = options.boot](const std::string& modalias) {
+  ASSIGN_OR_RETURN(auto monitor,
+                   DeviceMonitor::Start([&modules, boot = options.boot](const std::string& modalias) {
                      if (boot) LoadOrLog(modules, ModuleGroupOfModalias(modalias));
                    }));
   AgentOptions agent_options;
@@ -155,11 +159,12 @@ absl::Status Serve(const RunOptions& options, const sigset_t& signals, double st
     ASSIGN_OR_RETURN(stdio, AcceptOne(options.stdio_socket));
   }
   const pid_t self = getpid();
-  ASSIGN_OR_RETURN(auto agent, Agent::Create(agent_options, std::move(stdio), options.boot, modules, *monitor, processes,
-                                             [self] { kill(self, kShutdownSignal); }));
+  ASSIGN_OR_RETURN(auto agent, Agent::Create(agent_options, std::move(stdio), options.boot, modules, *monitor,
+                                             processes, [self] { kill(self, kShutdownSignal); }));
   ttrpc::Server server;
   agent->Register(server);
-  RETURN_IF_ERROR(options.boot ? server.ServeFd(std::move(rpc), /*persistent=*/true) : server.Listen(options.rpc_socket));
+  RETURN_IF_ERROR(options.boot ? server.ServeFd(std::move(rpc), /*persistent=*/true)
+                               : server.Listen(options.rpc_socket));
   if (options.boot) LoadInBackground(modules);
 
   ServeSignals(signals, processes, std::nullopt,
@@ -205,8 +210,10 @@ absl::StatusOr<RunOptions> ParseArguments(int argc, char** argv) {
       *value = argv[i];
     }
   }
-  if (options.boot) return absl::InvalidArgumentError("only PID 1 can boot: give --no-boot, --rpc-socket, --stdio-socket");
-  if (options.rpc_socket.empty() || options.stdio_socket.empty() || options.root.empty() || options.root[0] != '/') {
+  if (options.boot)
+    return absl::InvalidArgumentError("only PID 1 can boot: give --no-boot, --rpc-socket, --stdio-socket");
+  if (options.rpc_socket.empty() || options.stdio_socket.empty() || options.root.empty() ||
+      options.root[0] != '/') {
     return absl::InvalidArgumentError("--no-boot wants --rpc-socket, --stdio-socket and an absolute --root");
   }
   return options;

@@ -59,7 +59,8 @@ void AdaptResources(Json& resources, const std::function<bool(std::string_view)>
     for (const char* key : {"realtimeRuntime", "realtimePeriod"}) cpu->erase(key);
   }
   if (const auto memory = resources.find("memory"); memory != resources.end() && memory->is_object()) {
-    for (const char* key : {"kernel", "kernelTCP", "swappiness", "disableOOMKiller", "useHierarchy"}) memory->erase(key);
+    for (const char* key : {"kernel", "kernelTCP", "swappiness", "disableOOMKiller", "useHierarchy"})
+      memory->erase(key);
   }
   if (const auto pages = resources.find("hugepageLimits"); pages != resources.end() && pages->is_array()) {
     Json kept = Json::array();
@@ -78,7 +79,8 @@ void AdaptResources(Json& resources, const std::function<bool(std::string_view)>
   }
 }
 
-// The namespaces of the spec are known and their paths are the guest's; tells whether there is one of type "uts".
+// The namespaces of the spec are known and their paths are the guest's; tells whether there is one of type
+// "uts".
 absl::StatusOr<bool> CheckNamespaces(const Json& linux_section) {
   bool uts = false;
   const auto namespaces = linux_section.find("namespaces");
@@ -111,7 +113,8 @@ bool IsBelow(std::string_view path, std::string_view directory) {
   while (true) {
     const size_t slash = rest.find('/');
     const std::string_view part = rest.substr(0, slash);
-    if (part.empty() || part == "." || part == ".." || part.find('\0') != std::string_view::npos) return false;
+    if (part.empty() || part == "." || part == ".." || part.find('\0') != std::string_view::npos)
+      return false;
     if (slash == std::string_view::npos) return true;
     rest = rest.substr(slash + 1);
   }
@@ -130,7 +133,8 @@ absl::StatusOr<PreparedSpec> PrepareSpec(std::string_view spec_json, const SpecC
     const auto path = root->find("path");
     if (path == root->end() || !path->is_string() ||
         !IsBelow(path->get_ref<const std::string&>(), context.shared_directory)) {
-      return InvalidArgument("root.path: a container without layers wants its root below {}", context.shared_directory);
+      return InvalidArgument("root.path: a container without layers wants its root below {}",
+                             context.shared_directory);
     }
     prepared.rootfs = path->get<std::string>();
   }

@@ -51,7 +51,8 @@ absl::Status SetClock(int64_t host_unix_nanos) {
   if (host_unix_nanos <= 0) return absl::OkStatus();
   const int64_t off = host_unix_nanos - UnixNanos(Clock::Real().Wall());
   if (off > -5'000'000 && off < 5'000'000) return absl::OkStatus();
-  const timespec time{static_cast<time_t>(host_unix_nanos / 1'000'000'000), static_cast<long>(host_unix_nanos % 1'000'000'000)};
+  const timespec time{static_cast<time_t>(host_unix_nanos / 1'000'000'000),
+                      static_cast<long>(host_unix_nanos % 1'000'000'000)};
   if (clock_settime(CLOCK_REALTIME, &time) != 0) return ErrnoStatus(errno, "set the clock");
   return absl::OkStatus();
 }
@@ -81,7 +82,8 @@ absl::Status SetHostname(const std::string& name) {
 
 absl::StatusOr<std::string> SysctlPath(std::string_view name) {
   std::string path(name.substr(0, 256));
-  // As sysctl(8): if the first separator is a dot, dots separate and slashes stand for dots (interface names).
+  // As sysctl(8): if the first separator is a dot, dots separate and slashes stand for dots (interface
+  // names).
   const size_t first = path.find_first_of("./");
   if (first != std::string::npos && path[first] == '.') {
     for (char& c : path) c = c == '.' ? '/' : c == '/' ? '.' : c;
@@ -90,10 +92,12 @@ absl::StatusOr<std::string> SysctlPath(std::string_view name) {
   while (start <= path.size()) {
     const size_t end = std::min(path.find('/', start), path.size());
     const std::string_view part(path.data() + start, end - start);
-    const bool fine = !part.empty() && part[0] != '.' &&
-                      part.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:@") ==
-                          std::string_view::npos;
-    if (!fine || name.size() > 256) return InvalidArgument("\"{}\" is not the name of a sysctl", name.substr(0, 80));
+    const bool fine =
+        !part.empty() && part[0] != '.' &&
+        part.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:@") ==
+            std::string_view::npos;
+    if (!fine || name.size() > 256)
+      return InvalidArgument("\"{}\" is not the name of a sysctl", name.substr(0, 80));
     start = end + 1;
   }
   return "/proc/sys/" + path;
@@ -125,7 +129,8 @@ uint64_t MemInfoBytes(std::string_view meminfo, std::string_view field) {
     const size_t newline = meminfo.find('\n');
     std::string_view line = meminfo.substr(0, newline);
     meminfo = newline == std::string_view::npos ? std::string_view() : meminfo.substr(newline + 1);
-    if (line.size() <= field.size() || line.substr(0, field.size()) != field || line[field.size()] != ':') continue;
+    if (line.size() <= field.size() || line.substr(0, field.size()) != field || line[field.size()] != ':')
+      continue;
     line.remove_prefix(field.size() + 1);
     const size_t begin = line.find_first_not_of(" \t");
     if (begin == std::string_view::npos) return 0;
@@ -153,7 +158,8 @@ agent::v1::GuestInfoResponse GuestInfo() {
   if (const auto text = ReadKernelFile("/proc/self/status"); text.ok()) {
     info.set_agent_rss_bytes(MemInfoBytes(*text, "VmRSS"));
   }
-  if (const auto text = ReadKernelFile("/proc/self/mounts"); text.ok()) info.set_mounts(text->substr(0, kMaxMountsBytes));
+  if (const auto text = ReadKernelFile("/proc/self/mounts"); text.ok())
+    info.set_mounts(text->substr(0, kMaxMountsBytes));
   return info;
 }
 
@@ -188,7 +194,8 @@ absl::StatusOr<uint32_t> SetVcpus(uint32_t wanted) {
 
 bool IsMountPoint(const std::string& path) {
   struct stat own, parent;
-  return stat(path.c_str(), &own) == 0 && stat((path + "/..").c_str(), &parent) == 0 && own.st_dev != parent.st_dev;
+  return stat(path.c_str(), &own) == 0 && stat((path + "/..").c_str(), &parent) == 0 &&
+         own.st_dev != parent.st_dev;
 }
 
 absl::Status MountTmpfs(const std::string& target, uint64_t bytes) {

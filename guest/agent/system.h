@@ -20,8 +20,8 @@ absl::Status SetClock(int64_t host_unix_nanos);
 absl::Status SeedRandom(std::string_view seed);
 absl::Status SetHostname(const std::string& name);
 
-// "net.ipv4.ip_forward" (or with '/') -> "/proc/sys/net/ipv4/ip_forward". InvalidArgument for names that could leave
-// /proc/sys.
+// "net.ipv4.ip_forward" (or with '/') -> "/proc/sys/net/ipv4/ip_forward". InvalidArgument for names that
+// could leave /proc/sys.
 absl::StatusOr<std::string> SysctlPath(std::string_view name);
 absl::Status SetSysctl(std::string_view name, std::string_view value);
 
@@ -35,8 +35,8 @@ uint64_t MemTotalBytes();
 
 agent::v1::GuestInfoResponse GuestInfo();
 
-// Brings vCPUs online or takes them offline (the highest first, never CPU 0) until `wanted` are online, waiting up to 3 s
-// for hotplugged ones to appear. Answers how many are online.
+// Brings vCPUs online or takes them offline (the highest first, never CPU 0) until `wanted` are online,
+// waiting up to 3 s for hotplugged ones to appear. Answers how many are online.
 absl::StatusOr<uint32_t> SetVcpus(uint32_t wanted);
 
 // Mounts with options; OK when something is mounted there already.
@@ -46,8 +46,8 @@ bool IsMountPoint(const std::string& path);
 
 // Ends the machine; never returns.
 [[noreturn]] void PowerOff();
-// From now on a fatal signal or std::terminate powers the machine off instead of letting the kernel panic over the death
-// of its init.
+// From now on a fatal signal or std::terminate powers the machine off instead of letting the kernel panic
+// over the death of its init.
 void PowerOffWhenDying();
 
 }  // namespace lamina::guest

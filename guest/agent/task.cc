@@ -92,7 +92,8 @@ absl::Status Task::Attach(TaskStdio stdio, ProcessRef process) {
   absl::Status status;
   const auto output = [&](uint32_t stream, UniqueFd fd) {
     if (!fd) return;
-    const absl::Status attached = mux_.AttachSource(stream, std::move(fd), [self] { self->StreamDone(false); });
+    const absl::Status attached =
+        mux_.AttachSource(stream, std::move(fd), [self] { self->StreamDone(false); });
     if (!attached.ok()) {
       status.Update(attached);
       StreamDone(false);
@@ -168,8 +169,8 @@ absl::Status Task::Kill() {
   if (!running || processes_.Exit(running)) return absl::OkStatus();
   processes_.Signal(running, SIGKILL).IgnoreError();
   if (!processes_.Wait(running, steady_clock::now() + kKillTimeout)) {
-    return MakeStatus(absl::StatusCode::kDeadlineExceeded, "process {} has not ended {} s after SIGKILL", running->pid(),
-                      kKillTimeout.count());
+    return MakeStatus(absl::StatusCode::kDeadlineExceeded, "process {} has not ended {} s after SIGKILL",
+                      running->pid(), kKillTimeout.count());
   }
   return absl::OkStatus();
 }
@@ -210,7 +211,8 @@ void Task::CloseStreams() {
     MutexLock lock(mutex_);
     while (open_outputs_ > 0 && changed_.WaitUntil(mutex_, deadline)) {
     }
-    if (open_outputs_ > 0) LogWarning("dropping output that the host has not taken in {} s", kDrainTimeout.count());
+    if (open_outputs_ > 0)
+      LogWarning("dropping output that the host has not taken in {} s", kDrainTimeout.count());
     stdin_probe_.reset();
     master_.reset();
   }

@@ -26,7 +26,9 @@ class NodeEnvironment : public ::testing::Environment {
     NodeOptions options;
     options.handler = kTestHandler;
     options.laminad = IsLamina();
-    if (IsLamina()) ASSERT_OK(LaminaIsBuilt());
+    if (IsLamina()) {
+      ASSERT_OK(LaminaIsBuilt());
+    }
     auto started = Node::Start(options);
     ASSERT_OK(started.status());
     node = std::move(*started);
@@ -87,7 +89,9 @@ void SharedPodTest::SetUpTestSuite() {
 }
 
 void SharedPodTest::TearDownTestSuite() {
-  if (!pod_.empty()) EXPECT_OK(Cri().RemovePod(pod_));
+  if (!pod_.empty()) {
+    EXPECT_OK(Cri().RemovePod(pod_));
+  }
   pod_.clear();
   container_.clear();
 }
@@ -104,8 +108,7 @@ absl::StatusOr<SharedPodTest::Finished> SharedPodTest::RunToEnd(ContainerSpec sp
   ASSIGN_OR_RETURN(const std::string id, Cri().RunContainer(pod_, spec));
   Finished finished;
   ASSIGN_OR_RETURN(finished.info, Cri().WaitForExit(id, In(std::chrono::seconds(40))));
-  // containerd copies the last output after the exit is known.
-  RETURN_IF_ERROR(Cri().StopContainer(id, 1));
+  RETURN_IF_ERROR(TestNode().WaitLogComplete(finished.info.log_path, In(std::chrono::seconds(10))));
   ASSIGN_OR_RETURN(finished.out, Cri().LogText(id, "stdout"));
   ASSIGN_OR_RETURN(finished.err, Cri().LogText(id, "stderr"));
   RETURN_IF_ERROR(Cri().RemoveContainer(id));
@@ -129,8 +132,8 @@ ContainerSpec ShellContainer(const std::string& name, const std::string& script)
 absl::StatusOr<std::string> ShellIn(const std::string& container, const std::string& command) {
   ASSIGN_OR_RETURN(const ExecResult result, Cri().ExecSync(container, {"sh", "-c", command}));
   if (result.exit_code != 0) {
-    return MakeStatus(absl::StatusCode::kInternal, "`{}` exited with {}: {}{}", command, result.exit_code, result.out,
-                      result.err);
+    return MakeStatus(absl::StatusCode::kInternal, "`{}` exited with {}: {}{}", command, result.exit_code,
+                      result.out, result.err);
   }
   return result.out;
 }

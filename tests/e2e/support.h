@@ -13,20 +13,12 @@
 
 #define E2E_CONCAT_INNER(a, b) a##b
 #define E2E_CONCAT(a, b) E2E_CONCAT_INNER(a, b)
-#define ASSERT_OK(expr)                                                 \
-  do {                                                                  \
-    const absl::Status _status = ::lamina::e2e::StatusOf(expr);         \
-    ASSERT_TRUE(_status.ok()) << #expr << ": " << _status.ToString();   \
-  } while (false)
-#define EXPECT_OK(expr)                                                 \
-  do {                                                                  \
-    const absl::Status _status = ::lamina::e2e::StatusOf(expr);         \
-    EXPECT_TRUE(_status.ok()) << #expr << ": " << _status.ToString();   \
-  } while (false)
+#define ASSERT_OK(expr) ASSERT_PRED_FORMAT1(::lamina::e2e::IsOk, ::lamina::e2e::StatusOf(expr))
+#define EXPECT_OK(expr) EXPECT_PRED_FORMAT1(::lamina::e2e::IsOk, ::lamina::e2e::StatusOf(expr))
 #define ASSERT_OK_AND_ASSIGN(lhs, expr) ASSERT_OK_AND_ASSIGN_INNER(E2E_CONCAT(_or_, __LINE__), lhs, expr)
-#define ASSERT_OK_AND_ASSIGN_INNER(tmp, lhs, expr)                      \
-  auto tmp = (expr);                                                    \
-  ASSERT_TRUE(tmp.ok()) << #expr << ": " << tmp.status().ToString();    \
+#define ASSERT_OK_AND_ASSIGN_INNER(tmp, lhs, expr)                   \
+  auto tmp = (expr);                                                 \
+  ASSERT_TRUE(tmp.ok()) << #expr << ": " << tmp.status().ToString(); \
   lhs = std::move(tmp).value()
 
 namespace lamina::e2e {
@@ -37,10 +29,14 @@ inline bool IsLamina() { return std::string(kTestHandler) == "lamina"; }
 #define LAMINA_ONLY() \
   if (!::lamina::e2e::IsLamina()) GTEST_SKIP() << "runc has no VM"
 
-inline const absl::Status& StatusOf(const absl::Status& status) { return status; }
+inline absl::Status StatusOf(const absl::Status& status) { return status; }
 template <typename T>
-const absl::Status& StatusOf(const absl::StatusOr<T>& status_or) {
+absl::Status StatusOf(const absl::StatusOr<T>& status_or) {
   return status_or.status();
+}
+inline ::testing::AssertionResult IsOk(const char* text, const absl::Status& status) {
+  if (status.ok()) return ::testing::AssertionSuccess();
+  return ::testing::AssertionFailure() << text << ": " << status.ToString();
 }
 
 // Started before the first test, stopped (and checked to leave nothing) after the last.

@@ -22,9 +22,9 @@ namespace cri = runtime::v1;
 using std::chrono::seconds;
 
 // The kubelet's defaults for a container that is not privileged.
-constexpr const char* kMaskedPaths[] = {"/proc/acpi",       "/proc/kcore",      "/proc/keys",
+constexpr const char* kMaskedPaths[] = {"/proc/acpi",          "/proc/kcore",      "/proc/keys",
                                         "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
-                                        "/proc/sched_debug", "/proc/scsi",       "/sys/firmware"};
+                                        "/proc/sched_debug",   "/proc/scsi",       "/sys/firmware"};
 constexpr const char* kReadonlyPaths[] = {"/proc/asound", "/proc/bus", "/proc/fs",
                                           "/proc/irq",    "/proc/sys", "/proc/sysrq-trigger"};
 
@@ -45,8 +45,8 @@ bool Any(const Resources& r) {
 }
 
 ContainerUsage UsageOf(const cri::CpuUsage& cpu, const cri::MemoryUsage& memory) {
-  return {cpu.usage_core_nano_seconds().value(), memory.working_set_bytes().value(), memory.usage_bytes().value(),
-          memory.rss_bytes().value()};
+  return {cpu.usage_core_nano_seconds().value(), memory.working_set_bytes().value(),
+          memory.usage_bytes().value(), memory.rss_bytes().value()};
 }
 
 }  // namespace
@@ -55,7 +55,7 @@ struct CriClient::Impl {
   Options options;
   std::unique_ptr<cri::RuntimeService::Stub> runtime;
   std::unique_ptr<cri::ImageService::Stub> images;
-  std::atomic<int> next_uid{1};
+  std::atomic<int> next_uid{1}, next_log{0};
   Mutex mutex;
   std::map<std::string, cri::PodSandboxConfig> pods GUARDED_BY(mutex);
   std::set<std::string> ids GUARDED_BY(mutex);
@@ -74,7 +74,8 @@ struct CriClient::Impl {
   }
   template <typename Request, typename Response>
   absl::StatusOr<Response> Runtime(grpc::Status (cri::RuntimeService::Stub::*method)(grpc::ClientContext*,
-                                                                                     const Request&, Response*),
+                                                                                     const Request&,
+                                                                                     Response*),
                                    const Request& request, seconds timeout = seconds(30)) {
     return Call(*runtime, method, request, timeout);
   }
@@ -146,6 +147,7 @@ absl::StatusOr<std::string> CriClient::RunPod(const PodSpec& spec, seconds timeo
   auto& security = *linux_config.mutable_security_context();
   security.mutable_namespace_options()->set_network(spec.host_network ? cri::NODE : cri::POD);
   security.mutable_namespace_options()->set_pid(cri::CONTAINER);
+  security.set_privileged(spec.privileged);
   security.mutable_seccomp()->set_profile_type(cri::SecurityProfile::RuntimeDefault);
   if (Any(spec.resources)) Fill(spec.resources, *linux_config.mutable_resources());
 
@@ -242,7 +244,7 @@ absl::StatusOr<std::string> CriClient::CreateContainer(const std::string& pod, c
     device.set_container_path(path);
     device.set_permissions("rwm");
   }
-  config.set_log_path(spec.name + "/0.log");
+  config.set_log_path(fmt::format("{}/{}.log", spec.name, impl_->next_log++));
   std::error_code error;
   fs::create_directories(request.sandbox_config().log_directory() + "/" + spec.name, error);
   config.set_stdin(spec.std_in);
@@ -258,7 +260,8 @@ absl::StatusOr<std::string> CriClient::CreateContainer(const std::string& pod, c
   if (spec.group) security.mutable_run_as_group()->set_value(*spec.group);
   for (int64_t group : spec.supplemental_groups) security.add_supplemental_groups(group);
   for (const auto& name : spec.add_capabilities) security.mutable_capabilities()->add_add_capabilities(name);
-  for (const auto& name : spec.drop_capabilities) security.mutable_capabilities()->add_drop_capabilities(name);
+  for (const auto& name : spec.drop_capabilities)
+    security.mutable_capabilities()->add_drop_capabilities(name);
   security.set_readonly_rootfs(spec.readonly_root);
   security.set_no_new_privs(spec.no_new_privileges);
   if (!spec.privileged) {
@@ -318,10 +321,17 @@ absl::StatusOr<ContainerInfo> CriClient::Status(const std::string& container) {
   const auto& status = response.status();
   ContainerInfo result;
   switch (status.state()) {
-    case cri::CONTAINER_CREATED: result.state = ContainerState::kCreated; break;
-    case cri::CONTAINER_RUNNING: result.state = ContainerState::kRunning; break;
-    case cri::CONTAINER_EXITED: result.state = ContainerState::kExited; break;
-    default: break;
+    case cri::CONTAINER_CREATED:
+      result.state = ContainerState::kCreated;
+      break;
+    case cri::CONTAINER_RUNNING:
+      result.state = ContainerState::kRunning;
+      break;
+    case cri::CONTAINER_EXITED:
+      result.state = ContainerState::kExited;
+      break;
+    default:
+      break;
   }
   result.exit_code = status.exit_code();
   result.reason = status.reason();
@@ -329,7 +339,8 @@ absl::StatusOr<ContainerInfo> CriClient::Status(const std::string& container) {
   result.started_at = status.started_at();
   result.finished_at = status.finished_at();
   result.log_path = status.log_path();
-  if (const auto info = response.info().find("info"); info != response.info().end()) result.info = info->second;
+  if (const auto info = response.info().find("info"); info != response.info().end())
+    result.info = info->second;
   return result;
 }
 

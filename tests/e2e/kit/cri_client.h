@@ -35,6 +35,7 @@ struct PodSpec {
   std::vector<std::string> dns_servers, dns_searches, dns_options;
   std::map<int, int> host_ports;  // TCP: on the host -> in the pod
   bool host_network = false;
+  bool privileged = false;  // privileged containers are allowed
 };
 
 struct MountSpec {
@@ -103,8 +104,8 @@ class CriClient {
   struct Options {
     std::string socket;
     std::string default_handler;
-    std::string log_root;        // pods' log directories are made below it
-    std::string cgroup_parent;   // "/lamina-x": pods' cgroups are made below it, as the kubelet would
+    std::string log_root;       // pods' log directories are made below it
+    std::string cgroup_parent;  // "/lamina-x": pods' cgroups are made below it, as the kubelet would
   };
   static std::unique_ptr<CriClient> Create(Options options);
   ~CriClient();
@@ -137,7 +138,8 @@ class CriClient {
   absl::StatusOr<ExecResult> ExecSync(const std::string& container, const std::vector<std::string>& command,
                                       int64_t timeout_seconds = 30);
   absl::StatusOr<std::unique_ptr<Stream>> Exec(const std::string& container,
-                                               const std::vector<std::string>& command, bool tty, bool std_in);
+                                               const std::vector<std::string>& command, bool tty,
+                                               bool std_in);
   absl::StatusOr<std::unique_ptr<Stream>> Attach(const std::string& container, bool tty, bool std_in);
 
   absl::StatusOr<ContainerUsage> Usage(const std::string& container);

@@ -36,12 +36,18 @@ absl::Status ArchiveStatus(archive* a, const std::string& what) {
 
 mode_t FileType(char type) {
   switch (type) {
-    case 'd': return S_IFDIR;
-    case 'l': return S_IFLNK;
-    case 'c': return S_IFCHR;
-    case 'b': return S_IFBLK;
-    case 'p': return S_IFIFO;
-    default: return S_IFREG;
+    case 'd':
+      return S_IFDIR;
+    case 'l':
+      return S_IFLNK;
+    case 'c':
+      return S_IFCHR;
+    case 'b':
+      return S_IFBLK;
+    case 'p':
+      return S_IFIFO;
+    default:
+      return S_IFREG;
   }
 }
 
@@ -54,7 +60,8 @@ absl::Status WriteEntry(archive* a, const Entry& from) {
   archive_entry_set_mode(entry.get(), FileType(from.type) | from.mode);
   if (from.type == 'h') archive_entry_set_hardlink(entry.get(), from.content.c_str());
   if (from.type == 'l') archive_entry_set_symlink(entry.get(), from.content.c_str());
-  if (from.type == 'c' || from.type == 'b') archive_entry_set_rdev(entry.get(), makedev(from.major, from.minor));
+  if (from.type == 'c' || from.type == 'b')
+    archive_entry_set_rdev(entry.get(), makedev(from.major, from.minor));
   archive_entry_set_size(entry.get(), from.type == 'f' ? static_cast<int64_t>(from.content.size()) : 0);
   for (const auto& [name, value] : from.xattrs)
     archive_entry_xattr_add_entry(entry.get(), name.c_str(), value.data(), value.size());
@@ -298,8 +305,9 @@ std::vector<std::string> ExpectedTree(const Image& image) {
     for (const auto& [name, value] : entry.xattrs)
       xattrs += fmt::format(" {}={:016x}", name, ContentHash(value));
     // A folder's link count is the file system's own affair.
-    lines.push_back(fmt::format("/{} {} {:04o} {} {} {} {} {}{}", EscapeName(path), entry.type, entry.mode, entry.uid,
-                                entry.gid, entry.type == 'd' ? 0 : links[inode], entry.mtime, what, xattrs));
+    lines.push_back(fmt::format("/{} {} {:04o} {} {} {} {} {}{}", EscapeName(path), entry.type, entry.mode,
+                                entry.uid, entry.gid, entry.type == 'd' ? 0 : links[inode], entry.mtime, what,
+                                xattrs));
   }
   std::sort(lines.begin(), lines.end());
   return lines;

@@ -1,4 +1,5 @@
-// Container images from a description: layers as tar archives, put together as an OCI layout that containerd imports.
+// Container images from a description: layers as tar archives, put together as an OCI layout that containerd
+// imports.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,7 @@
 namespace lamina::e2e {
 
 struct Entry {
-  char type = 'f';      // f file, d folder, l symbolic link, h hard link, c and b devices, p FIFO
+  char type = 'f';           // f file, d folder, l symbolic link, h hard link, c and b devices, p FIFO
   std::string path = "";     // no leading slash
   std::string content = "";  // of a file; where a link points
   uint32_t mode = 0644;
@@ -50,10 +51,11 @@ class Layer {
 };
 
 // The entries of a tar file (as dpkg-deb --fsys-tarfile writes) that `keep` wants.
-absl::StatusOr<Layer> ReadTar(const std::string& path, const std::function<bool(const std::string& path)>& keep);
+absl::StatusOr<Layer> ReadTar(const std::string& path,
+                              const std::function<bool(const std::string& path)>& keep);
 
 struct Image {
-  std::string name;  // "localhost/lamina/x:1"
+  std::string name;           // "localhost/lamina/x:1"
   std::vector<Layer> layers;  // lowest first
   std::vector<std::string> env = {}, entrypoint = {}, command = {};
   std::string working_dir = "", user = "";

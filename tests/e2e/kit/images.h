@@ -21,10 +21,10 @@ class ImageKit {
   // `cache`: folder for packages, made if missing; shared by concurrent runs.
   static absl::StatusOr<ImageKit> Create(const std::string& cache, const std::string& probe_path);
 
-  Image Pause() const;     // one layer
-  Image Busybox() const;   // three layers; user "nobody" 65534, group "crew" 77 with member "sailor" 1000
-  Image Odd() const;       // whiteouts, links, attributes, devices, modes, names
-  Image Big() const;       // busybox and a layer of 40 MiB that no compression shrinks
+  Image Pause() const;    // one layer
+  Image Busybox() const;  // three layers; user "nobody" 65534, group "crew" 77 with member "sailor" 1000
+  Image Odd() const;      // whiteouts, links, attributes, devices, modes, names
+  Image Big() const;      // busybox and a layer of 40 MiB that no compression shrinks
   absl::StatusOr<Image> Nginx() const;  // a real server with its libraries, a layer for each Debian package
 
  private:

@@ -62,8 +62,8 @@ absl::Status RemoveCgroup(const std::string& path) {
     if (rmdir((hierarchy + path).c_str()) == 0 || errno == ENOENT) continue;
     std::string below;
     for (const std::string& found : FindCgroups(path)) below += " " + found;
-    return MakeStatus(absl::StatusCode::kFailedPrecondition, "cgroup {}{} is still in use:{}", hierarchy, path,
-                      below);
+    return MakeStatus(absl::StatusCode::kFailedPrecondition, "cgroup {}{} is still in use:{}", hierarchy,
+                      path, below);
   }
   return absl::OkStatus();
 }

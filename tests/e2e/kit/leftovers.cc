@@ -1,13 +1,12 @@
 #include "tests/e2e/kit/leftovers.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
-
-#include <fmt/format.h>
 
 namespace lamina::e2e {
 namespace {
@@ -17,9 +16,11 @@ namespace fs = std::filesystem;
 void Descend(const fs::path& folder, const std::vector<std::string>& names, const Lines& except, int depth,
              Lines& found) {
   std::error_code error;
-  for (const auto& entry : fs::directory_iterator(folder, fs::directory_options::skip_permission_denied, error)) {
+  for (const auto& entry :
+       fs::directory_iterator(folder, fs::directory_options::skip_permission_denied, error)) {
     const std::string path = entry.path(), name = entry.path().filename();
-    if (std::any_of(names.begin(), names.end(), [&](const auto& n) { return name.find(n) != std::string::npos; })) {
+    if (std::any_of(names.begin(), names.end(),
+                    [&](const auto& n) { return name.find(n) != std::string::npos; })) {
       found.push_back(path);
       continue;
     }
@@ -84,6 +85,15 @@ Lines FindSockets(const std::string& text) {
     if (flags == "00010000" && path.find(text) != std::string::npos) found.push_back(path);
   }
   return found;
+}
+
+bool HasOpen(int pid, const std::string& path) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(fmt::format("/proc/{}/fd", pid), error)) {
+    std::error_code gone;
+    if (fs::read_symlink(entry.path(), gone) == path) return true;
+  }
+  return false;
 }
 
 Lines ListFolder(const std::string& path) {

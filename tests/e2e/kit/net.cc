@@ -50,7 +50,8 @@ absl::Status WaitFor(int fd, short events, Deadline deadline, const char* what) 
   for (;;) {
     const int n = poll(&poll_fd, 1, Remaining(deadline));
     if (n > 0) return absl::OkStatus();
-    if (n == 0) return MakeStatus(absl::StatusCode::kDeadlineExceeded, "{}: nothing before the deadline", what);
+    if (n == 0)
+      return MakeStatus(absl::StatusCode::kDeadlineExceeded, "{}: nothing before the deadline", what);
     if (errno != EINTR) return ErrnoStatus(errno, what);
   }
 }
@@ -59,7 +60,8 @@ absl::Status WaitFor(int fd, short events, Deadline deadline, const char* what) 
 
 int Remaining(Deadline deadline) {
   const auto left =
-      std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now()).count();
+      std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now())
+          .count();
   return static_cast<int>(std::clamp<int64_t>(left, 0, 1'000'000));
 }
 
@@ -189,8 +191,8 @@ void HttpServer::Serve() {
     if (fds[1].revents != 0) return;
     sockaddr_in peer{};
     socklen_t length = sizeof peer;
-    UniqueFd client(accept4(listener_.get(), reinterpret_cast<sockaddr*>(&peer), &length,
-                            SOCK_CLOEXEC | SOCK_NONBLOCK));
+    UniqueFd client(
+        accept4(listener_.get(), reinterpret_cast<sockaddr*>(&peer), &length, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!client) continue;
     char name[INET_ADDRSTRLEN];
     inet_ntop(AF_INET, &peer.sin_addr, name, sizeof name);
@@ -203,8 +205,8 @@ void HttpServer::Serve() {
       if (!part.ok() || part->empty()) break;
       request += *part;
     }
-    SendAll(client.get(),
-            fmt::format("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{}", body.size(), body), deadline)
+    SendAll(client.get(), fmt::format("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{}", body.size(), body),
+            deadline)
         .IgnoreError();
   }
 }

@@ -1,4 +1,5 @@
-// Sockets for the tests: bounded connects, reads and one-shot HTTP, also from inside another network namespace.
+// Sockets for the tests: bounded connects, reads and one-shot HTTP, also from inside another network
+// namespace.
 #pragma once
 
 #include <atomic>
@@ -51,8 +52,8 @@ struct HttpResponse {
 absl::StatusOr<HttpResponse> HttpGet(const std::string& ipv4, uint16_t port, const std::string& path,
                                      Deadline deadline, const std::string& netns = "");
 
-// Answers each connection with an HTTP response whose body is "<body> from <peer's address>". Lives in a network
-// namespace, served by a thread of this process.
+// Answers each connection with an HTTP response whose body is "<body> from <peer's address>". Lives in a
+// network namespace, served by a thread of this process.
 class HttpServer {
  public:
   // port 0: any. `ipv4` must exist in `netns`.

@@ -61,12 +61,12 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
 // What every node of the tests starts from: small, emulated, everything in the private folder.
 std::map<std::string, std::string> DefaultConfig() {
   return {
-      {"sizing.overhead_cpu", "\"0.5\""},      {"sizing.overhead_memory", "\"96MiB\""},
-      {"sizing.default_cpu", "\"1\""},         {"sizing.default_memory", "\"192MiB\""},
-      {"hypervisor.accel", "\"tcg\""},         {"hypervisor.boot_timeout_seconds", "60"},
-      {"layers.arena_size", "\"256MiB\""},     {"layers.max_layer_size", "\"24MiB\""},
-      {"memory.capacity", "\"4GiB\""},         {"memory.reserve", "\"64MiB\""},
-      {"memory.min_available", "\"64MiB\""},   {"laminad.log_level", "\"debug\""},
+      {"sizing.overhead_cpu", "\"0.5\""},    {"sizing.overhead_memory", "\"96MiB\""},
+      {"sizing.default_cpu", "\"1\""},       {"sizing.default_memory", "\"192MiB\""},
+      {"hypervisor.accel", "\"tcg\""},       {"hypervisor.boot_timeout_seconds", "60"},
+      {"layers.arena_size", "\"256MiB\""},   {"layers.max_layer_size", "\"24MiB\""},
+      {"memory.capacity", "\"4GiB\""},       {"memory.reserve", "\"64MiB\""},
+      {"memory.min_available", "\"64MiB\""}, {"laminad.log_level", "\"debug\""},
   };
 }
 
@@ -101,9 +101,8 @@ std::string CacheDir() { return LAMINA_E2E_CACHE; }
 std::string ProbePath() { return LAMINA_E2E_PROBE; }
 
 absl::Status LaminaIsBuilt() {
-  for (const std::string path :
-       {LAMINA_BIN_DIR "/containerd-shim-lamina-v2", LAMINA_BIN_DIR "/laminad", LAMINA_GUEST_DIR "/vmlinux",
-        LAMINA_GUEST_DIR "/initramfs.img"}) {
+  for (const std::string path : {LAMINA_BIN_DIR "/containerd-shim-lamina-v2", LAMINA_BIN_DIR "/laminad",
+                                 LAMINA_GUEST_DIR "/vmlinux", LAMINA_GUEST_DIR "/initramfs.img"}) {
     if (Missing(path)) return MakeStatus(absl::StatusCode::kNotFound, "{} is not built", path);
   }
   return absl::OkStatus();
@@ -129,7 +128,8 @@ absl::Status Node::Prepare() {
   if (mkdtemp(name) == nullptr) return ErrnoStatus(errno, "make a folder in /tmp");
   dir_ = name;
   tag_ = dir_.substr(dir_.rfind('-') + 1);
-  for (const char* sub : {"net.d", "logs", "run", "var", "volumes", "tmp"}) fs::create_directories(dir_ + "/" + sub);
+  for (const char* sub : {"net.d", "logs", "run", "var", "volumes", "tmp"})
+    fs::create_directories(dir_ + "/" + sub);
   ASSIGN_OR_RETURN(rest_port_, FreePort());
   config_ = DefaultConfig();
   config_["paths.run_dir"] = '"' + run_dir() + '"';
@@ -159,25 +159,31 @@ absl::Status Node::Reconfigure(const std::map<std::string, std::string>& changes
 absl::Status Node::SetUpNetwork() {
   bridge_ = "lm-" + tag_;
   outside_name_ = "lamina-" + tag_;
-  ASSIGN_OR_RETURN(const CommandResult routes, RunCommand({"ip", "-4", "route", "show", "table", "all"}, seconds(10)));
+  ASSIGN_OR_RETURN(const CommandResult routes,
+                   RunCommand({"ip", "-4", "route", "show", "table", "all"}, seconds(10)));
   std::random_device random;
   do {
     pod_prefix_ = fmt::format("10.{}.{}.", 64 + random() % 128, random() % 128 * 2);
   } while (routes.output.find(pod_prefix_) != std::string::npos);
   const size_t third = pod_prefix_.find('.', 3) + 1;
-  outside_prefix_ = pod_prefix_.substr(0, third) + std::to_string(atoi(pod_prefix_.c_str() + third) + 1) + ".";
-  const nlohmann::json bridge = {
-      {"type", "bridge"}, {"bridge", bridge_}, {"isGateway", true}, {"hairpinMode", true}, {"mtu", mtu()},
-      {"ipam",
-       {{"type", "host-local"},
-        {"dataDir", dir_ + "/ipam"},
-        {"ranges", {{{{"subnet", pod_prefix_ + "0/24"}}}}},
-        {"routes", {{{"dst", "0.0.0.0/0"}}}}}}};
+  outside_prefix_ =
+      pod_prefix_.substr(0, third) + std::to_string(atoi(pod_prefix_.c_str() + third) + 1) + ".";
+  const nlohmann::json bridge = {{"type", "bridge"},
+                                 {"bridge", bridge_},
+                                 {"isGateway", true},
+                                 {"hairpinMode", true},
+                                 {"mtu", mtu()},
+                                 {"ipam",
+                                  {{"type", "host-local"},
+                                   {"dataDir", dir_ + "/ipam"},
+                                   {"ranges", {{{{"subnet", pod_prefix_ + "0/24"}}}}},
+                                   {"routes", {{{"dst", "0.0.0.0/0"}}}}}}};
   const nlohmann::json portmap = {{"type", "portmap"}, {"capabilities", {{"portMappings", true}}}};
   const nlohmann::json list = {
       {"cniVersion", "0.4.0"}, {"name", outside_name_}, {"plugins", {bridge, portmap}}};
   RETURN_IF_ERROR(WriteFile(dir_ + "/net.d/10-lamina.conflist", list.dump(2)));
-  ASSIGN_OR_RETURN(const CommandResult chains, RunCommand({"iptables", "-w", "-t", "nat", "-S"}, seconds(10)));
+  ASSIGN_OR_RETURN(const CommandResult chains,
+                   RunCommand({"iptables", "-w", "-t", "nat", "-S"}, seconds(10)));
   had_hostport_chains_ = chains.output.find("CNI-HOSTPORT-DNAT") != std::string::npos;
 
   const std::string veth = "lmo-" + tag_;
@@ -196,17 +202,20 @@ void Node::TearDownNetwork() {
   Ip({"link", "del", "lmo-" + tag_}).IgnoreError();
   Ip({"link", "del", bridge_}).IgnoreError();
   const auto chains = RunCommand({"iptables", "-w", "-t", "nat", "-S"}, seconds(10));
-  if (had_hostport_chains_ || !chains.ok() || chains->output.find("CNI-HOSTPORT-DNAT") == std::string::npos) return;
+  if (had_hostport_chains_ || !chains.ok() || chains->output.find("CNI-HOSTPORT-DNAT") == std::string::npos)
+    return;
   // portmap leaves its top chains for the next pod; -X refuses where another node still has rules in them.
   for (const char* chain : {"PREROUTING", "OUTPUT", "POSTROUTING"}) {
     std::istringstream in(chains->output);
     for (std::string line; std::getline(in, line);) {
-      if (line.rfind(std::string("-A ") + chain, 0) != 0 || line.find("CNI-HOSTPORT") == std::string::npos) continue;
+      if (line.rfind(std::string("-A ") + chain, 0) != 0 || line.find("CNI-HOSTPORT") == std::string::npos)
+        continue;
       RunCommand({"sh", "-c", "iptables -w -t nat -D " + line.substr(3)}, seconds(10)).status().IgnoreError();
     }
   }
   for (const char* chain : {"CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-MASQ", "CNI-HOSTPORT-SETMARK"}) {
-    if (chain[13] != 'D') RunCommand({"iptables", "-w", "-t", "nat", "-F", chain}, seconds(10)).status().IgnoreError();
+    if (chain[13] != 'D')
+      RunCommand({"iptables", "-w", "-t", "nat", "-F", chain}, seconds(10)).status().IgnoreError();
     RunCommand({"iptables", "-w", "-t", "nat", "-X", chain}, seconds(10)).status().IgnoreError();
   }
 }
@@ -214,11 +223,13 @@ void Node::TearDownNetwork() {
 namespace {
 
 // Our environment with the given programs first in PATH and the private temporary folder.
-std::vector<std::string> DaemonEnv(const NodeOptions& options, const std::string& dir, const std::string& config) {
+std::vector<std::string> DaemonEnv(const NodeOptions& options, const std::string& dir,
+                                   const std::string& config) {
   const char* path = getenv("PATH");
   const char* usual = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-  std::vector<std::string> env = {fmt::format("PATH={}:{}:{}", options.bin_dir, path != nullptr ? path : usual, usual),
-                                  "LAMINA_CONFIG=" + config, "TMPDIR=" + dir + "/tmp", "HOME=/root"};
+  std::vector<std::string> env = {
+      fmt::format("PATH={}:{}:{}", options.bin_dir, path != nullptr ? path : usual, usual),
+      "LAMINA_CONFIG=" + config, "TMPDIR=" + dir + "/tmp", "HOME=/root"};
   env.insert(env.end(), options.env.begin(), options.env.end());
   return env;
 }
@@ -248,7 +259,8 @@ absl::Status Node::StartLaminad() {
   ASSIGN_OR_RETURN(laminad_start_, ProcessStartTime(laminad_));
   return Eventually(In(seconds(30)), [this]() -> absl::Status {
     if (!ProcessAlive(laminad_, laminad_start_)) {
-      return MakeStatus(absl::StatusCode::kInternal, "laminad ended at once: {}", Tail(dir_ + "/laminad.log", 20));
+      return MakeStatus(absl::StatusCode::kInternal, "laminad ended at once: {}",
+                        Tail(dir_ + "/laminad.log", 20));
     }
     return Rest("/readyz").status();
   });
@@ -260,7 +272,8 @@ absl::Status Node::StopProcess(int& pid, uint64_t start_time, int signal, const 
   const auto reaped = [&]() -> absl::Status {
     const pid_t done = waitpid(pid, nullptr, WNOHANG);
     if (done == pid || (done < 0 && errno == ECHILD)) return absl::OkStatus();
-    return MakeStatus(absl::StatusCode::kDeadlineExceeded, "{} (pid {}) did not end on signal {}", what, pid, signal);
+    return MakeStatus(absl::StatusCode::kDeadlineExceeded, "{} (pid {}) did not end on signal {}", what, pid,
+                      signal);
   };
   const absl::Status status = Eventually(In(seconds(20)), reaped);
   if (!status.ok()) {
@@ -271,7 +284,9 @@ absl::Status Node::StopProcess(int& pid, uint64_t start_time, int signal, const 
   return status;
 }
 
-absl::Status Node::StopLaminad(int signal) { return StopProcess(laminad_, laminad_start_, signal, "laminad"); }
+absl::Status Node::StopLaminad(int signal) {
+  return StopProcess(laminad_, laminad_start_, signal, "laminad");
+}
 absl::Status Node::StopContainerd(int signal) {
   return StopProcess(containerd_, containerd_start_, signal, "containerd");
 }
@@ -300,6 +315,13 @@ absl::Status Node::Import(const Image& image) {
     ASSIGN_OR_RETURN(const auto names, cri_->ListImages());
     if (std::find(names.begin(), names.end(), image.name) != names.end()) return absl::OkStatus();
     return MakeStatus(absl::StatusCode::kNotFound, "the CRI does not list {}", image.name);
+  });
+}
+
+absl::Status Node::WaitLogComplete(const std::string& log_path, Deadline deadline) {
+  return Eventually(deadline, [&]() -> absl::Status {
+    if (!HasOpen(containerd_, log_path)) return absl::OkStatus();
+    return MakeStatus(absl::StatusCode::kDeadlineExceeded, "containerd still writes {}", log_path);
   });
 }
 
@@ -337,7 +359,8 @@ std::vector<std::string> Node::FindLeftovers(bool daemons_run) {
   }
   add("temporary file", ListFolder(dir_ + "/tmp"));
   const Lines images = {dir_ + "/containerd/io.containerd.content.v1.content",
-                        dir_ + "/containerd/io.containerd.snapshotter.v1.overlayfs", dir_ + "/logs", dir_ + "/volumes"};
+                        dir_ + "/containerd/io.containerd.snapshotter.v1.overlayfs", dir_ + "/logs",
+                        dir_ + "/volumes"};
   const std::vector<std::string> ids = cri_->KnownIds();
   add("path", FindNamed(dir_, ids, images, 8));
   for (const char* root : {"/run", "/tmp", "/dev/shm", "/var/lib", "/sys/fs/cgroup"})
@@ -392,7 +415,8 @@ absl::Status Node::Stop() {
   if (cri_ != nullptr) {
     RemoveCgroup(cri_->options().cgroup_parent).IgnoreError();
     for (std::string& one : FindLeftovers(false)) {
-      if (std::find(left.begin(), left.end(), one) == left.end()) left.push_back("after the daemons' end: " + one);
+      if (std::find(left.begin(), left.end(), one) == left.end())
+        left.push_back("after the daemons' end: " + one);
     }
   }
   // Whatever was found is removed all the same: the next run starts clean.

@@ -1,5 +1,5 @@
-// A Kubernetes node in a private folder: a real containerd with its own sockets, CNI network and images, and a laminad
-// beside it. Nothing of the machine's own containerd is touched.
+// A Kubernetes node in a private folder: a real containerd with its own sockets, CNI network and images, and
+// a laminad beside it. Nothing of the machine's own containerd is touched.
 #pragma once
 
 #include <chrono>
@@ -29,8 +29,8 @@ struct NodeOptions {
 // Not thread-safe, except for cri().
 class Node {
  public:
-  // Returns when containerd, its network and laminad answer. On failure everything is taken down again and the
-  // error shows the end of the daemons' logs.
+  // Returns when containerd, its network and laminad answer. On failure everything is taken down again and
+  // the error shows the end of the daemons' logs.
   static absl::StatusOr<std::unique_ptr<Node>> Start(const NodeOptions& options);
   ~Node();  // Stop()
 
@@ -38,14 +38,17 @@ class Node {
   const std::string& dir() const { return dir_; }
   const std::string& handler() const { return options_.handler; }
   std::string config_path() const { return dir_ + "/lamina.toml"; }
-  std::string run_dir() const { return dir_ + "/run"; }      // paths.run_dir
-  std::string state_dir() const { return dir_ + "/var"; }    // paths.state_dir
+  std::string run_dir() const { return dir_ + "/run"; }    // paths.run_dir
+  std::string state_dir() const { return dir_ + "/var"; }  // paths.state_dir
   std::string containerd_socket() const { return dir_ + "/containerd.sock"; }
   std::string volumes_dir() const { return dir_ + "/volumes"; }  // for tests' host files; emptied by Stop
 
   absl::Status Import(const Image& image);
   // `ctr -n k8s.io <arguments>` with this node's containerd; a non-zero exit is an error.
   absl::Status Ctr(const std::vector<std::string>& arguments);
+
+  // Until containerd has written all of a log and closed it. It does so a moment after the container's exit.
+  absl::Status WaitLogComplete(const std::string& log_path, Deadline deadline);
 
   absl::Status StartLaminad();
   absl::Status StopLaminad(int signal = 15);  // and waits for its end
@@ -58,16 +61,17 @@ class Node {
   absl::StatusOr<std::string> Rest(const std::string& path);
   std::string rest_address() const { return "127.0.0.1:" + std::to_string(rest_port_); }
 
-  // The pods' network: its gateway is the host. `outside` is an address in a network namespace beyond the host.
+  // The pods' network: its gateway is the host. `outside` is an address in a network namespace beyond the
+  // host.
   std::string pod_prefix() const { return pod_prefix_; }  // "10.1.2."
   std::string gateway() const { return pod_prefix_ + "1"; }
   int mtu() const { return 1450; }
   std::string outside_address() const { return outside_prefix_ + "2"; }
   std::string outside_netns() const { return "/run/netns/" + outside_name_; }
 
-  // What pods have left behind, waited for at most until the deadline; empty when there is nothing. Call when every
-  // pod is removed: processes, mounts, network namespaces, addresses, host interfaces, cgroups, sockets, folders named
-  // after a pod or container, temporary files, memory claims.
+  // What pods have left behind, waited for at most until the deadline; empty when there is nothing. Call when
+  // every pod is removed: processes, mounts, network namespaces, addresses, host interfaces, cgroups,
+  // sockets, folders named after a pod or container, temporary files, memory claims.
   std::vector<std::string> Leftovers(Deadline deadline);
   // Removes all pods. Errors are collected.
   absl::Status RemoveAllPods();
@@ -96,7 +100,8 @@ class Node {
   std::unique_ptr<CriClient> cri_;
 };
 
-// True where this build has the programs and the guest image that the handler "lamina" needs; else says what lacks.
+// True where this build has the programs and the guest image that the handler "lamina" needs; else says what
+// lacks.
 absl::Status LaminaIsBuilt();
 
 // Folder of downloaded packages, and the probe program, of this build.

@@ -1,20 +1,25 @@
 // Runs inside containers of the tests, statically linked: says what the container sees and may do.
 //   tree PATH [SKIP…]      a line for each path below PATH: "path type mode uid gid nlink mtime what xattrs"
 //   ids                    real and effective ids, groups
-//   try SYSCALL…           "<name> <errno name or ok>" for each: keyctl unshare mount reboot mknod chroot settime
+//   try SYSCALL…           "<name> <errno name or ok>" for each: keyctl unshare mount reboot mknod chroot
+//   fetch IPV4 PORT PATH   the body of an HTTP answer (busybox' wget needs shared libraries)
 //   eat MIB [seconds]      touches that much memory, says so, keeps it for so long
 //   burn MILLISECONDS      uses a CPU for that long (CPU time)
 //   write PATH TEXT        one write(2), then fsync; prints ok or the error
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/keyctl.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/time.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -57,7 +62,8 @@ std::string Xattrs(const std::string& path) {
   std::vector<std::string> found;
   for (ssize_t at = 0; at < size; at += static_cast<ssize_t>(strlen(names + at)) + 1) {
     const ssize_t n = lgetxattr(path.c_str(), names + at, value, sizeof value);
-    if (strncmp(names + at, "trusted.overlay.", 16) == 0 || strcmp(names + at, "security.selinux") == 0) continue;
+    if (strncmp(names + at, "trusted.overlay.", 16) == 0 || strcmp(names + at, "security.selinux") == 0)
+      continue;
     snprintf(line, sizeof line, " %s=%016llx", names + at,
              static_cast<unsigned long long>(n < 0 ? 0 : Hash(kFnv, value, static_cast<size_t>(n))));
     found.push_back(line);
@@ -81,11 +87,13 @@ void Tree(const std::string& path, const std::vector<std::string>& skip, std::ve
     static char buffer[1 << 16];
     uint64_t hash = kFnv;
     ssize_t n = fd < 0 ? -1 : 0;
-    while (fd >= 0 && (n = read(fd, buffer, sizeof buffer)) > 0) hash = Hash(hash, buffer, static_cast<size_t>(n));
+    while (fd >= 0 && (n = read(fd, buffer, sizeof buffer)) > 0)
+      hash = Hash(hash, buffer, static_cast<size_t>(n));
     if (n < 0) {
       snprintf(what, sizeof what, "%s", strerror(errno));
     } else {
-      snprintf(what, sizeof what, "%lld:%016llx", static_cast<long long>(st.st_size), static_cast<unsigned long long>(hash));
+      snprintf(what, sizeof what, "%lld:%016llx", static_cast<long long>(st.st_size),
+               static_cast<unsigned long long>(hash));
     }
     if (fd >= 0) close(fd);
   } else if (S_ISDIR(st.st_mode)) {
@@ -94,7 +102,8 @@ void Tree(const std::string& path, const std::vector<std::string>& skip, std::ve
     type = 'l';
     char target[1024];
     const ssize_t n = readlink(path.c_str(), target, sizeof target);
-    snprintf(what, sizeof what, "%s", Escape(std::string(target, n < 0 ? 0 : static_cast<size_t>(n))).c_str());
+    snprintf(what, sizeof what, "%s",
+             Escape(std::string(target, n < 0 ? 0 : static_cast<size_t>(n))).c_str());
   } else if (S_ISFIFO(st.st_mode)) {
     type = 'p';
   } else {
@@ -114,7 +123,8 @@ void Tree(const std::string& path, const std::vector<std::string>& skip, std::ve
   if (dir != nullptr) closedir(dir);
 }
 
-// 0 or an errno. Nothing that can work changes the machine: each is given arguments which fail after the check.
+// 0 or an errno. Nothing that can work changes the machine: each is given arguments which fail after the
+// check.
 int Try(const std::string& name) {
   long result = -1;
   errno = 0;
@@ -130,9 +140,6 @@ int Try(const std::string& name) {
     result = mknod("/tmp/probe-node", S_IFCHR | 0600, makedev(1, 3));
   } else if (name == "chroot") {
     result = chroot("/");
-  } else if (name == "settime") {
-    const timespec bad{0, -1};
-    result = clock_settime(CLOCK_REALTIME, &bad);
   } else {
     return ENOSYS;
   }
@@ -140,12 +147,36 @@ int Try(const std::string& name) {
 }
 
 int Eat(size_t mib, unsigned seconds) {
-  char* memory = static_cast<char*>(mmap(nullptr, mib << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  char* memory = static_cast<char*>(
+      mmap(nullptr, mib << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   if (memory == MAP_FAILED) return perror("mmap"), 1;
   for (size_t at = 0; at < mib << 20; at += 4096) memory[at] = 1;
   printf("ate %zu MiB\n", mib);
   fflush(stdout);
   sleep(seconds);
+  return 0;
+}
+
+int Fetch(const char* ip, int port, const std::string& path) {
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  inet_pton(AF_INET, ip, &address.sin_addr);
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  const timeval limit{15, 0};
+  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+  setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+  if (connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) return perror("connect"), 1;
+  const std::string request = "GET " + path + " HTTP/1.0\r\n\r\n";
+  if (write(fd, request.data(), request.size()) < 0) return perror("write"), 1;
+  std::string answer;
+  char buffer[65536];
+  ssize_t n;
+  while ((n = read(fd, buffer, sizeof buffer)) > 0) answer.append(buffer, static_cast<size_t>(n));
+  if (n < 0) return perror("read"), 1;
+  const size_t end = answer.find("\r\n\r\n");
+  if (end == std::string::npos) return 1;
+  fwrite(answer.data() + end + 4, 1, answer.size() - end - 4, stdout);
   return 0;
 }
 
@@ -177,7 +208,8 @@ int main(int argc, char** argv) {
     return 0;
   }
   if (verb == "eat" && args.size() >= 2)
-    return Eat(strtoul(args[1].c_str(), nullptr, 10), args.size() > 2 ? static_cast<unsigned>(atoi(args[2].c_str())) : 0);
+    return Eat(strtoul(args[1].c_str(), nullptr, 10),
+               args.size() > 2 ? static_cast<unsigned>(atoi(args[2].c_str())) : 0);
   if (verb == "burn" && args.size() == 2) {
     const clock_t end = clock() + CLOCKS_PER_SEC / 1000 * atol(args[1].c_str());
     while (clock() < end) {
@@ -192,6 +224,7 @@ int main(int argc, char** argv) {
     }
     return puts("ok"), 0;
   }
-  fprintf(stderr, "probe: tree|ids|try|eat|burn|write\n");
+  if (verb == "fetch" && args.size() == 4) return Fetch(args[1].c_str(), atoi(args[2].c_str()), args[3]);
+  fprintf(stderr, "probe: tree|ids|try|fetch|eat|burn|write\n");
   return 2;
 }

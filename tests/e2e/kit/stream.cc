@@ -85,8 +85,9 @@ absl::Status Stream::Write(std::string_view data, Deadline deadline) {
 }
 
 absl::Status Stream::Resize(int width, int height, Deadline deadline) {
-  return SendFrame(
-      kBinary, std::string(1, kResize) + fmt::format("{{\"Width\":{},\"Height\":{}}}", width, height), deadline);
+  return SendFrame(kBinary,
+                   std::string(1, kResize) + fmt::format("{{\"Width\":{},\"Height\":{}}}", width, height),
+                   deadline);
 }
 
 absl::StatusOr<bool> Stream::Fill(size_t bytes, Deadline deadline) {
@@ -135,10 +136,17 @@ absl::StatusOr<bool> Stream::ReadFrame(Deadline deadline) {
   if (!message_.empty()) {
     const std::string data = message_.substr(1);
     switch (message_[0]) {
-      case kStdout: out_ += data; break;
-      case kStderr: err_ += data; break;
-      case kResult: result_ += data; break;
-      default: break;
+      case kStdout:
+        out_ += data;
+        break;
+      case kStderr:
+        err_ += data;
+        break;
+      case kResult:
+        result_ += data;
+        break;
+      default:
+        break;
     }
   }
   message_.clear();
@@ -151,8 +159,8 @@ absl::Status Stream::ReadUntil(std::string_view text, Deadline deadline) {
     if (!more.ok())
       return Annotate(more.status(), fmt::format("waiting for \"{}\", have \"{}\"", text, out_));
     if (!*more) {
-      return MakeStatus(absl::StatusCode::kOutOfRange, "the session ended before \"{}\"; it printed \"{}\", {}", text,
-                        out_, result_);
+      return MakeStatus(absl::StatusCode::kOutOfRange,
+                        "the session ended before \"{}\"; it printed \"{}\", {}", text, out_, result_);
     }
   }
   return absl::OkStatus();

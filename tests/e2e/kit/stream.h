@@ -1,5 +1,5 @@
-// The streaming half of exec and attach: containerd serves it on loopback as a websocket that carries numbered
-// channels (subprotocol v4.channel.k8s.io: 0 stdin, 1 stdout, 2 stderr, 3 result, 4 resize).
+// The streaming half of exec and attach: containerd serves it on loopback as a websocket that carries
+// numbered channels (subprotocol v4.channel.k8s.io: 0 stdin, 1 stdout, 2 stderr, 3 result, 4 resize).
 #pragma once
 
 #include <memory>

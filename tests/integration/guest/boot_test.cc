@@ -31,7 +31,8 @@ TEST(Boot, AnotherProtocolVersionIsRefused) {
 TEST(Boot, TheGuestIsOneMountedTreeWithItsOwnCgroups) {
   const auto info = GuestVm::Shared().Call<GuestInfoResponse>("GuestInfo", Empty());
   ASSERT_TRUE(info.ok()) << info.status();
-  for (const char* mount : {" /proc proc ", " /sys sysfs ", " /dev devtmpfs ", " /sys/fs/cgroup cgroup2 ", " /run tmpfs "}) {
+  for (const char* mount :
+       {" /proc proc ", " /sys sysfs ", " /dev devtmpfs ", " /sys/fs/cgroup cgroup2 ", " /run tmpfs "}) {
     EXPECT_NE(info->mounts().find(mount), std::string::npos) << mount << " in " << info->mounts();
   }
   EXPECT_GT(info->mem_available_bytes(), 0u);

@@ -13,8 +13,10 @@ using agent::v1::ContainerStats;
 TEST(Limits, StatsTellUsageAndLimits) {
   GuestVm& vm = GuestVm::Shared();
   ContainerOptions options;
-  options.args = {"/bin/sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo ready; exec sleep 100000"};
-  options.resources_json = R"({"memory":{"limit":33554432},"pids":{"limit":50},"cpu":{"quota":50000,"period":100000},
+  options.args = {"/bin/sh", "-c",
+                  "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo ready; exec sleep 100000"};
+  options.resources_json =
+      R"({"memory":{"limit":33554432},"pids":{"limit":50},"cpu":{"quota":50000,"period":100000},
     "hugepageLimits":[{"pageSize":"2MB","limit":0},{"pageSize":"64KB","limit":0}]})";
   TestContainer container(vm, options);
   ASSERT_TRUE(container.created().ok()) << container.created();

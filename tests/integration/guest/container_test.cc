@@ -40,7 +40,8 @@ TEST(Container, WhatIsWrittenBeforeTheEndIsNotLostInBulk) {
   ASSERT_TRUE(container.Start().ok());
   EXPECT_EQ(container.out().ToEnd().size(), 8388608u);
   EXPECT_EQ(container.Wait().exit_status(), 0u);
-  printf("8 MiB of output: %.2f s\n", std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  printf("8 MiB of output: %.2f s\n",
+         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
 }
 
 TEST(Container, InputReachesItToTheLastByte) {
@@ -72,9 +73,11 @@ TEST(Container, CloseStdinEndsTheInputAfterWhatHasArrived) {
 TEST(Container, TheSpecIsEnforced) {
   GuestVm& vm = GuestVm::Shared();
   TestContainer container(
-      vm, Shell("grep -E '^(NoNewPrivs|Seccomp|CapEff):' /proc/self/status; cat /proc/kcore | wc -c; ps | wc -l;"
-                "hostname x 2>&1; touch /proc/sysrq-trigger 2>&1; echo $$; cat /proc/self/cgroup; head -c 3 /dev/zero | wc -c;"
-                "grep -c . /sys/fs/cgroup/cgroup.controllers"));
+      vm,
+      Shell("grep -E '^(NoNewPrivs|Seccomp|CapEff):' /proc/self/status; cat /proc/kcore | wc -c; ps | wc -l;"
+            "hostname x 2>&1; touch /proc/sysrq-trigger 2>&1; echo $$; cat /proc/self/cgroup; head -c 3 "
+            "/dev/zero | wc -c;"
+            "grep -c . /sys/fs/cgroup/cgroup.controllers"));
   ASSERT_TRUE(container.created().ok()) << container.created();
   ASSERT_TRUE(container.Start().ok());
   container.Wait();
@@ -95,7 +98,8 @@ TEST(Container, AMissingProgramIsNotFoundInCrunsWordsAndLeavesNothing) {
   options.args = {"/bin/nothing-here"};
   TestContainer container(vm, options);
   EXPECT_EQ(container.created().code(), absl::StatusCode::kNotFound) << container.created();
-  EXPECT_NE(std::string(container.created().message()).find("nothing-here"), std::string::npos) << container.created();
+  EXPECT_NE(std::string(container.created().message()).find("nothing-here"), std::string::npos)
+      << container.created();
   const auto after = vm.Call<GuestInfoResponse>("GuestInfo", Empty());
   ASSERT_TRUE(before.ok() && after.ok());
   EXPECT_EQ(before->mounts(), after->mounts());
@@ -107,7 +111,9 @@ TEST(Container, RequestsThatCannotBeAreRefused) {
   request.set_container_id("../x");
   request.set_spec_json(SpecJson({}));
   request.add_layer_ids(BusyboxLayer(vm));
-  const auto create = [&] { return vm.Call<agent::v1::CreateContainerResponse>("CreateContainer", request).status(); };
+  const auto create = [&] {
+    return vm.Call<agent::v1::CreateContainerResponse>("CreateContainer", request).status();
+  };
   EXPECT_EQ(create().code(), absl::StatusCode::kInvalidArgument);
   request.set_container_id("fine");
   request.set_spec_json("{");

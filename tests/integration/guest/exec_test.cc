@@ -66,7 +66,8 @@ TEST_F(ExecTest, SignalsAndTheContainersEndEndIt) {
   EXPECT_EQ(container_->Wait().exit_status(), 137u);
   request.set_exec_id("three");
   ASSERT_TRUE(vm_.Call("ExecCreate", request).ok());
-  EXPECT_EQ(container_->Start("three").code(), absl::StatusCode::kFailedPrecondition) << "the container has ended";
+  EXPECT_EQ(container_->Start("three").code(), absl::StatusCode::kFailedPrecondition)
+      << "the container has ended";
 }
 
 TEST_F(ExecTest, UnknownOnesAreNotFound) {
@@ -80,30 +81,35 @@ TEST_F(ExecTest, UnknownOnesAreNotFound) {
   EXPECT_EQ(vm_.Call("ExecCreate", request).status().code(), absl::StatusCode::kNotFound);
 }
 
-// What Lamina adds to a bare `crun exec`: streams, a process file, four calls. Both are timed in the same guest, so both pay
-// the same emulation; the bare one runs in a privileged container that sees the guest's own root.
+// What Lamina adds to a bare `crun exec`: streams, a process file, four calls. Both are timed in the same
+// guest, so both pay the same emulation; the bare one runs in a privileged container that sees the guest's
+// own root.
 TEST_F(ExecTest, TrueTakesAtMostThreeBareRuns) {
   ContainerOptions options;
   constexpr int kRuns = 10;
-  options.args = {"/bin/sh", "-c",
-                  fmt::format("read start x < /guest/proc/uptime; i=0; while [ $i -lt {} ]; do i=$((i+1)); "
-                              "chroot /guest /usr/bin/crun --root /run/lamina/crun --cgroup-manager=cgroupfs exec {} "
-                              "/bin/true || exit 1; done; read end x < /guest/proc/uptime; echo $start $end",
-                              kRuns, container_->id())};
+  options.args = {
+      "/bin/sh", "-c",
+      fmt::format("read start x < /guest/proc/uptime; i=0; while [ $i -lt {} ]; do i=$((i+1)); "
+                  "chroot /guest /usr/bin/crun --root /run/lamina/crun --cgroup-manager=cgroupfs exec {} "
+                  "/bin/true || exit 1; done; read end x < /guest/proc/uptime; echo $start $end",
+                  kRuns, container_->id())};
   options.change_spec = [](std::string& text) {
     auto spec = nlohmann::json::parse(text);
     spec["linux"]["namespaces"] = {{{"type", "mount"}}};
     spec["linux"].erase("seccomp");
     spec["linux"].erase("maskedPaths");
     spec["linux"].erase("readonlyPaths");
-    spec["mounts"] = {{{"destination", "/guest"}, {"type", "bind"}, {"source", "/"}, {"options", {"rbind", "rw"}}}};
+    spec["mounts"] = {
+        {{"destination", "/guest"}, {"type", "bind"}, {"source", "/"}, {"options", {"rbind", "rw"}}}};
     spec["process"]["noNewPrivileges"] = false;
     nlohmann::json all = nlohmann::json::array();
-    for (const char* name : {"CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID", "SETPCAP", "SYS_ADMIN",
-                             "SYS_CHROOT", "SYS_PTRACE", "SYS_RESOURCE", "MKNOD", "NET_RAW", "NET_ADMIN", "BPF"}) {
+    for (const char* name :
+         {"CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID", "SETPCAP", "SYS_ADMIN", "SYS_CHROOT",
+          "SYS_PTRACE", "SYS_RESOURCE", "MKNOD", "NET_RAW", "NET_ADMIN", "BPF"}) {
       all.push_back(std::string("CAP_") + name);
     }
-    spec["process"]["capabilities"] = {{"bounding", all}, {"effective", all}, {"permitted", all}, {"inheritable", all}};
+    spec["process"]["capabilities"] = {
+        {"bounding", all}, {"effective", all}, {"permitted", all}, {"inheritable", all}};
     text = spec.dump();
   };
   TestContainer bare(vm_, options);
@@ -122,7 +128,8 @@ TEST_F(ExecTest, TrueTakesAtMostThreeBareRuns) {
     ours.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   std::sort(ours.begin(), ours.end());
-  printf("exec of true: median %.3f s, fastest %.3f s; bare crun exec %.3f s\n", ours[kRuns / 2], ours[0], bare_seconds);
+  printf("exec of true: median %.3f s, fastest %.3f s; bare crun exec %.3f s\n", ours[kRuns / 2], ours[0],
+         bare_seconds);
   EXPECT_LT(ours[kRuns / 2], 3 * bare_seconds);
 }
 

@@ -111,17 +111,44 @@ absl::Status GuestVm::Start(const VmOptions& options) {
   directory_ = pattern;
   const std::string image = LAMINA_GUEST_IMAGE;
   std::vector<std::string> argv = {
-      "qemu-system-x86_64", "-machine", fmt::format("q35{}", options.devices ? ",memory-backend=ram" : ""), "-accel",
-      options.max_vcpus > 1 ? "tcg" : "tcg,thread=single", "-smp", fmt::format("1,maxcpus={}", options.max_vcpus), "-cpu", "max", "-nodefaults", "-no-user-config", "-display", "none", "-m",
-      fmt::format("{}M,slots=4,maxmem=8G", options.memory_mib), "-bios", "/usr/share/qemu/qboot.rom", "-kernel",
-      image + "/vmlinux", "-initrd", image + "/initramfs.img", "-append",
-      "console=ttyS0 quiet loglevel=4 tsc=reliable no_timer_check noreplace-smp reboot=t panic=-1 cryptomgr.notests "
+      "qemu-system-x86_64",
+      "-machine",
+      fmt::format("q35{}", options.devices ? ",memory-backend=ram" : ""),
+      "-accel",
+      options.max_vcpus > 1 ? "tcg" : "tcg,thread=single",
+      "-smp",
+      fmt::format("1,maxcpus={}", options.max_vcpus),
+      "-cpu",
+      "max",
+      "-nodefaults",
+      "-no-user-config",
+      "-display",
+      "none",
+      "-m",
+      fmt::format("{}M,slots=4,maxmem=8G", options.memory_mib),
+      "-bios",
+      "/usr/share/qemu/qboot.rom",
+      "-kernel",
+      image + "/vmlinux",
+      "-initrd",
+      image + "/initramfs.img",
+      "-append",
+      "console=ttyS0 quiet loglevel=4 tsc=reliable no_timer_check noreplace-smp reboot=t panic=-1 "
+      "cryptomgr.notests "
       "random.trust_cpu=on rcupdate.rcu_expedited=1 pci=noaer edd=off swiotlb=noforce",
-      "-serial", "file:" + directory_ + "/console.log", "-qmp", "unix:" + directory_ + "/qmp,server=on,wait=off",
-      "-device", "virtio-serial-pci,addr=03.0", "-chardev",
-      "socket,id=rpc,server=on,wait=off,path=" + directory_ + "/rpc", "-device",
-      "virtserialport,chardev=rpc,name=lamina.rpc", "-chardev",
-      "socket,id=stdio,server=on,wait=off,path=" + directory_ + "/stdio", "-device",
+      "-serial",
+      "file:" + directory_ + "/console.log",
+      "-qmp",
+      "unix:" + directory_ + "/qmp,server=on,wait=off",
+      "-device",
+      "virtio-serial-pci,addr=03.0",
+      "-chardev",
+      "socket,id=rpc,server=on,wait=off,path=" + directory_ + "/rpc",
+      "-device",
+      "virtserialport,chardev=rpc,name=lamina.rpc",
+      "-chardev",
+      "socket,id=stdio,server=on,wait=off,path=" + directory_ + "/stdio",
+      "-device",
       "virtserialport,chardev=stdio,name=lamina.stdio"};
   if (options.devices) {
     const std::string arena = directory_ + "/arena";
@@ -129,25 +156,42 @@ absl::Status GuestVm::Start(const VmOptions& options) {
     if (!fd || ftruncate(fd.get(), kArenaBytes) != 0) return ErrnoStatus(errno, "make " + arena);
     fs::create_directory(shared_directory());
     SpawnOptions sharing;
-    sharing.argv = {"/usr/lib/qemu/virtiofsd", "--socket-path=" + directory_ + "/fs", "-o", "source=" + shared_directory(),
-                    "-o", "cache=auto", "-o", "sandbox=chroot"};
+    sharing.argv = {"/usr/lib/qemu/virtiofsd",
+                    "--socket-path=" + directory_ + "/fs",
+                    "-o",
+                    "source=" + shared_directory(),
+                    "-o",
+                    "cache=auto",
+                    "-o",
+                    "sandbox=chroot"};
     sharing.log_path = directory_ + "/virtiofsd.log";
     ASSIGN_OR_RETURN(virtiofsd_, Spawn(sharing));
     RETURN_IF_ERROR(Until(steady_clock::now() + std::chrono::seconds(10), virtiofsd_, "virtiofsd's socket",
                           [&] { return fs::exists(directory_ + "/fs"); }));
-    for (const std::string& word : {
-             std::string("-object"), fmt::format("memory-backend-memfd,id=ram,size={}M,share=on", options.memory_mib),
-             std::string("-object"),
-             fmt::format("memory-backend-file,id=arena0,mem-path={},size={},share=on,readonly=on", arena, kArenaBytes),
-             std::string("-device"), std::string("pcie-root-port,id=port0,addr=04.0,chassis=1"), std::string("-device"),
-             std::string("pcie-root-port,id=port1,addr=09.0,chassis=2"), std::string("-device"),
-             std::string("virtio-pmem-pci,memdev=arena0,bus=port0"), std::string("-device"),
-             std::string("virtio-scsi-pci,id=scsi0,addr=05.0"), std::string("-netdev"),
-             std::string("user,id=net0,restrict=on"), std::string("-device"),
-             fmt::format("virtio-net-pci,netdev=net0,mac={},addr=06.0,romfile=", kMac), std::string("-chardev"),
-             "socket,id=fs,path=" + directory_ + "/fs", std::string("-device"),
-             std::string("vhost-user-fs-pci,chardev=fs,tag=lamina,addr=07.0"), std::string("-device"),
-             std::string("virtio-balloon-pci,addr=08.0")}) {
+    for (const std::string& word :
+         {std::string("-object"),
+          fmt::format("memory-backend-memfd,id=ram,size={}M,share=on", options.memory_mib),
+          std::string("-object"),
+          fmt::format("memory-backend-file,id=arena0,mem-path={},size={},share=on,readonly=on", arena,
+                      kArenaBytes),
+          std::string("-device"),
+          std::string("pcie-root-port,id=port0,addr=04.0,chassis=1"),
+          std::string("-device"),
+          std::string("pcie-root-port,id=port1,addr=09.0,chassis=2"),
+          std::string("-device"),
+          std::string("virtio-pmem-pci,memdev=arena0,bus=port0"),
+          std::string("-device"),
+          std::string("virtio-scsi-pci,id=scsi0,addr=05.0"),
+          std::string("-netdev"),
+          std::string("user,id=net0,restrict=on"),
+          std::string("-device"),
+          fmt::format("virtio-net-pci,netdev=net0,mac={},addr=06.0,romfile=", kMac),
+          std::string("-chardev"),
+          "socket,id=fs,path=" + directory_ + "/fs",
+          std::string("-device"),
+          std::string("vhost-user-fs-pci,chardev=fs,tag=lamina,addr=07.0"),
+          std::string("-device"),
+          std::string("virtio-balloon-pci,addr=08.0")}) {
       argv.push_back(word);
     }
   }
@@ -161,7 +205,8 @@ absl::Status GuestVm::Start(const VmOptions& options) {
   if (connected.ok()) return absl::OkStatus();
   const auto console = FileSystem::Real().Read(directory_ + "/console.log", 1 << 20);
   const auto log = FileSystem::Real().Read(directory_ + "/qemu.log", 1 << 20);
-  return Annotate(connected, fmt::format("console:\n{}\nqemu:\n{}\n", console.ok() ? *console : "", log.ok() ? *log : ""));
+  return Annotate(connected, fmt::format("console:\n{}\nqemu:\n{}\n", console.ok() ? *console : "",
+                                         log.ok() ? *log : ""));
 }
 
 absl::Status GuestVm::Connect() {
@@ -197,13 +242,16 @@ absl::Status GuestVm::Reconnect() {
   {
     UniqueFd cut = ConnectTo(directory_ + "/rpc");
     const char half[] = {0, 0, 1, 0, 0, 0, 0, 1, 1, 0, 'h', 'a', 'l', 'f'};
-    if (!cut || write(cut.get(), half, sizeof half) != sizeof half) return ErrnoStatus(errno, "write half a frame");
+    if (!cut || write(cut.get(), half, sizeof half) != sizeof half)
+      return ErrnoStatus(errno, "write half a frame");
     // QEMU takes the bytes only when it next polls; a socket closed before would lose them.
     int unsent = 1;
-    RETURN_IF_ERROR(Until(steady_clock::now() + std::chrono::seconds(5), 0, "half a frame to be taken", [&] {
-      return ioctl(cut.get(), TIOCOUTQ, &unsent) == 0 && unsent == 0;
-    }));
+    RETURN_IF_ERROR(Until(steady_clock::now() + std::chrono::seconds(5), 0, "half a frame to be taken",
+                          [&] { return ioctl(cut.get(), TIOCOUTQ, &unsent) == 0 && unsent == 0; }));
   }
+  // A successor takes longer than this to start. (A host that came back within a few milliseconds might go
+  // unnoticed: the port has no word for it.)
+  poll(nullptr, 0, 300);
   return ConnectPorts();
 }
 
@@ -237,7 +285,8 @@ absl::StatusOr<agent::v1::PmemRegion> GuestVm::AddToArena(const DiskImage& image
 
 absl::Status GuestVm::Qmp(const std::string& command) {
   const std::string line = command + "\n";
-  if (write(qmp_.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size())) return ErrnoStatus(errno, "QMP");
+  if (write(qmp_.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size()))
+    return ErrnoStatus(errno, "QMP");
   std::string text;
   const auto deadline = steady_clock::now() + std::chrono::seconds(10);
   while (steady_clock::now() < deadline) {
@@ -270,7 +319,8 @@ absl::Status GuestVm::PlugArena(const DiskImage& image) {
   RETURN_IF_ERROR(Qmp(fmt::format(
       R"({{"execute":"object-add","arguments":{{"qom-type":"memory-backend-file","id":"arena1","mem-path":"{}","size":{},"share":true,"readonly":true}}}})",
       path, 4 << 20)));
-  return Qmp(R"({"execute":"device_add","arguments":{"driver":"virtio-pmem-pci","id":"pmem1","memdev":"arena1","bus":"port1"}})");
+  return Qmp(
+      R"({"execute":"device_add","arguments":{"driver":"virtio-pmem-pci","id":"pmem1","memdev":"arena1","bus":"port1"}})");
 }
 
 absl::Status GuestVm::UnplugDisk(uint32_t lun) {

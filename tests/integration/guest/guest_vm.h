@@ -1,5 +1,5 @@
-// A guest under QEMU with an arena, a SCSI controller, a network device and a shared directory; its argv is made by hand
-// here, so that the guest is tested without the hypervisor module.
+// A guest under QEMU with an arena, a SCSI controller, a network device and a shared directory; its argv is
+// made by hand here, so that the guest is tested without the hypervisor module.
 #pragma once
 
 #include <chrono>
@@ -22,7 +22,7 @@ inline constexpr char kMac[] = "02:42:0a:01:02:03";
 struct VmOptions {
   int memory_mib = 256;
   int max_vcpus = 1;
-  bool devices = true;   // arena, SCSI, network, shared directory
+  bool devices = true;  // arena, SCSI, network, shared directory
 };
 
 struct DiskImage {
@@ -62,8 +62,8 @@ class GuestVm {
   // A second arena with the image at offset 0, in the free root port at "09.0/00.0".
   absl::Status PlugArena(const DiskImage& image);
   absl::Status Qmp(const std::string& command);
-  // What a host program that was killed and its successor do: both connections are dropped (the RPC one in the middle of a
-  // frame), then opened anew.
+  // What a host program that was killed and its successor do: both connections are dropped (the RPC one in
+  // the middle of a frame), then opened anew.
   absl::Status Reconnect();
   // Blocks until QEMU has ended by itself.
   bool WaitForEnd(std::chrono::seconds timeout);

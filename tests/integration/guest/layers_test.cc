@@ -21,7 +21,8 @@ std::string Mounts(GuestVm& vm) {
   return info.ok() ? info->mounts() : "";
 }
 
-std::string MakeDirectoryWith(GuestVm& vm, const std::string& name, const std::string& file, const std::string& text) {
+std::string MakeDirectoryWith(GuestVm& vm, const std::string& name, const std::string& file,
+                              const std::string& text) {
   const std::string directory = vm.directory() + "/" + name;
   fs::create_directories(directory);
   std::ofstream(directory + "/" + file) << text;
@@ -57,7 +58,8 @@ TEST(Layers, ARegionOfTheArenaIsMountedWithDaxAndAgainAtOnce) {
   EXPECT_NE(mounts.substr(at, 200).find("dax"), std::string::npos) << mounts.substr(at, 200);
   // The same place for another layer, or another place for the same one, is a mistake of the host.
   request.mutable_layers(0)->set_id(LayerId(0xdb));
-  EXPECT_EQ(vm.Call<MountLayersResponse>("MountLayers", request).status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(vm.Call<MountLayersResponse>("MountLayers", request).status().code(),
+            absl::StatusCode::kAlreadyExists);
   for (int repeat = 0; repeat < 2; ++repeat) EXPECT_TRUE(Unmount(vm, LayerId(0xda)).ok());
   EXPECT_EQ(Mounts(vm).find(LayerId(0xda)), std::string::npos);
 }
@@ -78,7 +80,8 @@ TEST(Layers, WhatCannotBeMountedLeavesNothing) {
   EXPECT_FALSE(mount([](auto&) {}).ok()) << "zeros are no EROFS";
   EXPECT_EQ(mount([](auto& layer) { layer.mutable_pmem()->set_offset(1ULL << 40); }).code(),
             absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(mount([](auto& layer) { layer.mutable_pmem()->set_size(100); }).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(mount([](auto& layer) { layer.mutable_pmem()->set_size(100); }).code(),
+            absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(mount([](auto& layer) { layer.mutable_pmem()->set_pci_path("../../x"); }).code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(mount([](auto& layer) { layer.set_id("../../etc"); }).code(), absl::StatusCode::kInvalidArgument);
@@ -90,7 +93,8 @@ TEST(Layers, WhatCannotBeMountedLeavesNothing) {
 
 TEST(Layers, AHotPluggedDiskIsMountedAndLeavesTheGuestWithItsLayer) {
   GuestVm& vm = GuestVm::Shared();
-  const auto image = MakeErofs(MakeDirectoryWith(vm, "disk", "scsi-file", "from a disk"), vm.directory() + "/disk.erofs");
+  const auto image =
+      MakeErofs(MakeDirectoryWith(vm, "disk", "scsi-file", "from a disk"), vm.directory() + "/disk.erofs");
   ASSERT_TRUE(image.ok()) << image.status();
   ASSERT_TRUE(vm.PlugDisk(*image, 3).ok());
   MountLayersRequest request;
@@ -100,7 +104,8 @@ TEST(Layers, AHotPluggedDiskIsMountedAndLeavesTheGuestWithItsLayer) {
   layer->mutable_scsi()->set_target(0);
   layer->mutable_scsi()->set_lun(3);
   layer->mutable_scsi()->set_size(image->bytes + 4096);
-  EXPECT_EQ(vm.Call<MountLayersResponse>("MountLayers", request).status().code(), absl::StatusCode::kInvalidArgument)
+  EXPECT_EQ(vm.Call<MountLayersResponse>("MountLayers", request).status().code(),
+            absl::StatusCode::kInvalidArgument)
       << "a disk of another size is another disk";
   ASSERT_TRUE(vm.UnplugDisk(3).ok());
 

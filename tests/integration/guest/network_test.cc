@@ -53,10 +53,11 @@ TEST(GuestNetwork, ThePodsAddressesRoutesAndNamesAreSet) {
   ASSERT_TRUE(container.Start().ok());
   container.Wait();
   const std::string out = container.out().ToEnd();
-  for (const char* part : {"web-0\n", "mtu 1400", "inet 10.1.2.3/24 brd 10.1.2.255", "inet6 fd00:1::3/64",
-                           "default via 169.254.1.1 dev eth0 onlink", "10.9.0.0/16 dev eth0 scope link  src 10.1.2.3",
-                           "default via fd00:1::1 dev eth0", "169.254.1.1 dev eth0 lladdr ee:ee:ee:ee:ee:ee", "PERMANENT",
-                           "inet 127.0.0.1/8", "\n0\n", "size=8192k"}) {
+  for (const char* part :
+       {"web-0\n", "mtu 1400", "inet 10.1.2.3/24 brd 10.1.2.255", "inet6 fd00:1::3/64",
+        "default via 169.254.1.1 dev eth0 onlink", "10.9.0.0/16 dev eth0 scope link  src 10.1.2.3",
+        "default via fd00:1::1 dev eth0", "169.254.1.1 dev eth0 lladdr ee:ee:ee:ee:ee:ee", "PERMANENT",
+        "inet 127.0.0.1/8", "\n0\n", "size=8192k"}) {
     EXPECT_NE(out.find(part), std::string::npos) << part << " in:\n" << out;
   }
   EXPECT_EQ(out.find("tentative"), std::string::npos) << out;

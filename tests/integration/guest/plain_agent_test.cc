@@ -1,7 +1,7 @@
-// The agent as a plain program on this machine, with the real crun, in a mount namespace of its own: what a debugger, the
-// sanitizers and the coverage build can see.
-#include <gtest/gtest.h>
+// The agent as a plain program on this machine, with the real crun, in a mount namespace of its own: what a
+// debugger, the sanitizers and the coverage build can see.
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -39,8 +39,18 @@ class PlainAgentTest : public testing::Test {
              fs::copy_options::recursive | fs::copy_options::copy_symlinks);
     SpawnOptions options;
     // crun refuses a hybrid of cgroup v1 and v2: in the agent's mount namespace there is v2 alone.
-    options.argv = {"unshare", "--mount", "/bin/sh", "-c", "mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec \"$0\" \"$@\"",
-                    LAMINA_AGENT, "--no-boot", "--rpc-socket", root_ + "/rpc", "--stdio-socket", root_ + "/stdio", "--root",
+    options.argv = {"unshare",
+                    "--mount",
+                    "/bin/sh",
+                    "-c",
+                    "mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec \"$0\" \"$@\"",
+                    LAMINA_AGENT,
+                    "--no-boot",
+                    "--rpc-socket",
+                    root_ + "/rpc",
+                    "--stdio-socket",
+                    root_ + "/stdio",
+                    "--root",
                     root_ + "/root"};
     options.log_path = root_ + "/log";
     auto pid = Spawn(options);
@@ -115,7 +125,8 @@ class PlainAgentTest : public testing::Test {
     EXPECT_TRUE(mux_->AttachSink(stream, UniqueFd(fds[1]), nullptr).ok());
     std::string text;
     char buffer[4096];
-    for (ssize_t n; (n = read(fds[0], buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<size_t>(n));
+    for (ssize_t n; (n = read(fds[0], buffer, sizeof buffer)) > 0;)
+      text.append(buffer, static_cast<size_t>(n));
     close(fds[0]);
     return text;
   }
@@ -159,7 +170,8 @@ TEST_F(PlainAgentTest, ItRunsContainersAndEndsOnShutdown) {
 TEST_F(PlainAgentTest, TheMachineIsNotItsOwn) {
   agent::v1::SetVcpusRequest vcpus;
   vcpus.set_vcpus(1);
-  EXPECT_EQ(Call<agent::v1::SetVcpusResponse>("SetVcpus", vcpus).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(Call<agent::v1::SetVcpusResponse>("SetVcpus", vcpus).status().code(),
+            absl::StatusCode::kFailedPrecondition);
   agent::v1::HelloRequest hello;
   hello.set_protocol_version(1);
   hello.set_host_unix_nanos(1);

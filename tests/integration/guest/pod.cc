@@ -30,8 +30,9 @@ std::string BusyboxBinary() {
   if (fs::exists(binary)) return binary;
   const auto run = RunChecked(
       {"/bin/sh", "-c",
-       "set -e; cd " + cache + "; apt-get -q -o APT::Sandbox::User=root download busybox-static; "
-       "rm -rf busybox.new; dpkg -x busybox-static_*.deb busybox.new; mv -T busybox.new busybox"},
+       "set -e; cd " + cache +
+           "; apt-get -q -o APT::Sandbox::User=root download busybox-static; "
+           "rm -rf busybox.new; dpkg -x busybox-static_*.deb busybox.new; mv -T busybox.new busybox"},
       std::chrono::seconds(120));
   if (!run.ok()) {
     fprintf(stderr, "busybox-static: %s\n", Message(run).c_str());
@@ -53,7 +54,8 @@ Capture::Capture(GuestVm& vm, uint32_t stream) {
 Capture::~Capture() = default;
 
 bool Capture::ReadMore(steady_clock::time_point deadline) {
-  const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - steady_clock::now()).count();
+  const auto left =
+      std::chrono::duration_cast<std::chrono::milliseconds>(deadline - steady_clock::now()).count();
   pollfd ready{fd_.get(), POLLIN, 0};
   if (left <= 0 || poll(&ready, 1, static_cast<int>(left)) <= 0) return false;
   char buffer[65536];
@@ -84,10 +86,12 @@ std::string LayerId(uint64_t number) { return fmt::format("{:064x}", number); }
 const std::string& BusyboxDirectory() {
   static const std::string directory = [] {
     const std::string path = GuestVm::Shared().directory() + "/busybox";
-    for (const char* sub : {"bin", "proc", "sys", "dev", "tmp", "etc"}) fs::create_directories(path + "/" + sub);
+    for (const char* sub : {"bin", "proc", "sys", "dev", "tmp", "etc"})
+      fs::create_directories(path + "/" + sub);
     fs::copy_file(BusyboxBinary(), path + "/bin/busybox");
-    for (const char* applet : {"sh", "true", "false", "cat", "echo", "id", "ip", "ls", "sleep", "hostname", "mount", "dd",
-                               "stty", "head", "wc", "stat", "touch", "ps", "grep", "kill", "tail", "chroot", "sha256sum", "yes"}) {
+    for (const char* applet : {"sh",    "true",     "false", "cat",  "echo", "id",     "ip",        "ls",
+                               "sleep", "hostname", "mount", "dd",   "stty", "head",   "wc",        "stat",
+                               "touch", "ps",       "grep",  "kill", "tail", "chroot", "sha256sum", "yes"}) {
       fs::create_symlink("busybox", path + "/bin/" + applet);
     }
     return path;
@@ -116,8 +120,8 @@ const std::string& BusyboxLayer(GuestVm& vm) {
 }
 
 std::string ProcessJson(const std::vector<std::string>& args) {
-  const Json capabilities = {"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_MKNOD", "CAP_NET_RAW",
-                             "CAP_SETGID", "CAP_SETUID"};
+  const Json capabilities = {"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL",
+                             "CAP_MKNOD", "CAP_NET_RAW",      "CAP_SETGID", "CAP_SETUID"};
   return Json{{"args", args},
               {"cwd", "/"},
               {"env", {"PATH=/bin", "TERM=xterm"}},
@@ -130,7 +134,8 @@ std::string ProcessJson(const std::vector<std::string>& args) {
 }
 
 std::string SpecJson(const ContainerOptions& options) {
-  const auto mount = [](const char* at, const char* type, const char* source, std::vector<std::string> flags) {
+  const auto mount = [](const char* at, const char* type, const char* source,
+                        std::vector<std::string> flags) {
     return Json{{"destination", at}, {"type", type}, {"source", source}, {"options", flags}};
   };
   Json spec = {
@@ -140,7 +145,8 @@ std::string SpecJson(const ContainerOptions& options) {
       {"mounts",
        {mount("/proc", "proc", "proc", {"nosuid", "noexec", "nodev"}),
         mount("/dev", "tmpfs", "tmpfs", {"nosuid", "strictatime", "mode=755", "size=65536k"}),
-        mount("/dev/pts", "devpts", "devpts", {"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}),
+        mount("/dev/pts", "devpts", "devpts",
+              {"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}),
         mount("/dev/shm", "bind", "/run/lamina/shm", {"rbind", "rw"}),
         mount("/sys", "sysfs", "sysfs", {"nosuid", "noexec", "nodev", "ro"}),
         mount("/sys/fs/cgroup", "cgroup", "cgroup", {"nosuid", "noexec", "nodev", "relatime", "ro"})}},
@@ -153,7 +159,8 @@ std::string SpecJson(const ContainerOptions& options) {
           {"architectures", {"SCMP_ARCH_X86_64"}},
           {"syscalls",
            Json::array({{{"names", {"sethostname"}}, {"action", "SCMP_ACT_ERRNO"}, {"errnoRet", 38}}})}}},
-        {"resources", options.resources_json.empty() ? Json::object() : Json::parse(options.resources_json)}}}};
+        {"resources",
+         options.resources_json.empty() ? Json::object() : Json::parse(options.resources_json)}}}};
   std::string text = spec.dump();
   if (options.change_spec) options.change_spec(text);
   return text;

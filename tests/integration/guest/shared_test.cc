@@ -38,8 +38,9 @@ TEST(Shared, AVolumeIsTheHostsDirectoryInBothDirections) {
 
 TEST(Shared, ARootBelowItNeedsNoLayers) {
   GuestVm& vm = GuestVm::Shared();
-  fs::copy(BusyboxDirectory(), vm.shared_directory() + "/rootfs",
-           fs::copy_options::recursive | fs::copy_options::copy_symlinks | fs::copy_options::overwrite_existing);
+  fs::copy(
+      BusyboxDirectory(), vm.shared_directory() + "/rootfs",
+      fs::copy_options::recursive | fs::copy_options::copy_symlinks | fs::copy_options::overwrite_existing);
   auto spec = nlohmann::json::parse(SpecJson({.args = {"/bin/echo", "rooted"}}));
   spec["root"]["path"] = "/run/lamina/shared/rootfs";
   agent::v1::CreateContainerRequest request;

@@ -10,8 +10,8 @@ namespace {
 
 using agent::v1::Empty;
 
-// These end their machines, so each has one of its own. Without layers a container's root is a directory that the spec
-// makes: here the guest's own root, seen through the shared directory.
+// These end their machines, so each has one of its own. Without layers a container's root is a directory that
+// the spec makes: here the guest's own root, seen through the shared directory.
 absl::StatusOr<std::unique_ptr<GuestVm>> BootWithRoot() {
   VmOptions options;
   auto vm = GuestVm::Boot(options);
@@ -21,8 +21,9 @@ absl::StatusOr<std::unique_ptr<GuestVm>> BootWithRoot() {
   request.set_shared_tag("lamina");
   const auto configured = (*vm)->Call("ConfigureSandbox", request);
   if (!configured.ok()) return configured.status();
-  std::filesystem::copy(BusyboxDirectory(), (*vm)->shared_directory() + "/rootfs",
-                        std::filesystem::copy_options::recursive | std::filesystem::copy_options::copy_symlinks);
+  std::filesystem::copy(
+      BusyboxDirectory(), (*vm)->shared_directory() + "/rootfs",
+      std::filesystem::copy_options::recursive | std::filesystem::copy_options::copy_symlinks);
   return vm;
 }
 
@@ -49,7 +50,8 @@ TEST(Shutdown, TheMachineEndsAfterTheAnswer) {
   const auto answer = (*vm)->Call("Shutdown", Empty());
   EXPECT_TRUE(answer.ok()) << answer.status();
   EXPECT_TRUE((*vm)->WaitForEnd(std::chrono::seconds(30)));
-  printf("shutdown: %.2f s\n", std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  printf("shutdown: %.2f s\n",
+         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
 }
 
 TEST(Shutdown, ContainersThatIgnoreSignalsDoNotHoldItUp) {
@@ -66,14 +68,17 @@ TEST(Shutdown, ContainersThatIgnoreSignalsDoNotHoldItUp) {
          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
 }
 
-// A container without a pid namespace of its own can reach PID 1; the machine then ends instead of hanging in a panic.
+// A container without a pid namespace of its own can reach PID 1; the machine then ends instead of hanging in
+// a panic.
 TEST(Shutdown, AnAgentThatCrashesPowersOff) {
   for (const char* signal : {"SEGV", "TERM"}) {
     const auto vm = BootWithRoot();
     ASSERT_TRUE(vm.ok()) << vm.status();
-    const absl::Status run = RunShell(**vm, "killer", std::string("kill -") + signal + " 1; sleep 1000", false);
+    const absl::Status run =
+        RunShell(**vm, "killer", std::string("kill -") + signal + " 1; sleep 1000", false);
     EXPECT_TRUE(run.ok() || run.code() == absl::StatusCode::kUnavailable ||
-                run.code() == absl::StatusCode::kDeadlineExceeded) << run;
+                run.code() == absl::StatusCode::kDeadlineExceeded)
+        << run;
     EXPECT_TRUE((*vm)->WaitForEnd(std::chrono::seconds(20))) << signal;
   }
 }

@@ -9,7 +9,8 @@ namespace {
 TEST(Takeover, ASuccessorFindsTheContainersAndTheirOutputGoesOn) {
   GuestVm& vm = GuestVm::Shared();
   ContainerOptions options;
-  // More output than a window, so that it is in flight when the host's end goes away; then what the successor must see.
+  // More output than a window, so that it is in flight when the host's end goes away; then what the successor
+  // must see.
   options.args = {"/bin/sh", "-c", "yes 0123456789abcde | head -c 1048576; echo; echo finished; exit 3"};
   TestContainer container(vm, options);
   ASSERT_TRUE(container.created().ok()) << container.created();

@@ -33,7 +33,8 @@ TEST(Terminal, AContainerWithoutOneCannotBeResized) {
   GuestVm& vm = GuestVm::Shared();
   TestContainer container(vm, {});
   ASSERT_TRUE(container.created().ok()) << container.created();
-  EXPECT_EQ(vm.Call("ResizeTerminal", Size(container, 1, 1)).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(vm.Call("ResizeTerminal", Size(container, 1, 1)).status().code(),
+            absl::StatusCode::kFailedPrecondition);
 }
 
 TEST(Terminal, AnExecHasATerminalOfItsOwn) {

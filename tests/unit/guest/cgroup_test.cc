@@ -23,12 +23,15 @@ class CgroupTest : public testing::Test {
     std::filesystem::create_directories(root_ + "/lamina/c1/inner");
   }
   void TearDown() override { std::filesystem::remove_all(root_); }
-  void Write(const std::string& file, const std::string& text) { std::ofstream(root_ + "/lamina/c1/" + file) << text; }
+  void Write(const std::string& file, const std::string& text) {
+    std::ofstream(root_ + "/lamina/c1/" + file) << text;
+  }
   std::string root_;
 };
 
 TEST_F(CgroupTest, StatsComeFromTheFilesOfVersion2) {
-  Write("cpu.stat", "usage_usec 12\nuser_usec 7\nsystem_usec 5\nnr_periods 3\nnr_throttled 2\nthrottled_usec 9\n");
+  Write("cpu.stat",
+        "usage_usec 12\nuser_usec 7\nsystem_usec 5\nnr_periods 3\nnr_throttled 2\nthrottled_usec 9\n");
   Write("memory.current", "4096\n");
   Write("memory.max", "max\n");
   Write("memory.peak", "8192\n");

@@ -11,8 +11,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// A sysfs as a q35 guest has it: a root port in slot 4 with a virtio-pmem behind it, a virtio-scsi in slot 5 with two
-// disks, serial ports, a network device.
+// A sysfs as a q35 guest has it: a root port in slot 4 with a virtio-pmem behind it, a virtio-scsi in slot 5
+// with two disks, serial ports, a network device.
 class SysfsTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -27,7 +27,8 @@ class SysfsTest : public testing::Test {
     fs::create_directories(pci + "0000:00:05.0/virtio3/host0/scsi_host/host0");
     Write(pci + "0000:00:05.0/virtio3/host0/scsi_host/host0/scan", "");
     fs::create_directories(root_ + "/class/scsi_host");
-    fs::create_directory_symlink(pci + "0000:00:05.0/virtio3/host0/scsi_host/host0", root_ + "/class/scsi_host/host0");
+    fs::create_directory_symlink(pci + "0000:00:05.0/virtio3/host0/scsi_host/host0",
+                                 root_ + "/class/scsi_host/host0");
     fs::create_directories(root_ + "/class/virtio-ports/vport1p1");
     fs::create_directories(root_ + "/class/virtio-ports/vport1p2");
     Write(root_ + "/class/virtio-ports/vport1p1/name", "lamina.rpc\n");
@@ -100,7 +101,8 @@ TEST(PciPath, OnlySlotsAndFunctionsAreTaken) {
 }
 
 TEST(Uevent, VariablesAreReadFromWhatTheKernelSends) {
-  const std::string text("add@/devices/x\0ACTION=add\0SUBSYSTEM=virtio\0MODALIAS=virtio:d0000001Bv00001AF4\0", 81);
+  const std::string text("add@/devices/x\0ACTION=add\0SUBSYSTEM=virtio\0MODALIAS=virtio:d0000001Bv00001AF4\0",
+                         81);
   const auto variables = ParseUevent(text);
   EXPECT_EQ(variables.at("ACTION"), "add");
   EXPECT_EQ(variables.at("MODALIAS"), "virtio:d0000001Bv00001AF4");

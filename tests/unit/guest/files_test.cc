@@ -28,8 +28,9 @@ TEST(Files, FlatKeyedFilesGiveTheirNumbersAndSkipOtherLines) {
 TEST(Files, IdsThatCouldLeaveTheirDirectoryAreRefused) {
   EXPECT_TRUE(CheckId("web-1.a_b", "id").ok());
   EXPECT_TRUE(CheckId(std::string(128, 'a'), "id").ok());
-  for (const std::string& bad : {std::string(), std::string("."), std::string(".."), std::string("a/b"), std::string("-x"),
-                                 std::string("a b"), std::string("a\0b", 3), std::string(129, 'a')}) {
+  for (const std::string& bad :
+       {std::string(), std::string("."), std::string(".."), std::string("a/b"), std::string("-x"),
+        std::string("a b"), std::string("a\0b", 3), std::string(129, 'a')}) {
     EXPECT_EQ(CheckId(bad, "id").code(), absl::StatusCode::kInvalidArgument) << bad;
   }
 }

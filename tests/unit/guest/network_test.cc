@@ -17,14 +17,16 @@ TEST(Network, AddressesOfBothVersions) {
   ASSERT_TRUE(v6.ok());
   EXPECT_EQ(v6->family, AF_INET6);
   EXPECT_EQ(v6->bytes.size(), 16u);
-  for (const char* bad : {"", "10.1.2", "10.1.2.3/33", "10.1.2.3/", "10.1.2.3/-1", "fd00::1/129", "x", "10.1.2.3 "}) {
+  for (const char* bad :
+       {"", "10.1.2", "10.1.2.3/33", "10.1.2.3/", "10.1.2.3/-1", "fd00::1/129", "x", "10.1.2.3 "}) {
     EXPECT_FALSE(ParseIp(bad).ok()) << bad;
   }
 }
 
 TEST(Network, Macs) {
   EXPECT_EQ(*ParseMac("02:42:0a:01:FF:03"), (std::vector<uint8_t>{2, 0x42, 0x0a, 1, 0xff, 3}));
-  for (const char* bad : {"", "02:42:0a:01:02", "02-42-0a-01-02-03", "02:42:0a:01:02:0g", "02:42:0a:01:02:03:04"}) {
+  for (const char* bad :
+       {"", "02:42:0a:01:02", "02-42-0a-01-02-03", "02:42:0a:01:02:0g", "02:42:0a:01:02:03:04"}) {
     EXPECT_FALSE(ParseMac(bad).ok()) << bad;
   }
 }

@@ -23,7 +23,8 @@ TEST(Overlay, FiveHundredLayersFitAPageBehindTheLongestId) {
 
 TEST(Overlay, NamesThatWouldBeReadAsOptionsAreRefused) {
   EXPECT_FALSE(OverlayOptions({}, "/u", "/w").ok());
-  for (const char* bad : {"", "a:b", "a,upperdir=/", "a\\"}) EXPECT_FALSE(OverlayOptions({bad}, "/u", "/w").ok()) << bad;
+  for (const char* bad : {"", "a:b", "a,upperdir=/", "a\\"})
+    EXPECT_FALSE(OverlayOptions({bad}, "/u", "/w").ok()) << bad;
 }
 
 TEST(Overlay, OptionsOverAPageAreRefused) {

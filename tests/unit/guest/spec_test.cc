@@ -10,7 +10,8 @@ namespace {
 using Json = nlohmann::json;
 
 Json Minimal() {
-  return Json::parse(R"({"ociVersion":"1.0.2","process":{"args":["/bin/true"],"cwd":"/"},"root":{"path":"/host/rootfs"},
+  return Json::parse(
+      R"({"ociVersion":"1.0.2","process":{"args":["/bin/true"],"cwd":"/"},"root":{"path":"/host/rootfs"},
     "linux":{"namespaces":[{"type":"pid"},{"type":"mount"}],"cgroupsPath":"/kubepods/x"}})");
 }
 
@@ -79,11 +80,12 @@ TEST(Spec, NamespacePathsOfTheHostAreRefused) {
 
 TEST(Spec, BrokenSpecsAreRefusedWithWhere) {
   const SpecContext context{.container_id = "c1", .rootfs = "/r"};
-  for (const char* bad : {"", "[]", "{", "null", R"({"process":3})", R"({"process":{"args":[],"cwd":"/"}})",
-                          R"({"process":{"args":["x",1],"cwd":"/"}})", R"({"process":{"args":["x"]}})",
-                          R"({"process":{"args":["x"],"cwd":"rel"}})",
-                          R"({"process":{"args":["x"],"cwd":"/"},"linux":{"namespaces":{}}})",
-                          R"({"process":{"args":["x"],"cwd":"/"},"linux":{"namespaces":[{"path":"/proc/1"}]}})"}) {
+  for (const char* bad :
+       {"", "[]", "{", "null", R"({"process":3})", R"({"process":{"args":[],"cwd":"/"}})",
+        R"({"process":{"args":["x",1],"cwd":"/"}})", R"({"process":{"args":["x"]}})",
+        R"({"process":{"args":["x"],"cwd":"rel"}})",
+        R"({"process":{"args":["x"],"cwd":"/"},"linux":{"namespaces":{}}})",
+        R"({"process":{"args":["x"],"cwd":"/"},"linux":{"namespaces":[{"path":"/proc/1"}]}})"}) {
     EXPECT_EQ(PrepareSpec(bad, context).status().code(), absl::StatusCode::kInvalidArgument) << bad;
   }
   std::string deep = R"({"process":{"args":["x"],"cwd":"/"},"a":)";
@@ -111,7 +113,8 @@ TEST(Spec, BytesThatAreNotTextDoNotThrow) {
 
 TEST(Spec, IsBelowWantsWholeCleanParts) {
   EXPECT_TRUE(IsBelow("/a/b/c", "/a/b"));
-  for (const char* bad : {"/a/b", "/a/b/", "/a/bc", "/a/b/../c", "/a/b/./c", "/a/b//c", "/a/b/c/", "a/b/c", ""}) {
+  for (const char* bad :
+       {"/a/b", "/a/b/", "/a/bc", "/a/b/../c", "/a/b/./c", "/a/b//c", "/a/b/c/", "a/b/c", ""}) {
     EXPECT_FALSE(IsBelow(bad, "/a/b")) << bad;
   }
 }
@@ -124,8 +127,9 @@ TEST(Spec, ExecsAreCheckedTheSameWay) {
 }
 
 TEST(Spec, ResourcesForAnUpdateLoseWhatCgroupV2HasNot) {
-  const auto resources = PrepareResources(R"({"memory":{"limit":1,"kernel":2},"hugepageLimits":[{"pageSize":"2MB"}]})",
-                                          [](std::string_view) { return false; });
+  const auto resources =
+      PrepareResources(R"({"memory":{"limit":1,"kernel":2},"hugepageLimits":[{"pageSize":"2MB"}]})",
+                       [](std::string_view) { return false; });
   ASSERT_TRUE(resources.ok());
   EXPECT_EQ(Json::parse(*resources), Json::parse(R"({"memory":{"limit":1}})"));
 }

@@ -13,8 +13,9 @@ TEST(System, SysctlNamesBecomePathsBelowProcSys) {
   EXPECT_EQ(*SysctlPath("net.ipv4.ip_forward"), "/proc/sys/net/ipv4/ip_forward");
   EXPECT_EQ(*SysctlPath("net/ipv4/conf/eth0.1/forwarding"), "/proc/sys/net/ipv4/conf/eth0.1/forwarding");
   EXPECT_EQ(*SysctlPath("net.ipv4.conf.eth0/1.forwarding"), "/proc/sys/net/ipv4/conf/eth0.1/forwarding");
-  for (const std::string& bad : {std::string(), std::string("a..b"), std::string("../x"), std::string("net/../../x"),
-                                 std::string("a b"), std::string("/etc/passwd"), std::string("a."), std::string(300, 'a')}) {
+  for (const std::string& bad :
+       {std::string(), std::string("a..b"), std::string("../x"), std::string("net/../../x"),
+        std::string("a b"), std::string("/etc/passwd"), std::string("a."), std::string(300, 'a')}) {
     EXPECT_EQ(SysctlPath(bad).status().code(), absl::StatusCode::kInvalidArgument) << bad;
   }
 }
@@ -34,12 +35,16 @@ TEST(System, ControllersAreEnabledByName) {
 }
 
 TEST(Crun, ErrorsCarryCrunsWordsAndACode) {
-  const absl::Status missing = CrunError(
-      "create", 1, "2026-01-02T10:00:00.000000000Z: executable file `nope` not found in $PATH: No such file or directory\n");
+  const absl::Status missing = CrunError("create", 1,
+                                         "2026-01-02T10:00:00.000000000Z: executable file `nope` not found "
+                                         "in $PATH: No such file or directory\n");
   EXPECT_EQ(missing.code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(missing.message(), "crun create: executable file `nope` not found in $PATH: No such file or directory");
-  EXPECT_EQ(CrunError("exec", 1, "open executable: Permission denied").code(), absl::StatusCode::kPermissionDenied);
-  EXPECT_EQ(CrunError("exec", 1, "something else\nand more\n").message(), "crun exec: something else; and more");
+  EXPECT_EQ(missing.message(),
+            "crun create: executable file `nope` not found in $PATH: No such file or directory");
+  EXPECT_EQ(CrunError("exec", 1, "open executable: Permission denied").code(),
+            absl::StatusCode::kPermissionDenied);
+  EXPECT_EQ(CrunError("exec", 1, "something else\nand more\n").message(),
+            "crun exec: something else; and more");
   EXPECT_EQ(CrunError("exec", 7, "").message(), "crun exec: exit code 7");
   EXPECT_LE(CrunError("exec", 7, std::string(100000, 'x')).message().size(), 2200u);
 }

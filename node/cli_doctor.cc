@@ -1,0 +1,215 @@
+// `lamina doctor`: whether this host can run Lamina's pods, and what has lost its owner.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <climits>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "base/file_system.h"
+#include "base/status.h"
+#include "base/subprocess.h"
+#include "base/unique_fd.h"
+#include "node/cli.h"
+#include "persist/state_store.h"
+
+namespace lamina::node::cli {
+namespace {
+
+constexpr std::chrono::seconds kProbeTimeout{10};
+constexpr std::chrono::seconds kRepairTimeout{60};
+constexpr char kContainerdConfig[] = "/etc/containerd/config.toml";
+
+enum class Verdict { kOk, kWarning, kFailure };
+
+struct Finding {
+  std::string check;
+  Verdict verdict;
+  std::string detail;
+};
+
+const char* Name(Verdict verdict) {
+  switch (verdict) {
+    case Verdict::kOk:
+      return "ok";
+    case Verdict::kWarning:
+      return "warning";
+    case Verdict::kFailure:
+      return "failure";
+  }
+  return "";
+}
+
+std::string FirstLine(const std::string& text) { return Printable(text.substr(0, text.find('\n'))); }
+
+// The device opens and, for /dev/kvm, speaks the API that QEMU needs.
+Finding CheckKvm(const Config& config) {
+  const UniqueFd fd(open("/dev/kvm", O_RDWR | O_CLOEXEC));
+  constexpr unsigned long kGetApiVersion = 0xAE00;
+  const Verdict without = config.hypervisor.accel == "kvm" ? Verdict::kFailure : Verdict::kWarning;
+  if (!fd)
+    return {"kvm", without,
+            Message(ErrnoStatus(errno, "open /dev/kvm")) +
+                "; VMs run under software emulation, many times slower"};
+  const int version = ioctl(fd.get(), kGetApiVersion, 0);
+  if (version != 12)
+    return {"kvm", without, fmt::format("/dev/kvm speaks API version {}, QEMU needs 12", version)};
+  return {"kvm", Verdict::kOk, "/dev/kvm opens; whether VMs really run on it is found out at the first pod"};
+}
+
+Finding CheckDevice(const std::string& path, const std::string& without) {
+  const UniqueFd fd(open(path.c_str(), O_RDWR | O_CLOEXEC));
+  if (fd) return {path, Verdict::kOk, "opens"};
+  return {path, Verdict::kWarning, Message(ErrnoStatus(errno, "open " + path)) + "; " + without};
+}
+
+Finding CheckCgroups() {
+  FileSystem& fs = FileSystem::Real();
+  if (fs.Exists("/sys/fs/cgroup/cgroup.controllers")) return {"cgroups", Verdict::kOk, "version 2"};
+  if (fs.Exists("/sys/fs/cgroup/memory")) return {"cgroups", Verdict::kOk, "version 1"};
+  return {"cgroups", Verdict::kFailure, "/sys/fs/cgroup has neither version's memory controller"};
+}
+
+Finding CheckProgram(const std::string& check, const std::vector<std::string>& argv) {
+  const absl::StatusOr<CommandResult> result = RunCommand(argv, kProbeTimeout);
+  if (!result.ok()) return {check, Verdict::kFailure, Message(result.status())};
+  if (result->exit_code != 0) {
+    return {check, Verdict::kFailure,
+            fmt::format("{} exits with {}: {}", argv[0], result->exit_code, FirstLine(result->output))};
+  }
+  return {check, Verdict::kOk, FirstLine(result->output)};
+}
+
+Finding CheckFiles(const std::string& check, const std::vector<std::string>& paths, const std::string& hint) {
+  for (const std::string& path : paths) {
+    if (access(path.c_str(), R_OK) != 0)
+      return {check, Verdict::kFailure, Message(ErrnoStatus(errno, "read " + path)) + hint};
+  }
+  return {check, Verdict::kOk, fmt::format("{}", fmt::join(paths, ", "))};
+}
+
+Finding CheckContainerd() {
+  const absl::StatusOr<std::string> text = FileSystem::Real().Read(kContainerdConfig, 1 << 20);
+  if (!text.ok())
+    return {"containerd", Verdict::kWarning,
+            Message(text.status()) + "; the runtime must be named in containerd's config"};
+  if (text->find("io.containerd.lamina.v2") == std::string::npos) {
+    return {"containerd", Verdict::kWarning,
+            fmt::format("{} names no runtime of type io.containerd.lamina.v2", kContainerdConfig)};
+  }
+  return {"containerd", Verdict::kOk, fmt::format("{} names the runtime", kContainerdConfig)};
+}
+
+Finding CheckLaminad(const Common& common) {
+  const absl::StatusOr<std::string> sentence = AskLaminad(common);
+  if (sentence.ok()) return {"laminad", Verdict::kOk, *sentence};
+  return {"laminad", Verdict::kFailure, Message(sentence.status())};
+}
+
+// The shim beside this program, else the one in PATH.
+std::string ShimProgram() {
+  constexpr char kName[] = "containerd-shim-lamina-v2";
+  char self[PATH_MAX];
+  const ssize_t n = readlink("/proc/self/exe", self, sizeof self);
+  if (n > 0 && n < static_cast<ssize_t>(sizeof self)) {
+    std::string path(self, static_cast<size_t>(n));
+    path = path.substr(0, path.rfind('/') + 1) + kName;
+    if (access(path.c_str(), X_OK) == 0) return path;
+  }
+  return kName;
+}
+
+// The shim's own clean-up, which looks again whether the shim lives before it touches anything.
+Finding Repair(const persist::SandboxState& state) {
+  const std::string check = "sandbox " + ShortId(state.sandbox_id);
+  const absl::StatusOr<CommandResult> result = RunCommand(
+      {ShimProgram(), "-namespace", "k8s.io", "-id", state.sandbox_id, "-bundle", state.bundle, "delete"},
+      kRepairTimeout);
+  if (!result.ok()) return {check, Verdict::kFailure, "not repaired: " + Message(result.status())};
+  if (result->exit_code != 0) return {check, Verdict::kFailure, "not repaired: " + FirstLine(result->output)};
+  return {check, Verdict::kOk, "had no shim: its VM, mounts, claim and state are removed"};
+}
+
+void CheckSandboxes(const Config& config, bool repair, std::vector<Finding>& findings) {
+  const persist::StateStore store(FileSystem::Real(), config.paths.state_dir);
+  const absl::StatusOr<std::vector<std::string>> ids = store.List();
+  if (!ids.ok()) {
+    findings.push_back({"sandboxes", Verdict::kFailure, Message(ids.status())});
+    return;
+  }
+  size_t owned = 0;
+  for (const std::string& id : *ids) {
+    const absl::StatusOr<persist::SandboxState> state = store.Load(id);
+    if (!state.ok()) {
+      findings.push_back({"sandbox " + ShortId(id), Verdict::kFailure, Message(state.status())});
+    } else if (ProcessAlive(static_cast<pid_t>(state->shim.pid), state->shim.start_time)) {
+      ++owned;
+    } else if (repair) {
+      findings.push_back(Repair(*state));
+    } else {
+      const bool runs = ProcessAlive(static_cast<pid_t>(state->vmm.pid), state->vmm.start_time);
+      findings.push_back(
+          {"sandbox " + ShortId(id), Verdict::kFailure,
+           fmt::format("its shim (pid {}) is gone, its VM {}; `lamina doctor --repair` ends it",
+                       state->shim.pid, runs ? fmt::format("(pid {}) still runs", state->vmm.pid) : "too")});
+    }
+  }
+  findings.push_back({"sandboxes", Verdict::kOk, fmt::format("{} with a living shim", owned)});
+}
+
+}  // namespace
+
+absl::Status Doctor(const Common& common, bool repair) {
+  ASSIGN_OR_RETURN(const Config config, ReadConfig(common));
+  // What is run below reads the same file.
+  if (!common.config.empty()) setenv("LAMINA_CONFIG", common.config.c_str(), 1);
+  std::vector<Finding> findings = {
+      CheckKvm(config),
+      CheckDevice("/dev/vhost-net", "pods' networks are slower"),
+      CheckDevice("/dev/vhost-vsock", "not needed: agents are reached over virtio-serial"),
+      CheckCgroups(),
+      CheckProgram("qemu", {config.hypervisor.qemu, "--version"}),
+      CheckFiles("firmware", {config.hypervisor.firmware}, "; package seabios or qemu-system-data has it"),
+      CheckFiles("virtiofsd", {config.hypervisor.virtiofsd},
+                 "; package qemu-system-common or virtiofsd has it"),
+      CheckProgram("erofs-utils", {"mkfs.erofs", "--help"}),
+      CheckFiles("guest image", {config.kernel(), config.initramfs()},
+                 "; ./dev build makes it, paths.guest_dir says where it is"),
+      CheckContainerd(),
+      CheckLaminad(common),
+  };
+  CheckSandboxes(config, repair, findings);
+
+  size_t failures = 0;
+  nlohmann::ordered_json list = nlohmann::ordered_json::array();
+  Table table({"CHECK", "VERDICT", "DETAIL"});
+  for (const Finding& finding : findings) {
+    failures += finding.verdict == Verdict::kFailure ? 1 : 0;
+    list.push_back(
+        {{"check", finding.check}, {"verdict", Name(finding.verdict)}, {"detail", finding.detail}});
+    table.Add({finding.check, Name(finding.verdict), Printable(finding.detail)});
+  }
+  if (common.json) {
+    fmt::print("{}\n", nlohmann::ordered_json({{"findings", list}, {"failures", failures}})
+                           .dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+  } else {
+    fmt::print("{}", table.ToString());
+  }
+  if (failures == 0) return absl::OkStatus();
+  return MakeStatus(absl::StatusCode::kInternal, "{} of {} checks failed", failures, findings.size());
+}
+
+absl::Status Version(const Common& common) {
+  if (common.json) {
+    fmt::print("{{\"version\":\"{}\"}}\n", LAMINA_VERSION);
+  } else {
+    fmt::print("lamina {}\n", LAMINA_VERSION);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace lamina::node::cli

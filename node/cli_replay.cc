@@ -1,0 +1,36 @@
+// Traces run against the rules alone: neither laminad nor a config is asked.
+#include <fmt/format.h>
+
+#include "base/status.h"
+#include "base/units.h"
+#include "layers/replay.h"
+#include "node/cli.h"
+#if __has_include("sizing/replay.h")
+#include "sizing/replay.h"
+#endif
+
+namespace lamina::node::cli {
+namespace {
+
+// The trace's lines are answered as they are read, one JSON object each, for people and scripts alike.
+void PrintLine(const std::string& json) { fmt::print("{}\n", json); }
+
+}  // namespace
+
+absl::Status ReplayLayers(const Common&, const std::string& policy, const std::string& device_size,
+                          uint32_t devices, const std::string& trace) {
+  layers::ReplayOptions options;
+  options.policy = policy;
+  options.devices = devices;
+  ASSIGN_OR_RETURN(options.device_bytes, ParseBytes(device_size, "--device-size"));
+  ASSIGN_OR_RETURN(const std::string text, ReadInput(trace));
+  return layers::Replay(text, options, PrintLine).status();
+}
+
+#if !__has_include("sizing/replay.h")
+absl::Status ReplayClaims(const Common&, const std::string&, const std::string&) {
+  return absl::UnimplementedError("claims replay");
+}
+#endif
+
+}  // namespace lamina::node::cli

@@ -1,0 +1,228 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <atomic>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "base/file_system.h"
+#include "base/subprocess.h"
+#include "base/units.h"
+#include "persist/state_store.h"
+#include "tests/integration/node/node_kit.h"
+
+namespace lamina::node {
+namespace {
+
+using nlohmann::json;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr char kService[] = "lamina.laminad.v1.Laminad";
+
+std::vector<std::string> ClaimIds(const Laminad& laminad) {
+  std::vector<std::string> ids;
+  const json answer = json::parse(laminad.Http("/v1/claims").body);
+  for (const json& claim : answer["claims"]) ids.push_back(claim["id"]);
+  return ids;
+}
+
+TEST(LaminadClaims, ALifeOfOneSandbox) {
+  Laminad laminad;
+  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  const auto claim = laminad.Claim("one", 1 * kGiB);
+  ASSERT_TRUE(claim.ok()) << claim.status();
+  EXPECT_EQ(claim->capacity_bytes(), 64 * kGiB);
+  EXPECT_EQ(claim->claimed_bytes(), 1 * kGiB);
+  EXPECT_EQ(claim->available_bytes(), 63 * kGiB);
+  EXPECT_EQ(laminad.Claim("one", 1 * kGiB)->generation(), claim->generation());
+  EXPECT_EQ(laminad.Claim("one", 2 * kGiB).status().code(), absl::StatusCode::kAlreadyExists);
+
+  Sleeper vmm;
+  ASSERT_TRUE(laminad.Started("one", claim->generation(), vmm).ok());
+  EXPECT_TRUE(laminad.Started("one", claim->generation(), vmm).ok());
+  EXPECT_EQ(laminad.Release("one", claim->generation()).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(laminad.Release("one", claim->generation() + 1).ok());  // stale: nothing happens
+  EXPECT_THAT(ClaimIds(laminad), ElementsAre("one"));
+  vmm.End();
+  EXPECT_TRUE(laminad.Release("one", claim->generation()).ok());
+  EXPECT_THAT(ClaimIds(laminad), ElementsAre());
+  EXPECT_TRUE(laminad.Release("one", claim->generation()).ok());  // again
+  EXPECT_EQ(laminad.Stop(SIGTERM), 0) << laminad.Log();
+}
+
+TEST(LaminadClaims, SixtyFourAtOnceNeverGetMoreThanThereIs) {
+  constexpr uint64_t kEach = 1 * kGiB;
+  constexpr int kThreads = 64, kFits = 40;
+  Laminad laminad("[memory]\ncapacity = \"40GiB\"\nreserve = 0\nmin_available = 0\n");
+  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  std::atomic<int> granted{0}, refused{0}, other{0};
+  std::vector<double> milliseconds(kThreads);
+  {
+    std::vector<std::jthread> threads;
+    for (int i = 0; i < kThreads; ++i) {
+      threads.emplace_back([&, i] {
+        const auto start = std::chrono::steady_clock::now();
+        const auto claim = laminad.Claim("sandbox-" + std::to_string(i), kEach);
+        milliseconds[i] =
+            std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+        if (claim.ok()) {
+          ++granted;
+        } else if (claim.status().code() == absl::StatusCode::kResourceExhausted) {
+          ++refused;
+        } else {
+          ++other;
+        }
+      });
+    }
+  }
+  EXPECT_EQ(granted, kFits);
+  EXPECT_EQ(refused, kThreads - kFits);
+  EXPECT_EQ(other, 0);
+  std::sort(milliseconds.begin(), milliseconds.end());
+  RecordProperty("slowest_claim_ms", std::to_string(milliseconds.back()));
+  printf("64 durable claims at once: median %.1f ms, slowest %.1f ms\n", milliseconds[kThreads / 2],
+         milliseconds.back());
+  const json claims = json::parse(laminad.Http("/v1/claims").body);
+  EXPECT_EQ(claims["claimed_bytes"], claims["capacity_bytes"]);
+  EXPECT_EQ(claims["available_bytes"], 0);
+  EXPECT_THAT(laminad.Http("/metrics").body,
+              HasSubstr("lamina_claims_refused_total{reason=\"no_memory\"} 24"));
+}
+
+TEST(LaminadClaims, SurviveKillNine) {
+  Laminad laminad;
+  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  Sleeper vmm, dying_shim;
+  const auto kept = laminad.Claim("kept", 2 * kGiB);
+  ASSERT_TRUE(kept.ok()) << kept.status();
+  ASSERT_TRUE(laminad.Started("kept", kept->generation(), vmm).ok());
+  ASSERT_TRUE(laminad.Claim("building", 1 * kGiB).ok());
+  laminad::v1::ClaimRequest orphan = laminad.ClaimOf("orphan", 4 * kGiB);
+  orphan.set_shim_pid(dying_shim.pid());
+  orphan.set_shim_start_time(dying_shim.start_time());
+  laminad::v1::ClaimResponse orphaned;
+  ASSERT_TRUE(laminad.Call("Claim", orphan, &orphaned).ok());
+
+  EXPECT_EQ(laminad.Stop(SIGKILL), 128 + SIGKILL);
+  dying_shim.End();
+  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  EXPECT_THAT(ClaimIds(laminad), ElementsAre("building", "kept"));
+  EXPECT_EQ(laminad.Claim("kept", 2 * kGiB)->generation(), kept->generation());
+  const auto next = laminad.Claim("next", 1 * kGiB);
+  ASSERT_TRUE(next.ok());
+  EXPECT_GT(next->generation(), kept->generation());
+  EXPECT_EQ(next->claimed_bytes(), 4 * kGiB);
+  EXPECT_EQ(laminad.Release("kept", kept->generation()).code(), absl::StatusCode::kFailedPrecondition);
+}
+
+// The journal is gone, the VM is not: what is seen counts.
+TEST(LaminadClaims, AVmWithoutARecordIsCounted) {
+  Laminad laminad;
+  Sleeper vmm;
+  persist::SandboxState state;
+  state.sandbox_id = "seen";
+  state.pod_namespace = "shop";
+  state.pod_name = "web";
+  state.memory_bytes = 3 * kGiB;
+  state.claim_bytes = 3 * kGiB;
+  state.claim_generation = 41;
+  state.vmm = {vmm.pid(), vmm.start_time()};
+  state.shim = {vmm.pid(), vmm.start_time()};
+  persist::StateStore store(FileSystem::Real(), laminad.directory() + "/state");
+  ASSERT_TRUE(store.Save(state).ok());
+  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  EXPECT_THAT(ClaimIds(laminad), ElementsAre("seen"));
+  const auto next = laminad.Claim("next", 1 * kGiB);
+  ASSERT_TRUE(next.ok());
+  EXPECT_EQ(next->claimed_bytes(), 4 * kGiB);
+  EXPECT_GT(next->generation(), 41u);
+}
+
+// The shim wrote QEMU's pid down, then died before it could say Started.
+TEST(LaminadClaims, AVmWhoseStartWasNeverToldKeepsItsClaim) {
+  Laminad laminad;
+  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  Sleeper shim, vmm;
+  laminad::v1::ClaimRequest request = laminad.ClaimOf("untold", 1 * kGiB);
+  request.set_shim_pid(shim.pid());
+  request.set_shim_start_time(shim.start_time());
+  laminad::v1::ClaimResponse response;
+  ASSERT_TRUE(laminad.Call("Claim", request, &response).ok());
+  persist::SandboxState state;
+  state.sandbox_id = "untold";
+  state.claim_bytes = state.memory_bytes = 1 * kGiB;
+  state.claim_generation = response.generation();
+  state.shim = {shim.pid(), shim.start_time()};
+  state.vmm = {vmm.pid(), vmm.start_time()};
+  persist::StateStore store(FileSystem::Real(), laminad.directory() + "/state");
+  ASSERT_TRUE(store.Save(state).ok());
+  shim.End();
+  EXPECT_EQ(laminad.Release("untold", response.generation()).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(laminad.Stop(SIGKILL), 128 + SIGKILL);
+  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  EXPECT_THAT(ClaimIds(laminad), ElementsAre("untold"));
+  vmm.End();
+  EXPECT_TRUE(Eventually([&] { return ClaimIds(laminad).empty(); })) << laminad.Log();
+}
+
+TEST(LaminadClaims, AShimThatCannotBeSeenGetsNothing) {
+  Laminad laminad;
+  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  laminad::v1::ClaimRequest request = laminad.ClaimOf("unseen", 1 * kGiB);
+  request.set_shim_start_time(1);
+  laminad::v1::ClaimResponse response;
+  EXPECT_EQ(laminad.Call("Claim", request, &response).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(ClaimIds(laminad), ElementsAre());
+}
+
+TEST(LaminadClaims, HostileRequestsAreRefused) {
+  Laminad laminad;
+  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  EXPECT_EQ(laminad.Claim("../../etc", 1 * kGiB).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(laminad.Claim("", 1 * kGiB).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(laminad.Claim("zero", 0).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(laminad.Claim("huge", UINT64_MAX).status().code(), absl::StatusCode::kResourceExhausted);
+  Sleeper vmm;
+  EXPECT_EQ(laminad.Started("unknown", 1, vmm).code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(laminad.Place("unknown", 1, {"/"}).status().code(), absl::StatusCode::kFailedPrecondition);
+  const auto client = laminad.Connect();
+  ASSERT_NE(client, nullptr);
+  laminad::v1::Empty empty;
+  EXPECT_EQ(client->Call(kService, "Nonsense", empty, &empty, std::chrono::seconds(5)).code(),
+            absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(laminad.Http("/healthz").status, 200);
+}
+
+TEST(LaminadClaims, OnePerRunDirectory) {
+  Laminad laminad;
+  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  const auto second =
+      RunCommand({LAMINA_BIN_DIR "/laminad", "--config", laminad.config_path()}, std::chrono::seconds(20));
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ(second->exit_code, 1);
+  EXPECT_THAT(second->output, HasSubstr("another laminad runs on"));
+  EXPECT_TRUE(laminad.Claim("one", 1 * kGiB).ok());
+}
+
+TEST(LaminadClaims, GrantsNothingWhenOthersHaveEatenTheMemory) {
+  Laminad laminad("[memory]\ncapacity = \"64GiB\"\nreserve = 0\nmin_available = \"1000TiB\"\n");
+  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  const auto claim = laminad.Claim("one", 1 * kMiB);
+  EXPECT_EQ(claim.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(claim.status().message()), HasSubstr("memory.min_available"));
+}
+
+TEST(LaminadClaims, ABadConfigNamesTheKey) {
+  Laminad laminad("[memory]\ncapacitty = \"1GiB\"\n");
+  const auto result =
+      RunCommand({LAMINA_BIN_DIR "/laminad", "--config", laminad.config_path()}, std::chrono::seconds(20));
+  ASSERT_TRUE(result.ok());
+  EXPECT_EQ(result->exit_code, 2);
+  EXPECT_THAT(result->output, HasSubstr("memory.capacity"));
+}
+
+}  // namespace
+}  // namespace lamina::node

@@ -1,0 +1,158 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "base/file_system.h"
+#include "base/units.h"
+#include "tests/integration/node/node_kit.h"
+
+namespace lamina::node {
+namespace {
+
+using laminad::v1::Placement;
+using nlohmann::json;
+using ::testing::HasSubstr;
+
+constexpr char kConfig[] =
+    "[memory]\ncapacity = \"64GiB\"\nreserve = 0\nmin_available = 0\n"
+    "[layers]\narena_size = \"64MiB\"\nmax_layer_size = \"8MiB\"\n";
+
+class LaminadLayers : public ::testing::Test {
+ protected:
+  void SetUp() override { ASSERT_TRUE(laminad_.Start().ok()) << laminad_.Log(); }
+
+  // A layer directory with one incompressible file.
+  std::string MakeLayer(const std::string& name, size_t bytes) {
+    const std::string directory = laminad_.directory() + "/snapshots/" + name;
+    EXPECT_TRUE(FileSystem::Real().MakeDirectories(directory, 0755).ok());
+    std::mt19937_64 random(bytes + name.size());
+    std::string content(bytes, '\0');
+    for (char& c : content) c = static_cast<char>(random());
+    WriteFile(directory + "/data", content);
+    return directory;
+  }
+
+  uint64_t Claim(const std::string& id, const std::string& pod_namespace = "shop") {
+    laminad::v1::ClaimRequest request = laminad_.ClaimOf(id, 256 * kMiB);
+    request.set_pod_namespace(pod_namespace);
+    laminad::v1::ClaimResponse response;
+    const absl::Status status = laminad_.Call("Claim", request, &response);
+    EXPECT_TRUE(status.ok()) << status;
+    boot_arenas_ = response.boot_arenas_size();
+    return response.generation();
+  }
+
+  Laminad laminad_{kConfig};
+  int boot_arenas_ = 0;
+};
+
+TEST_F(LaminadLayers, OnceForANamespaceAndNotBeyondIt) {
+  const std::string base = MakeLayer("base", 1 * kMiB), app = MakeLayer("app", 100 * kKiB);
+  const uint64_t first = Claim("first");
+  EXPECT_EQ(boot_arenas_, 0);
+  const auto placed = laminad_.Place("first", first, {base, app});
+  ASSERT_TRUE(placed.ok()) << placed.status();
+  ASSERT_EQ(placed->placements_size(), 2);
+  for (const Placement& placement : placed->placements()) {
+    EXPECT_EQ(placement.kind(), Placement::VPMEM) << placement.why_scsi();
+    EXPECT_EQ(placement.layer_id().size(), 64u);
+    EXPECT_FALSE(placement.reused());
+    EXPECT_TRUE(FileSystem::Real().Exists(placement.arena().path()));
+  }
+  EXPECT_EQ(placed->placements(0).arena().id(), placed->placements(1).arena().id());
+
+  const uint64_t second = Claim("second");
+  EXPECT_EQ(boot_arenas_, 1);  // a hotplug less
+  const auto again = laminad_.Place("second", second, {base, app});
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_TRUE(again->placements(0).reused());
+  EXPECT_EQ(again->placements(0).offset(), placed->placements(0).offset());
+
+  const uint64_t stranger = Claim("stranger", "bank");
+  EXPECT_EQ(boot_arenas_, 0);
+  const auto apart = laminad_.Place("stranger", stranger, {base});
+  ASSERT_TRUE(apart.ok()) << apart.status();
+  EXPECT_NE(apart->placements(0).arena().id(), placed->placements(0).arena().id());
+  EXPECT_EQ(apart->placements(0).layer_id(), placed->placements(0).layer_id());
+
+  const std::string metrics = laminad_.Http("/metrics").body;
+  EXPECT_THAT(metrics, HasSubstr("lamina_layer_conversions_total 2\n"));
+  EXPECT_THAT(metrics, HasSubstr("lamina_layer_reuses_total 2\n"));
+  EXPECT_THAT(metrics, HasSubstr("lamina_arena_bytes{arena=\"arena-1\",kind=\"size\"}"));
+}
+
+TEST_F(LaminadLayers, ADiskWhereVpmemCannotServe) {
+  const std::string large = MakeLayer("large", 9 * kMiB), small = MakeLayer("small", 64 * kKiB);
+  const uint64_t generation = Claim("one");
+  const auto placed = laminad_.Place("one", generation, {large, small});
+  ASSERT_TRUE(placed.ok()) << placed.status();
+  EXPECT_EQ(placed->placements(0).kind(), Placement::SCSI);
+  EXPECT_THAT(placed->placements(0).why_scsi(), HasSubstr("maximum layer size"));
+  EXPECT_TRUE(FileSystem::Real().Exists(placed->placements(0).image_path()));
+  EXPECT_EQ(placed->placements(1).kind(), Placement::VPMEM);
+
+  const uint64_t slotless = Claim("slotless");
+  const auto without = laminad_.Place("slotless", slotless, {small}, 0);
+  ASSERT_TRUE(without.ok()) << without.status();
+  EXPECT_EQ(without->placements(0).kind(), Placement::SCSI);
+  EXPECT_THAT(without->placements(0).why_scsi(), HasSubstr("slot"));
+
+  const CliAnswer table = RunLamina({"layers"}, &laminad_);
+  EXPECT_EQ(table.exit_code, 0) << table.output;
+  EXPECT_THAT(table.output, HasSubstr("maximum layer size"));
+  EXPECT_THAT(table.output, HasSubstr("arena-1"));
+}
+
+TEST_F(LaminadLayers, GoWithTheirLastUserAndAreCollected) {
+  const std::string base = MakeLayer("base", 1 * kMiB);
+  const uint64_t generation = Claim("one");
+  ASSERT_TRUE(laminad_.Place("one", generation, {base}).ok());
+  EXPECT_EQ(RunLamina({"layers", "gc"}, &laminad_).output, "0B freed\n");
+  ASSERT_TRUE(laminad_.Release("one", generation).ok());
+  EXPECT_THAT(json::parse(laminad_.Http("/v1/layers").body)["layers"][0]["users"], testing::IsEmpty());
+  const CliAnswer collected = RunLamina({"layers", "gc", "-o", "json"}, &laminad_);
+  EXPECT_EQ(collected.exit_code, 0) << collected.output;
+  EXPECT_GT(json::parse(collected.output)["freed_bytes"], 1 * kMiB);
+  EXPECT_THAT(json::parse(laminad_.Http("/v1/layers").body)["layers"], testing::IsEmpty());
+}
+
+TEST_F(LaminadLayers, AreStillUsedAfterKillNine) {
+  const std::string base = MakeLayer("base", 1 * kMiB);
+  Sleeper shim, vmm;
+  laminad::v1::ClaimRequest request = laminad_.ClaimOf("gone", 256 * kMiB);
+  request.set_shim_pid(shim.pid());
+  request.set_shim_start_time(shim.start_time());
+  laminad::v1::ClaimResponse gone;
+  ASSERT_TRUE(laminad_.Call("Claim", request, &gone).ok());
+  ASSERT_TRUE(laminad_.Place("gone", gone.generation(), {base}).ok());
+  const uint64_t generation = Claim("kept");
+  ASSERT_TRUE(laminad_.Started("kept", generation, vmm).ok());
+  const auto placed = laminad_.Place("kept", generation, {base});
+  ASSERT_TRUE(placed.ok()) << placed.status();
+  laminad_.Stop(SIGKILL);
+  shim.End();
+  ASSERT_TRUE(laminad_.Start().ok()) << laminad_.Log();
+  const json layers = json::parse(laminad_.Http("/v1/layers").body)["layers"];
+  ASSERT_EQ(layers.size(), 1u);
+  EXPECT_EQ(layers[0]["users"], json::array({"kept"}));
+  const auto again = laminad_.Place("kept", generation, {base}, 4, {placed->placements(0).arena().id()});
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_TRUE(again->placements(0).reused());
+}
+
+TEST_F(LaminadLayers, AFailureNamesTheLayer) {
+  const uint64_t generation = Claim("one");
+  const auto missing = laminad_.Place("one", generation, {laminad_.directory() + "/nothing"});
+  EXPECT_EQ(missing.status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(missing.status().message()), HasSubstr("/nothing"));
+  EXPECT_EQ(laminad_.Place("one", generation, {"relative"}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(laminad_.Place("one", generation + 1, {"/"}).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+}  // namespace
+}  // namespace lamina::node

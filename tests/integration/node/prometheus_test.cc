@@ -1,0 +1,159 @@
+// The metrics as Prometheus sees them: its own linter, its own server.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "base/file_system.h"
+#include "base/status.h"
+#include "base/subprocess.h"
+#include "base/units.h"
+#include "tests/integration/node/node_kit.h"
+
+namespace lamina::node {
+namespace {
+
+using nlohmann::json;
+
+constexpr int kPods = 10;
+constexpr size_t kMaxBytesPerSandbox = 8 * kKiB;
+constexpr uint64_t kMaxPssBytes = 25 * kMiB;
+
+void StartPods(const Laminad& laminad, std::vector<std::unique_ptr<Sleeper>>& vmms) {
+  for (int i = 0; i < kPods; ++i) {
+    const std::string id = "sandbox-" + std::to_string(i);
+    const auto claim = laminad.Claim(id, 256 * kMiB);
+    ASSERT_TRUE(claim.ok()) << claim.status();
+    vmms.push_back(std::make_unique<Sleeper>());
+    ASSERT_TRUE(laminad.Started(id, claim->generation(), *vmms.back()).ok());
+    laminad::v1::ReadyRequest ready;
+    ready.set_sandbox_id(id);
+    ready.set_generation(claim->generation());
+    (*ready.mutable_phase_seconds())["qemu"] = 0.125;
+    (*ready.mutable_phase_seconds())["total"] = 0.75;
+    (*ready.mutable_phase_seconds())["a phase that a liar made up"] = 1;
+    laminad::v1::Empty empty;
+    ASSERT_TRUE(laminad.Call("Ready", ready, &empty).ok());
+  }
+}
+
+std::string PromtoolCheck(const std::string& metrics, const std::string& directory) {
+  WriteFile(directory + "/metrics.txt", metrics);
+  const auto result =
+      RunCommand({"sh", "-c", "exec promtool check metrics < \"$1\"", "sh", directory + "/metrics.txt"},
+                 std::chrono::seconds(30));
+  return result.ok() ? result->output + (result->exit_code == 0 ? "" : "(failed)") : Message(result.status());
+}
+
+TEST(LaminadMetrics, PromtoolHasNothingToSay) {
+  Laminad laminad;
+  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  const std::string empty = laminad.Http("/metrics").body;
+  EXPECT_EQ(PromtoolCheck(empty, laminad.directory()), "");
+  std::vector<std::unique_ptr<Sleeper>> vmms;
+  StartPods(laminad, vmms);
+  const std::string full = laminad.Http("/metrics").body;
+  EXPECT_EQ(PromtoolCheck(full, laminad.directory()), "");
+  // The linter itself works.
+  EXPECT_NE(PromtoolCheck("# TYPE badMetric_ms gauge\nbadMetric_ms 1\n", laminad.directory()), "");
+
+  const size_t per_sandbox = (full.size() - empty.size()) / kPods;
+  RecordProperty("bytes_per_sandbox", static_cast<int>(per_sandbox));
+  EXPECT_LT(per_sandbox, kMaxBytesPerSandbox);
+  EXPECT_THAT(full, testing::HasSubstr("lamina_sandbox_boot_seconds_sum{phase=\"total\"} 7.5\n"));
+  EXPECT_THAT(full, testing::Not(testing::HasSubstr("liar")));
+}
+
+TEST(LaminadMetrics, HaveTheFamiliesThatDashboardsUse) {
+  Laminad laminad;
+  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_TRUE(laminad.Claim("one", 256 * kMiB).ok());
+  const std::string text = laminad.Http("/metrics").body;
+  for (const char* family :
+       {"lamina_sandboxes gauge", "lamina_memory_claimed_bytes gauge", "lamina_memory_capacity_bytes gauge",
+        "lamina_memory_available_bytes gauge", "lamina_memory_resident_bytes gauge",
+        "lamina_sandbox_memory_bytes gauge", "lamina_sandbox_vcpus gauge", "lamina_arena_bytes gauge",
+        "lamina_layers_placed_total counter", "lamina_layer_conversions_total counter",
+        "lamina_layer_reuses_total counter", "lamina_sandbox_boot_seconds histogram",
+        "lamina_claims_refused_total counter", "lamina_claim_seconds histogram", "lamina_build_info gauge"}) {
+    EXPECT_THAT(text, testing::HasSubstr(std::string("# TYPE ") + family + "\n"));
+  }
+  EXPECT_THAT(text, testing::HasSubstr("lamina_sandbox_memory_bytes{pod=\"pod-one\",namespace=\"shop\","
+                                       "sandbox=\"one\",kind=\"configured\"} 268435456\n"));
+}
+
+TEST(LaminadMetrics, APrometheusScrapesThem) {
+  Laminad laminad;
+  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  std::vector<std::unique_ptr<Sleeper>> vmms;
+  StartPods(laminad, vmms);
+  const std::string directory = laminad.directory(), address = "127.0.0.1:" + std::to_string(FreePort());
+  WriteFile(directory + "/prometheus.yml",
+            fmt::format("global: {{scrape_interval: 1s}}\nscrape_configs:\n- job_name: lamina\n  "
+                        "static_configs: [{{targets: ['{}']}}]\n",
+                        laminad.rest_address()));
+  SpawnOptions options;
+  options.argv = {"prometheus", "--config.file=" + directory + "/prometheus.yml",
+                  "--storage.tsdb.path=" + directory + "/tsdb", "--web.listen-address=" + address,
+                  "--log.level=warn"};
+  options.log_path = directory + "/prometheus.log";
+  const auto prometheus = Spawn(options);
+  ASSERT_TRUE(prometheus.ok()) << prometheus.status();
+  const auto query = [&](const std::string& expression) -> json {
+    const auto result = RunCommand({"curl", "-s", "-G", "--max-time", "5", "--data-urlencode",
+                                    "query=" + expression, "http://" + address + "/api/v1/query"},
+                                   std::chrono::seconds(10));
+    const json answer = json::parse(result.ok() ? result->output : "", nullptr, false);
+    return answer.is_object() && answer.value("status", "") == "success" ? answer["data"]["result"]
+                                                                         : json::array();
+  };
+  EXPECT_TRUE(Eventually([&] {
+    const json result = query("lamina_sandboxes");
+    return !result.empty() && result[0]["value"][1] == std::to_string(kPods);
+  })) << FileSystem::Real().Read(directory + "/prometheus.log", 1 << 20).value_or("");
+  EXPECT_EQ(query("up{job=\"lamina\"}")[0]["value"][1], "1");
+  EXPECT_EQ(query("count(lamina_sandbox_memory_bytes{kind=\"configured\"})")[0]["value"][1],
+            std::to_string(kPods));
+  EXPECT_EQ(query("sum(lamina_sandbox_memory_bytes{kind=\"configured\"}) == bool lamina_memory_claimed_bytes")
+                .size(),
+            0u);  // labels differ
+  EXPECT_EQ(query("sum(lamina_sandbox_memory_bytes{kind=\"configured\"})")[0]["value"][1],
+            std::to_string(kPods * 256 * kMiB));
+  EXPECT_EQ(query("lamina_sandbox_boot_seconds_count{phase=\"total\"}")[0]["value"][1],
+            std::to_string(kPods));
+  kill(*prometheus, SIGTERM);
+  int status = 0;
+  waitpid(*prometheus, &status, 0);
+}
+
+TEST(LaminadMetrics, LaminadStaysSmall) {
+  Laminad laminad;
+  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  std::vector<std::unique_ptr<Sleeper>> vmms;
+  StartPods(laminad, vmms);
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_EQ(laminad.Http("/metrics").status, 200);
+    ASSERT_EQ(RunLamina({"sandboxes"}, &laminad).exit_code, 0);
+  }
+  const std::string proc = "/proc/" + std::to_string(laminad.pid());
+  const std::string rollup = FileSystem::Real().Read(proc + "/smaps_rollup", 65536).value_or("");
+  const size_t at = rollup.find("\nPss:");
+  ASSERT_NE(at, std::string::npos);
+  const uint64_t pss = strtoull(rollup.c_str() + at + 5, nullptr, 10) * kKiB;
+  const auto threads = FileSystem::Real().List(proc + "/task");
+  ASSERT_TRUE(threads.ok());
+  RecordProperty("pss_kib", static_cast<int>(pss / kKiB));
+  RecordProperty("threads", static_cast<int>(threads->size()));
+  printf("laminad with %d pods: Pss %d KiB, %zu threads\n", kPods, static_cast<int>(pss / kKiB),
+         threads->size());
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  EXPECT_LE(pss, kMaxPssBytes);
+#endif
+}
+
+}  // namespace
+}  // namespace lamina::node

@@ -1,0 +1,175 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <set>
+
+#include "base/units.h"
+#include "tests/integration/vmm/machine.h"
+#include "tests/testing/status_matchers.h"
+
+namespace lamina::vmm {
+namespace {
+
+using lamina::testing::HasStatus;
+using std::chrono::steady_clock;
+
+double Since(steady_clock::time_point begin) {
+  return std::chrono::duration<double>(steady_clock::now() - begin).count();
+}
+
+TEST(Hotplug, ArenasAtBootAndLaterAreWhereTheirPathSays) {
+  const lamina::testing::TempDir files;
+  const auto first = MakeLayer(files.path(), "first", "at boot");
+  const auto second = MakeLayer(files.path(), "second", "later");
+  ASSERT_OK(first);
+  ASSERT_OK(second);
+  Machine::Options options;
+  options.boot_arenas = {MakeArena(files.path(), "boot", 256 * kMiB, *first, 8 * kMiB)};
+  const auto machine = Machine::Boot(options);
+  ASSERT_OK(machine);
+  Vm& vm = (*machine)->vm();
+
+  // The same arena is where it was at boot: no port is spent on it.
+  const auto boot_path = vm.AttachArena(options.boot_arenas[0]);
+  ASSERT_OK(boot_path);
+  EXPECT_EQ(*boot_path, "06.0");
+  EXPECT_EQ(vm.free_ports(), 8u);
+  auto mounted = (*machine)->MountPmem(1, *boot_path, 8 * kMiB, FileSize(*first));
+  ASSERT_OK(mounted);
+  EXPECT_TRUE(mounted->dax());
+
+  const ArenaDevice later = MakeArena(files.path(), "later", kGiB, *second, 4096);
+  const auto begin = steady_clock::now();
+  const auto path = vm.AttachArena(later);
+  ASSERT_OK(path);
+  const double attached = Since(begin);
+  EXPECT_EQ(*path, "10.0/00.0");
+  EXPECT_EQ(vm.free_ports(), 7u);
+  mounted = (*machine)->MountPmem(2, *path, 4096, FileSize(*second));
+  ASSERT_OK(mounted);
+  EXPECT_TRUE(mounted->dax());
+  printf("arena of 1 GiB: QMP %.3f s, mounted after %.3f s\n", attached, Since(begin));
+  EXPECT_EQ(vm.AttachArena(later).value_or("error"), *path);
+  EXPECT_EQ(vm.free_ports(), 7u);
+  EXPECT_THAT(vm.attached_arenas(), ::testing::ElementsAre("boot", "later"));
+}
+
+TEST(Hotplug, DisksComeGoAndComeAgain) {
+  const lamina::testing::TempDir files;
+  const auto image = MakeLayer(files.path(), "disk \"quoted\"", "on a disk");
+  const auto other = MakeLayer(files.path(), "other", "another");
+  ASSERT_OK(image);
+  ASSERT_OK(other);
+  const auto machine = Machine::Boot({});
+  ASSERT_OK(machine);
+  Vm& vm = (*machine)->vm();
+
+  auto begin = steady_clock::now();
+  const auto place = vm.AttachDisk(*image);
+  ASSERT_OK(place);
+  EXPECT_EQ(place->pci_path, "10.0/00.0");
+  EXPECT_EQ(place->lun, 0u);
+  ASSERT_OK((*machine)->MountScsi(1, *place, FileSize(*image)));
+  printf("controller and disk: mounted after %.3f s\n", Since(begin));
+  begin = steady_clock::now();
+  const auto place2 = vm.AttachDisk(*other);
+  ASSERT_OK(place2);
+  EXPECT_EQ(place2->lun, 1u);
+  EXPECT_EQ(vm.free_ports(), 7u);
+  ASSERT_OK((*machine)->MountScsi(2, *place2, FileSize(*other)));
+  printf("further disk: mounted after %.3f s\n", Since(begin));
+
+  // A second user of the same image: the first to leave takes nothing away.
+  ASSERT_OK(vm.AttachDisk(*image));
+  EXPECT_OK(vm.DetachDisk(*image));
+  ASSERT_OK((*machine)->Unmount(1));
+  begin = steady_clock::now();
+  EXPECT_OK(vm.DetachDisk(*image));
+  printf("disk removed after %.3f s\n", Since(begin));
+  EXPECT_OK(vm.DetachDisk(*image));
+  EXPECT_OK(vm.DetachDisk("/never/attached"));
+
+  // Its place is free again, and what sits there then is the new disk, not a memory of the old one.
+  const auto place3 = vm.AttachDisk(*image);
+  ASSERT_OK(place3);
+  EXPECT_EQ(place3->lun, 0u);
+  ASSERT_OK((*machine)->MountScsi(3, *place3, FileSize(*image)));
+}
+
+TEST(Hotplug, TheSixtyFifthDiskGetsASecondController) {
+  const lamina::testing::TempDir files;
+  const auto image = MakeLayer(files.path(), "disk", "many");
+  ASSERT_OK(image);
+  const auto machine = Machine::Boot({});
+  ASSERT_OK(machine);
+  Vm& vm = (*machine)->vm();
+  std::vector<std::string> copies;
+  DiskPlace last;
+  for (int i = 0; i < 65; ++i) {
+    copies.push_back(files / ("copy" + std::to_string(i)));
+    std::filesystem::copy_file(*image, copies.back());
+    const auto place = vm.AttachDisk(copies.back());
+    ASSERT_OK(place);
+    EXPECT_EQ(place->pci_path, i < 64 ? "10.0/00.0" : "10.1/00.0");
+    EXPECT_EQ(place->lun, static_cast<uint32_t>(i % 64));
+    last = *place;
+  }
+  EXPECT_EQ(vm.free_ports(), 6u);
+  ASSERT_OK((*machine)->MountScsi(1, last, FileSize(*image)));
+  ASSERT_OK((*machine)->Unmount(1));
+  for (const std::string& copy : copies) ASSERT_OK(vm.DetachDisk(copy));
+  // All places are free again; controllers stay.
+  const auto again = vm.AttachDisk(*image);
+  ASSERT_OK(again);
+  EXPECT_EQ(again->lun, 0u);
+  EXPECT_EQ(vm.free_ports(), 6u);
+}
+
+TEST(Hotplug, FailuresTakeNothing) {
+  const lamina::testing::TempDir files;
+  const auto image = MakeLayer(files.path(), "layer", "x");
+  ASSERT_OK(image);
+  const auto machine = Machine::Boot({});
+  ASSERT_OK(machine);
+  Vm& vm = (*machine)->vm();
+
+  EXPECT_THAT(vm.AttachDisk(files / "no-such-image"),
+              HasStatus(absl::StatusCode::kInternal, "no-such-image': No such file or directory"));
+  auto place = vm.AttachDisk(*image);
+  ASSERT_OK(place);
+  EXPECT_EQ(place->lun, 0u);
+  const size_t ports = vm.free_ports();
+
+  EXPECT_THAT(vm.AttachArena({"gone", files / "gone", kMiB}), HasStatus(absl::StatusCode::kNotFound, "gone"));
+  // QEMU takes the memory, then refuses the device: there is not that much address space.
+  const ArenaDevice huge = MakeArena(files.path(), "huge", 64 * kGiB, *image, 0);
+  EXPECT_THAT(vm.AttachArena(huge), HasStatus(absl::StatusCode::kInternal, "huge"));
+  EXPECT_EQ(vm.free_ports(), ports);
+  EXPECT_THAT(vm.attached_arenas(), ::testing::IsEmpty());
+  // The same id with a size that fits: nothing of the first try is in the way.
+  EXPECT_OK(vm.AttachArena({"huge", huge.path, 64 * kMiB}));
+}
+
+TEST(Hotplug, PortsRunOutWithAWordForIt) {
+  const lamina::testing::TempDir files;
+  const auto image = MakeLayer(files.path(), "layer", "x");
+  ASSERT_OK(image);
+  const auto machine = Machine::Boot({});
+  ASSERT_OK(machine);
+  Vm& vm = (*machine)->vm();
+  std::set<std::string> paths;
+  for (int i = 0; i < 8; ++i) {
+    const auto path = vm.AttachArena(MakeArena(files.path(), "a" + std::to_string(i), 16 * kMiB, *image, 0));
+    ASSERT_OK(path);
+    paths.insert(*path);
+  }
+  EXPECT_EQ(paths.size(), 8u);
+  EXPECT_THAT(vm.AttachArena(MakeArena(files.path(), "ninth", 16 * kMiB, *image, 0)),
+              HasStatus(absl::StatusCode::kResourceExhausted, "all 8 hotplug ports"));
+  EXPECT_THAT(vm.AttachDisk(*image), HasStatus(absl::StatusCode::kResourceExhausted, "all 8 hotplug ports"));
+  ASSERT_OK((*machine)->MountPmem(1, *paths.rbegin(), 0, FileSize(*image)));
+}
+
+}  // namespace
+}  // namespace lamina::vmm

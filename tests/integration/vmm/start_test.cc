@@ -1,0 +1,135 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/stat.h>
+
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "base/file_system.h"
+#include "base/subprocess.h"
+#include "base/units.h"
+#include "tests/integration/vmm/machine.h"
+#include "tests/testing/status_matchers.h"
+
+namespace lamina::vmm {
+namespace {
+
+using lamina::testing::HasStatus;
+using lamina::testing::TempDir;
+using std::chrono::seconds;
+using std::chrono::steady_clock;
+
+// Processes whose command line names `dir`.
+int ProcessesNaming(const std::string& dir) {
+  int count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const std::string name = entry.path().filename();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    const auto line = FileSystem::Real().Read(entry.path().string() + "/cmdline", 64 * kKiB);
+    count += line.ok() && line->find(dir + "/") != std::string::npos;
+  }
+  return count;
+}
+
+TEST(Start, BootsAndTellsItsPhases) {
+  const auto machine = Machine::Boot({});
+  ASSERT_OK(machine);
+  const agent::v1::HelloResponse& hello = (*machine)->hello();
+  EXPECT_EQ(hello.protocol_version(), 1u);
+  EXPECT_EQ(hello.online_vcpus(), 1u);
+  EXPECT_GT(hello.mem_total_bytes(), 100 * kMiB);
+  EXPECT_LT(hello.mem_total_bytes(), 192 * kMiB);
+  EXPECT_TRUE(ProcessAlive((*machine)->vm().pid(), (*machine)->vm().start_time()));
+  printf("launch %.3f s, boot %.3f s (kernel %.3f s, agent %.3f s by the guest's clock)\n",
+         (*machine)->launch_seconds(), (*machine)->boot_seconds(), hello.agent_started_boot_seconds(),
+         hello.agent_ready_boot_seconds() - hello.agent_started_boot_seconds());
+}
+
+TEST(Start, QemusSocketsAreForTheOwnerOnlyThroughTheirDirectory) {
+  const TempDir dir;  // mkdtemp: 0700, as the shim makes it
+  const auto vm = Vm::Start(TestSpec(dir.path()), {});
+  ASSERT_OK(vm);
+  struct stat info {};
+  ASSERT_EQ(stat((dir / "qemu.log").c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 0777, 0600u);
+  EXPECT_OK((*vm)->Kill(seconds(10)));
+  EXPECT_OK((*vm)->Kill(seconds(10)));
+}
+
+TEST(Start, AFailureQuotesQemuAndLeavesNothing) {
+  const TempDir dir;
+  std::ofstream(dir / "kernel") << "no kernel at all";
+  VmSpec spec = TestSpec(dir.path());
+  spec.kernel = dir / "kernel";
+  // PVH is not in it, so QEMU reads it as a bzImage and gives up.
+  EXPECT_THAT(Vm::Start(spec, {}), HasStatus(absl::StatusCode::kUnavailable, "it said: qemu-system-x86_64:"));
+  spec = TestSpec(dir.path());
+  spec.accel = "none";
+  EXPECT_THAT(Vm::Start(spec, {}), HasStatus(absl::StatusCode::kUnavailable, "invalid accelerator none"));
+  spec = TestSpec(dir.path());
+  spec.virtiofs_socket = dir / "nobody-listens";
+  EXPECT_THAT(Vm::Start(spec, {}), HasStatus(absl::StatusCode::kUnavailable, "nobody-listens"));
+  StartOptions options;
+  options.netns_path = dir / "no-netns";
+  EXPECT_THAT(Vm::Start(TestSpec(dir.path()), options), HasStatus(absl::StatusCode::kNotFound, "no-netns"));
+  EXPECT_EQ(ProcessesNaming(dir.path()), 0);
+}
+
+TEST(Start, ASecondStartInTheSameDirectoryTakesOverOldSockets) {
+  const TempDir dir;
+  for (int round = 0; round < 2; ++round) {
+    const auto vm = Vm::Start(TestSpec(dir.path()), {});
+    ASSERT_OK(vm);
+    EXPECT_OK((*vm)->Kill(seconds(10)));  // SIGKILL: the sockets stay
+    EXPECT_TRUE(std::filesystem::exists(dir / "qmp.sock"));
+  }
+  EXPECT_EQ(ProcessesNaming(dir.path()), 0);
+}
+
+TEST(Death, IsSeenByTheWaiterAndByCallsUnderWay) {
+  const auto machine = Machine::Boot({});
+  ASSERT_OK(machine);
+  Vm& vm = (*machine)->vm();
+  const auto layer = MakeLayer((*machine)->dir(), "layer", "x");
+  ASSERT_OK(layer);
+  ASSERT_OK(vm.AttachDisk(*layer));
+  std::thread waiter([&] { vm.WaitExit(); });
+  ASSERT_OK(vm.Alive());
+  const auto killed = steady_clock::now();
+  ASSERT_EQ(kill(vm.pid(), SIGKILL), 0);
+  waiter.join();
+  EXPECT_LT(steady_clock::now() - killed, seconds(5));
+  EXPECT_THAT(vm.Alive(), HasStatus(absl::StatusCode::kUnavailable, "has ended"));
+  EXPECT_THAT(vm.AttachDisk((*machine)->dir() + "/other"), HasStatus(absl::StatusCode::kUnavailable, "gone"));
+  EXPECT_THAT(vm.DetachDisk(*layer), HasStatus(absl::StatusCode::kUnavailable, "gone"));
+  EXPECT_OK(vm.Kill(seconds(1)));
+}
+
+TEST(Death, AGuestThatPowersOffEndsQemu) {
+  const auto machine = Machine::Boot({});
+  ASSERT_OK(machine);
+  ASSERT_OK((*machine)->Call("Shutdown", agent::v1::Empty()));
+  (*machine)->vm().WaitExit();
+  EXPECT_FALSE((*machine)->vm().Alive().ok());
+}
+
+// The shim may end and another take the VM's death into its hands: nothing ties QEMU to the object.
+TEST(Death, TheVmOutlivesItsObject) {
+  const TempDir dir;
+  pid_t pid;
+  uint64_t start_time;
+  {
+    const auto vm = Vm::Start(TestSpec(dir.path()), {});
+    ASSERT_OK(vm);
+    pid = (*vm)->pid();
+    start_time = (*vm)->start_time();
+  }
+  EXPECT_TRUE(ProcessAlive(pid, start_time));
+  EXPECT_OK(KillProcess(pid, start_time, seconds(10)));
+  EXPECT_FALSE(ProcessAlive(pid, start_time));
+}
+
+}  // namespace
+}  // namespace lamina::vmm

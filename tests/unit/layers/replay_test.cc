@@ -1,0 +1,133 @@
+#include "layers/replay.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <vector>
+
+namespace lamina::layers {
+namespace {
+
+using nlohmann::json;
+
+constexpr uint64_t kMi = 1 << 20;
+
+struct Played {
+  absl::StatusOr<ReplaySummary> summary = absl::InternalError("not run");
+  std::vector<json> lines;
+};
+
+Played Play(const std::string& trace, ReplayOptions options) {
+  Played run;
+  run.summary =
+      Replay(trace, options, [&](const std::string& line) { run.lines.push_back(json::parse(line)); });
+  return run;
+}
+
+ReplayOptions Classic(size_t devices = 1) { return {"classic", 4ULL << 30, devices}; }
+
+TEST(Replay, ClassicLineByLine) {
+  const Played run = Play(
+      "# layers\n"
+      "alloc a 1MiB\n"
+      "alloc b 1048577\n"
+      "\n"
+      "alloc zero 0\n"
+      "alloc huge 4294967297\r\n"
+      "free a\n"
+      "free a\n"
+      "free nobody\n"
+      "  alloc  c  1024KiB  \n"
+      "free a\n"
+      "alloc whole 4GiB\n"
+      "free b\n"
+      "free c\n"
+      "alloc whole 4GiB",
+      Classic());
+  ASSERT_TRUE(run.summary.ok()) << run.summary.status();
+  const std::vector<std::string> expected = {"ok",
+                                             "ok",
+                                             "invalid-size",
+                                             "invalid-size",
+                                             "ok",
+                                             "not-allocated",
+                                             "not-allocated",
+                                             "ok",
+                                             "not-allocated",
+                                             "not-enough-space",
+                                             "ok",
+                                             "ok",
+                                             "ok"};
+  ASSERT_EQ(run.lines.size(), expected.size() + 1);
+  for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(run.lines[i]["result"], expected[i]) << run.lines[i];
+  EXPECT_EQ(run.lines[0],
+            json::parse(
+                R"({"line":2,"op":"alloc","name":"a","result":"ok","device":0,"offset":0,"held":1048576})"));
+  EXPECT_EQ(run.lines[1]["offset"], 4 * kMi);
+  EXPECT_EQ(run.lines[1]["held"], 4 * kMi);
+  EXPECT_EQ(run.lines[7]["offset"], 0) << "a's place, whose old handle then frees nothing";
+  EXPECT_FALSE(run.lines[5].contains("offset"));
+  const json summary = run.lines.back()["summary"];
+  EXPECT_EQ(summary["payload"], 4ULL << 30);
+  EXPECT_EQ(summary["held"], 4ULL << 30);
+  EXPECT_EQ(summary["live"], 1);
+  EXPECT_EQ(summary["refused"], 3);
+  EXPECT_EQ(summary["utilisation"], 1.0);
+  EXPECT_EQ(summary["pristine"], false);
+  EXPECT_EQ(run.summary->live, 1u);
+}
+
+TEST(Replay, PristineAfterAllIsFreed) {
+  for (const char* policy : {"classic", "dense"}) {
+    const Played run =
+        Play("alloc a 3MiB\nalloc b 70MiB\nalloc c 5\nfree b\nfree a\nfree c\n", {policy, 1ULL << 30, 2});
+    ASSERT_TRUE(run.summary.ok());
+    EXPECT_TRUE(run.summary->pristine);
+    EXPECT_EQ(run.lines.back()["summary"]["pristine"], true);
+    EXPECT_EQ(run.lines.back()["summary"]["held"], 0);
+    EXPECT_EQ(run.lines.back()["summary"]["capacity"], 2ULL << 30);
+  }
+}
+
+TEST(Replay, AnEmptyTraceIsASummary) {
+  const Played run = Play("", Classic());
+  ASSERT_TRUE(run.summary.ok());
+  ASSERT_EQ(run.lines.size(), 1u);
+  EXPECT_EQ(run.lines[0]["summary"]["utilisation"], 0.0);
+  EXPECT_EQ(run.lines[0]["summary"]["pristine"], true);
+}
+
+TEST(Replay, TheNextDeviceIsTakenWhenTheFirstIsFull) {
+  const Played run = Play("alloc a 4GiB\nalloc b 4GiB\nalloc c 1\nfree a\nalloc c 1\n", Classic(2));
+  ASSERT_TRUE(run.summary.ok());
+  EXPECT_EQ(run.lines[1]["device"], 1);
+  EXPECT_EQ(run.lines[2]["result"], "not-enough-space");
+  EXPECT_EQ(run.lines[4]["device"], 0) << "a name whose allocation failed may be tried again";
+}
+
+TEST(Replay, ABadLineIsNamedWithItsText) {
+  for (const std::string bad : {"allocate b 1MiB", "alloc b", "alloc b 1MiB 2", "alloc b -1", "alloc b lots",
+                                "free", "free a b", "alloc b 1.5B", "alloc a 1MiB"}) {
+    const Played run = Play("alloc a 1MiB\n\n" + bad + "\nfree a\n", Classic());
+    ASSERT_EQ(run.summary.status().code(), absl::StatusCode::kInvalidArgument) << bad;
+    const std::string message(run.summary.status().message());
+    EXPECT_NE(message.find("line 3"), std::string::npos) << message;
+    EXPECT_NE(message.find(bad), std::string::npos) << message;
+    EXPECT_EQ(run.lines.size(), 1u) << "what came before it, and no summary";
+  }
+}
+
+TEST(Replay, BadOptions) {
+  EXPECT_EQ(Play("", {"classic", 3 * kMi, 1}).summary.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Play("", {"other", 4ULL << 30, 1}).summary.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Play("", {"dense", 4ULL << 30, 0}).summary.status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(Replay, NamesThatAreNotTextStayValidJson) {
+  const Played run = Play("alloc \xff\"\\ 1\nfree \xff\"\\\n", Classic());
+  ASSERT_TRUE(run.summary.ok());
+  EXPECT_EQ(run.lines[1]["result"], "ok");
+}
+
+}  // namespace
+}  // namespace lamina::layers

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <map>
+#include <utility>
+
+#include "base/mutex.h"
+#include "node/node_state.h"
+
+namespace lamina::node {
+
+// Processes that a test starts and ends. Thread-safe.
+class FakeHost : public Host {
+ public:
+  void Start(int64_t pid, uint64_t start_time, uint64_t resident_bytes = 0) {
+    MutexLock lock(mutex_);
+    processes_[pid] = {start_time, resident_bytes};
+  }
+  void End(int64_t pid) {
+    MutexLock lock(mutex_);
+    processes_.erase(pid);
+  }
+  void SetAvailable(uint64_t bytes) {
+    MutexLock lock(mutex_);
+    available_ = bytes;
+  }
+
+  bool Alive(int64_t pid, uint64_t start_time) override {
+    MutexLock lock(mutex_);
+    const auto it = processes_.find(pid);
+    return it != processes_.end() && it->second.first == start_time;
+  }
+  uint64_t ResidentBytes(int64_t pid) override {
+    MutexLock lock(mutex_);
+    const auto it = processes_.find(pid);
+    return it == processes_.end() ? 0 : it->second.second;
+  }
+  uint64_t MemTotalBytes() override { return uint64_t{16} << 30; }
+  uint64_t MemAvailableBytes() override {
+    MutexLock lock(mutex_);
+    return available_;
+  }
+
+ private:
+  Mutex mutex_;
+  std::map<int64_t, std::pair<uint64_t, uint64_t>> processes_
+      GUARDED_BY(mutex_);  // pid -> start time, residence
+  uint64_t available_ GUARDED_BY(mutex_) = uint64_t{8} << 30;
+};
+
+}  // namespace lamina::node

@@ -1,0 +1,396 @@
+#include "node/node_state.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <functional>
+#include <thread>
+
+#include "base/units.h"
+#include "tests/unit/node/fake_host.h"
+
+namespace lamina::node {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr uint64_t kCapacity = 4 * kGiB;
+constexpr int64_t kShim = 100, kVmm = 200;
+
+// The real one, whose writes can be held up.
+class GatedFileSystem : public FaultyFileSystem {
+ public:
+  GatedFileSystem() : FaultyFileSystem(FileSystem::Real()) {}
+  void Block() {
+    MutexLock lock(mutex_);
+    blocked_ = true;
+  }
+  void Unblock() {
+    MutexLock lock(mutex_);
+    blocked_ = false;
+    changed_.NotifyAll();
+  }
+  // Yields until it is so.
+  static void WaitUntil(const std::function<bool()>& holds) {
+    while (!holds()) std::this_thread::yield();
+  }
+  absl::Status WriteAndSync(const std::string& path, std::string_view data, int mode) override {
+    {
+      MutexLock lock(mutex_);
+      while (blocked_) changed_.Wait(mutex_);
+    }
+    return FileSystem::Real().WriteAndSync(path, data, mode);
+  }
+
+ private:
+  Mutex mutex_;
+  CondVar changed_;
+  bool blocked_ GUARDED_BY(mutex_) = false;
+};
+
+class NodeStateTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    char directory[] = "/tmp/lamina-unit-node-XXXXXX";
+    ASSERT_NE(mkdtemp(directory), nullptr);
+    directory_ = directory;
+    config_.paths.state_dir = directory_ + "/state";
+    config_.memory.capacity_bytes = kCapacity;
+    config_.memory.reserve_bytes = 0;
+    config_.memory.min_available_bytes = 1 * kGiB;
+    config_.layers.arena_bytes = 16 * kMiB;
+    host_.Start(kShim, 1);
+    Restart();
+    ASSERT_TRUE(node_->Reconcile().ok());
+  }
+  void TearDown() override {
+    node_.reset();
+    FileSystem::Real().RemoveTree(directory_).IgnoreError();
+  }
+
+  // As after a crash: nothing but the files is left.
+  void Restart() {
+    node_.reset();
+    absl::StatusOr<std::unique_ptr<NodeState>> node = NodeState::Open(config_, fs_, host_, clock_);
+    ASSERT_TRUE(node.ok()) << node.status();
+    node_ = std::move(*node);
+  }
+
+  laminad::v1::ClaimRequest Request(const std::string& id, uint64_t bytes, int64_t shim = kShim) {
+    laminad::v1::ClaimRequest request;
+    request.set_sandbox_id(id);
+    request.set_pod_namespace("shop");
+    request.set_bytes(bytes);
+    request.set_shim_pid(shim);
+    request.set_shim_start_time(1);
+    return request;
+  }
+  absl::StatusOr<uint64_t> Claim(const std::string& id, uint64_t bytes, int64_t shim = kShim) {
+    const auto response = node_->Claim(Request(id, bytes, shim));
+    if (!response.ok()) return response.status();
+    return response->generation();
+  }
+  absl::Status Started(const std::string& id, uint64_t generation, int64_t vmm = kVmm) {
+    laminad::v1::StartedRequest request;
+    request.set_sandbox_id(id);
+    request.set_generation(generation);
+    request.set_vmm_pid(vmm);
+    request.set_vmm_start_time(1);
+    return node_->Started(request);
+  }
+  absl::Status Release(const std::string& id, uint64_t generation) {
+    laminad::v1::ReleaseRequest request;
+    request.set_sandbox_id(id);
+    request.set_generation(generation);
+    return node_->Release(request);
+  }
+  absl::Status Retarget(const std::string& id, uint64_t generation, uint64_t bytes) {
+    laminad::v1::RetargetRequest request;
+    request.set_sandbox_id(id);
+    request.set_generation(generation);
+    request.set_bytes(bytes);
+    return node_->Retarget(request);
+  }
+  uint64_t Claimed() { return node_->claims().claimed_bytes(); }
+
+  std::string directory_;
+  Config config_;
+  GatedFileSystem slow_;
+  FaultyFileSystem fs_{slow_};
+  FakeHost host_;
+  FakeClock clock_;
+  std::unique_ptr<NodeState> node_;
+};
+
+TEST_F(NodeStateTest, GrantsNothingBeforeItHasReconciled) {
+  Restart();
+  EXPECT_FALSE(node_->ready());
+  EXPECT_EQ(Claim("one", 1 * kMiB).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(node_->MetricsText(), HasSubstr("lamina_claims_refused_total{reason=\"not_ready\"} 1\n"));
+  ASSERT_TRUE(node_->Reconcile().ok());
+  EXPECT_TRUE(Claim("one", 1 * kMiB).ok());
+}
+
+TEST_F(NodeStateTest, RefusesWithTheNumbers) {
+  ASSERT_TRUE(Claim("one", 3 * kGiB).ok());
+  const auto refused = Claim("two", 2 * kGiB);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("1GiB"));
+  EXPECT_EQ(Claimed(), 3 * kGiB);
+}
+
+TEST_F(NodeStateTest, ARepeatedClaimIsTheSameClaim) {
+  const auto first = Claim("one", 1 * kGiB);
+  EXPECT_EQ(Claim("one", 1 * kGiB).value(), first.value());
+  EXPECT_EQ(Claimed(), 1 * kGiB);
+  EXPECT_EQ(Claim("one", 2 * kGiB).status().code(), absl::StatusCode::kAlreadyExists);
+}
+
+TEST_F(NodeStateTest, ClaimsAtTheSameTimeShareWrites) {
+  constexpr int kClaims = 64;
+  fs_.calls = 0;
+  ASSERT_TRUE(Claim("alone", 1 * kMiB).ok());
+  const int alone = fs_.calls;
+  slow_.Block();
+  fs_.calls = 0;
+  {
+    std::vector<std::jthread> threads;
+    for (int i = 0; i < kClaims; ++i)
+      threads.emplace_back([&, i] { EXPECT_TRUE(Claim("s" + std::to_string(i), 1 * kMiB).ok()); });
+    slow_.WaitUntil([&] { return node_->sandboxes().sandboxes_size() == kClaims + 1; });
+    slow_.Unblock();
+  }
+  EXPECT_LE(fs_.calls, 2 * alone);  // the one that was being written, and one for all the others
+  Restart();
+  ASSERT_TRUE(node_->Reconcile().ok());
+  EXPECT_EQ(Claimed(), (kClaims + 1) * kMiB);
+}
+
+// Every write that a claim needs fails once: the claim is refused then, holds nothing, and is not there after
+// a crash.
+TEST_F(NodeStateTest, AClaimThatIsNotDurableIsNoClaim) {
+  fs_.calls = 0;
+  ASSERT_TRUE(Claim("probe", 1 * kMiB).ok());
+  const int writes = fs_.calls;
+  ASSERT_GT(writes, 0);
+  ASSERT_TRUE(Release("probe", 0).ok());
+  for (int fail_at = 0; fail_at < writes; ++fail_at) {
+    fs_.calls = 0;
+    fs_.fail_at = fail_at;
+    const auto claim = Claim("one", 1 * kGiB);
+    fs_.fail_at = -1;
+    EXPECT_FALSE(claim.ok()) << fail_at;
+    EXPECT_EQ(Claimed(), 0u) << fail_at;
+    EXPECT_EQ(node_->sandboxes().sandboxes_size(), 0) << fail_at;
+  }
+  EXPECT_TRUE(Claim("one", 1 * kGiB).ok());
+}
+
+TEST_F(NodeStateTest, AReleaseThatIsNotDurableCanBeRepeated) {
+  fs_.calls = 0;
+  const auto probe = Claim("probe", 1 * kMiB);
+  ASSERT_TRUE(Release("probe", *probe).ok());
+  const auto claim = Claim("one", 1 * kGiB);
+  fs_.calls = 0;
+  fs_.fail_at = 0;
+  EXPECT_FALSE(Release("one", *claim).ok());
+  fs_.fail_at = -1;
+  EXPECT_EQ(Claimed(), 1 * kGiB);
+  EXPECT_TRUE(Release("one", *claim).ok());
+  EXPECT_EQ(Claimed(), 0u);
+}
+
+TEST_F(NodeStateTest, AFailedRetargetChangesNothing) {
+  const auto claim = Claim("one", 1 * kGiB);
+  for (const uint64_t bytes : {2 * kGiB, 512 * kMiB}) {
+    fs_.calls = 0;
+    fs_.fail_at = 0;
+    EXPECT_FALSE(Retarget("one", *claim, bytes).ok());
+    fs_.fail_at = -1;
+    EXPECT_EQ(Claimed(), 1 * kGiB) << bytes;
+  }
+  EXPECT_EQ(Retarget("one", *claim, 5 * kGiB).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Retarget("one", *claim + 1, 1 * kMiB).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(Retarget("one", *claim, 0).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Claimed(), 1 * kGiB);
+  EXPECT_TRUE(Retarget("one", *claim, 2 * kGiB).ok());
+  EXPECT_EQ(Claimed(), 2 * kGiB);
+  Restart();
+  ASSERT_TRUE(node_->Reconcile().ok());
+  EXPECT_EQ(Claimed(), 2 * kGiB);
+}
+
+TEST_F(NodeStateTest, IsReleasedOnlyWhenTheVmIsSeenDead) {
+  const auto claim = Claim("one", 1 * kGiB);
+  host_.Start(kVmm, 1);
+  ASSERT_TRUE(Started("one", *claim).ok());
+  EXPECT_EQ(Release("one", *claim).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(Release("one", 0).code(), absl::StatusCode::kFailedPrecondition);
+  host_.End(kVmm);
+  EXPECT_TRUE(Release("one", *claim + 7).ok());  // stale
+  EXPECT_EQ(Claimed(), 1 * kGiB);
+  EXPECT_TRUE(Release("one", *claim).ok());
+  EXPECT_TRUE(Release("one", *claim).ok());
+  EXPECT_EQ(Claimed(), 0u);
+}
+
+// The kernel gives a pid again: another process with the VM's number is not the VM.
+TEST_F(NodeStateTest, AReusedPidIsNotTheVm) {
+  const auto claim = Claim("one", 1 * kGiB);
+  host_.Start(kVmm, 1);
+  ASSERT_TRUE(Started("one", *claim).ok());
+  host_.Start(kVmm, 999);
+  EXPECT_TRUE(Release("one", *claim).ok());
+}
+
+TEST_F(NodeStateTest, CountsTheLargerOfPromiseAndResidence) {
+  const auto claim = Claim("one", 1 * kGiB);
+  host_.Start(kVmm, 1, 256 * kMiB);
+  ASSERT_TRUE(Started("one", *claim).ok());
+  ASSERT_TRUE(node_->Reconcile().ok());
+  EXPECT_EQ(Claimed(), 1 * kGiB);
+  EXPECT_EQ(node_->claims().claims(0).outstanding_bytes(), 768 * kMiB);
+  host_.Start(kVmm, 1, 3 * kGiB);
+  ASSERT_TRUE(node_->Reconcile().ok());
+  EXPECT_EQ(Claimed(), 3 * kGiB);
+  EXPECT_EQ(Claim("two", 2 * kGiB).status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST_F(NodeStateTest, ClaimsOfTheDeadAreDropped) {
+  host_.Start(101, 1);
+  const auto built = Claim("built", 1 * kGiB, 101);
+  const auto building = Claim("building", 512 * kMiB, 101);
+  ASSERT_TRUE(Claim("other", 256 * kMiB).ok());
+  host_.Start(kVmm, 1);
+  ASSERT_TRUE(Started("built", *built).ok());
+  host_.End(101);  // the shim; its VM lives on
+  ASSERT_TRUE(node_->Reconcile().ok());
+  EXPECT_EQ(Claimed(), 1 * kGiB + 256 * kMiB);
+  host_.End(kVmm);
+  ASSERT_TRUE(node_->Reconcile().ok());
+  EXPECT_EQ(Claimed(), 256 * kMiB);
+}
+
+TEST_F(NodeStateTest, ADeadOwnersClaimIsNotInTheWay) {
+  host_.Start(101, 1);
+  ASSERT_TRUE(Claim("one", 1 * kGiB, 101).ok());
+  host_.End(101);
+  const auto again = Claim("one", 2 * kGiB);
+  EXPECT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(Claimed(), 2 * kGiB);
+}
+
+TEST_F(NodeStateTest, AShimThatIsNotSeenGetsNothing) {
+  EXPECT_EQ(Claim("one", 1 * kMiB, 4242).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(Claim("one", 1 * kMiB, 0).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(Claimed(), 0u);
+}
+
+TEST_F(NodeStateTest, AfterACrashTheLedgerIsWhatItWas) {
+  const auto kept = Claim("kept", 1 * kGiB);
+  host_.Start(kVmm, 1, 2 * kGiB);
+  ASSERT_TRUE(Started("kept", *kept).ok());
+  ASSERT_TRUE(Claim("building", 512 * kMiB).ok());
+  Restart();
+  ASSERT_TRUE(node_->Reconcile().ok());
+  EXPECT_EQ(Claimed(), 2 * kGiB + 512 * kMiB);  // what is observed, where it is more
+  const auto next = Claim("next", 1 * kMiB);
+  EXPECT_GT(*next, *kept);
+  EXPECT_EQ(Release("kept", *kept).code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(NodeStateTest, AVmThatNobodyRecordedIsCounted) {
+  persist::SandboxState state;
+  state.sandbox_id = "seen";
+  state.claim_bytes = state.memory_bytes = 3 * kGiB;
+  state.claim_generation = 9;
+  state.vmm = {kVmm, 1};
+  persist::StateStore store(FileSystem::Real(), config_.paths.state_dir);
+  ASSERT_TRUE(store.Save(state).ok());
+  host_.Start(kVmm, 1);
+  Restart();
+  ASSERT_TRUE(node_->Reconcile().ok());
+  EXPECT_EQ(Claimed(), 3 * kGiB);
+  EXPECT_GT(Claim("next", 1 * kMiB).value(), 9u);
+}
+
+TEST_F(NodeStateTest, ADamagedSandboxStateStopsNobody) {
+  ASSERT_TRUE(FileSystem::Real().MakeDirectories(config_.paths.state_dir + "/sandboxes/broken", 0700).ok());
+  ASSERT_TRUE(FileSystem::Real()
+                  .WriteAndSync(config_.paths.state_dir + "/sandboxes/broken/state.json", "nonsense", 0600)
+                  .ok());
+  Restart();
+  EXPECT_TRUE(node_->Reconcile().ok());
+  EXPECT_TRUE(Claim("one", 1 * kMiB).ok());
+}
+
+TEST_F(NodeStateTest, DamagedClaimsAreNotTakenForNone) {
+  ASSERT_TRUE(Claim("one", 1 * kGiB).ok());
+  const std::string path = config_.paths.state_dir + "/claims.json";
+  ASSERT_TRUE(FileSystem::Real().WriteAndSync(path, "{\"version\": 99, \"claims\": []}", 0600).ok());
+  EXPECT_EQ(NodeState::Open(config_, fs_, host_, clock_).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  ASSERT_TRUE(FileSystem::Real().WriteAndSync(path, "{\"version\": 1, \"cla", 0600).ok());
+  EXPECT_EQ(NodeState::Open(config_, fs_, host_, clock_).status().code(), absl::StatusCode::kDataLoss);
+}
+
+TEST_F(NodeStateTest, PressureStopsGrantingUntilItIsOver) {
+  host_.SetAvailable(512 * kMiB);
+  ASSERT_TRUE(node_->Reconcile().ok());
+  EXPECT_EQ(Claim("one", 1 * kMiB).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(node_->status().pressure(), HasSubstr("512 MiB"));
+  host_.SetAvailable(8 * kGiB);
+  ASSERT_TRUE(node_->Reconcile().ok());
+  EXPECT_TRUE(Claim("one", 1 * kMiB).ok());
+}
+
+TEST_F(NodeStateTest, TheReserveIsNotForSandboxes) {
+  config_.memory.capacity_bytes = 0;
+  config_.memory.reserve_bytes = 1 * kGiB;
+  config_.memory.carve_out_bytes = 5 * kGiB;
+  Restart();
+  EXPECT_EQ(node_->status().capacity_bytes(), 10 * kGiB);
+  config_.memory.carve_out_bytes = 15 * kGiB;
+  EXPECT_EQ(NodeState::Open(config_, fs_, host_, clock_).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(NodeStateTest, ReadyIsCountedOnce) {
+  const auto claim = Claim("one", 1 * kGiB);
+  laminad::v1::ReadyRequest ready;
+  ready.set_sandbox_id("one");
+  ready.set_generation(*claim);
+  (*ready.mutable_phase_seconds())["total"] = 0.5;
+  ASSERT_TRUE(node_->Ready(ready).ok());
+  ASSERT_TRUE(node_->Ready(ready).ok());
+  EXPECT_THAT(node_->MetricsText(), HasSubstr("lamina_sandbox_boot_seconds_count{phase=\"total\"} 1\n"));
+  ready.set_generation(*claim + 1);
+  EXPECT_EQ(node_->Ready(ready).code(), absl::StatusCode::kFailedPrecondition);
+  ready.set_sandbox_id("unknown");
+  EXPECT_EQ(node_->Ready(ready).code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(NodeStateTest, ManyAtOnceNeverGetMoreThanThereIs) {
+  std::atomic<int> granted{0};
+  {
+    std::vector<std::jthread> threads;
+    for (int i = 0; i < 8; ++i) {
+      threads.emplace_back([&, i] {
+        for (int k = 0; k < 4; ++k) {
+          const std::string id = "s" + std::to_string(i) + "-" + std::to_string(k);
+          const auto claim = Claim(id, 512 * kMiB);
+          if (!claim.ok()) continue;
+          ++granted;
+          if (k % 2 == 0 && Release(id, *claim).ok()) --granted;
+        }
+      });
+    }
+  }
+  EXPECT_LE(granted, 8);
+  EXPECT_EQ(Claimed(), static_cast<uint64_t>(granted) * 512 * kMiB);
+}
+
+}  // namespace
+}  // namespace lamina::node

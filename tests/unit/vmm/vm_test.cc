@@ -1,0 +1,145 @@
+// Vm against a program that plays QEMU: a script that fails, and what is refused before anything starts.
+#include "vmm/vm.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <fstream>
+
+#include "base/subprocess.h"
+#include "base/units.h"
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/temp_dir.h"
+#include "vmm/virtiofsd.h"
+
+namespace lamina::vmm {
+namespace {
+
+using lamina::testing::HasStatus;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+class VmStartTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    for (const char* name : {"vmlinux", "initramfs", "qboot"}) std::ofstream(dir_ / name) << name;
+    spec_.name = "pod-1";
+    spec_.kernel = dir_ / "vmlinux";
+    spec_.initramfs = dir_ / "initramfs";
+    spec_.firmware = dir_ / "qboot";
+    spec_.runtime_dir = dir_.path();
+    spec_.memory_bytes = 128 * kMiB;
+  }
+  // A program in QEMU's place; it leaves its pid in "pid".
+  void PlayQemu(const std::string& script) {
+    spec_.qemu = dir_ / "qemu";
+    std::ofstream(spec_.qemu) << "#!/bin/sh\necho $$ > " << (dir_ / "pid") << "\n" << script << "\n";
+    ASSERT_EQ(chmod(spec_.qemu.c_str(), 0755), 0);
+  }
+  bool QemuLives() {
+    pid_t pid = 0;
+    std::ifstream(dir_ / "pid") >> pid;
+    EXPECT_GT(pid, 0);
+    return kill(pid, 0) == 0;
+  }
+  absl::Status Start(milliseconds timeout = seconds(10)) {
+    StartOptions options;
+    options.timeout = timeout;
+    return Vm::Start(spec_, options).status();
+  }
+
+  lamina::testing::TempDir dir_;
+  VmSpec spec_;
+};
+
+TEST_F(VmStartTest, MissingFilesAreNamed) {
+  spec_.kernel = dir_ / "no-kernel";
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kNotFound, dir_ / "no-kernel"));
+  SetUp();
+  spec_.qemu = dir_ / "no-qemu";
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kNotFound, dir_ / "no-qemu"));
+}
+
+TEST_F(VmStartTest, ImpossibleMachinesAreRefused) {
+  spec_.memory_bytes = 128 * kMiB + 1;
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kInvalidArgument, "whole MiB"));
+  SetUp();
+  spec_.vcpus = 0;
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kInvalidArgument, "0 vCPUs"));
+  spec_.vcpus = 1;
+  spec_.hotplug_ports = 65;
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kInvalidArgument, "at most 64"));
+  spec_.hotplug_ports = 8;
+  spec_.boot_arenas.resize(9);
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kInvalidArgument, "at most 8"));
+}
+
+TEST_F(VmStartTest, ASocketPathThatLinuxCannotHoldIsRefusedWithItsLength) {
+  spec_.runtime_dir = "/" + std::string(100, 'd');
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kInvalidArgument, "is 112 bytes, Linux allows 107"));
+}
+
+TEST_F(VmStartTest, AnArenaMustBeThereWithAllItsBytes) {
+  spec_.boot_arenas = {{"a", dir_ / "arena", 4 * kMiB}};
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kNotFound, dir_ / "arena"));
+  std::ofstream(dir_ / "arena") << "short";
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kInvalidArgument, "not a file of 4194304 bytes"));
+  spec_.boot_arenas = {{"a,readonly=off", dir_ / "arena", 4 * kMiB}};
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kInvalidArgument, "arena id"));
+}
+
+TEST_F(VmStartTest, AQemuThatEndsAtOnceIsQuoted) {
+  PlayQemu("echo 'qemu: could not load PC BIOS' >&2; exit 1");
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kUnavailable, "could not load PC BIOS"));
+  EXPECT_FALSE(QemuLives());
+}
+
+TEST_F(VmStartTest, AQemuThatNeverAnswersIsEnded) {
+  PlayQemu("exec sleep 1000");
+  EXPECT_THAT(Start(milliseconds(300)), HasStatus(absl::StatusCode::kDeadlineExceeded, "did not open"));
+  EXPECT_FALSE(QemuLives());
+}
+
+TEST(KillProcessTest, EndsThatVeryProcessAndNoOther) {
+  SpawnOptions options;
+  options.argv = {"sleep", "1000"};
+  const auto pid = Spawn(options);
+  ASSERT_OK(pid);
+  const uint64_t start_time = ProcessStartTime(*pid).value_or(0);
+  // The same number, another life: a process that has taken the pid since.
+  EXPECT_OK(KillProcess(*pid, start_time + 1, seconds(5)));
+  EXPECT_TRUE(ProcessAlive(*pid, start_time));
+  EXPECT_OK(KillProcess(*pid, start_time, seconds(5)));
+  EXPECT_FALSE(ProcessAlive(*pid, start_time));
+  EXPECT_OK(KillProcess(*pid, start_time, seconds(5)));
+  EXPECT_OK(KillProcess(0, 0, seconds(5)));
+}
+
+class VirtiofsdTest : public ::testing::Test {
+ protected:
+  absl::StatusOr<VirtiofsdProcess> Start(const std::string& script, milliseconds timeout) {
+    const std::string program = dir_ / "virtiofsd";
+    std::ofstream(program) << "#!/bin/sh\necho $$ > " << (dir_ / "pid") << "\n" << script << "\n";
+    EXPECT_EQ(chmod(program.c_str(), 0755), 0);
+    return StartVirtiofsd(program, dir_ / "shared", dir_ / "fs.sock", dir_ / "log", {}, timeout);
+  }
+  lamina::testing::TempDir dir_;
+};
+
+TEST_F(VirtiofsdTest, OneThatEndsIsQuoted) {
+  EXPECT_THAT(Start("echo 'no such source' >&2; exit 1", seconds(10)),
+              HasStatus(absl::StatusCode::kInternal, "no such source"));
+}
+
+TEST_F(VirtiofsdTest, ASocketThatWasLeftBehindIsNotReadiness) {
+  std::ofstream(dir_ / "fs.sock") << "";
+  EXPECT_THAT(Start("exec sleep 1000", milliseconds(200)),
+              HasStatus(absl::StatusCode::kInternal, "did not open its socket in time"));
+  pid_t pid = 0;
+  std::ifstream(dir_ / "pid") >> pid;
+  EXPECT_NE(kill(pid, 0), 0);
+}
+
+}  // namespace
+}  // namespace lamina::vmm
