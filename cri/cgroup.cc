@@ -1,13 +1,19 @@
 #include "cri/cgroup.h"
 
+#include <poll.h>
+#include <signal.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <sstream>
 
 #include "base/file_system.h"
 #include "base/status.h"
+#include "base/unique_fd.h"
 
 namespace lamina::cri {
 namespace {
@@ -42,6 +48,25 @@ void InheritCpuset(const std::string& dir) {
     const std::string parent = fs.Read(dir.substr(0, dir.rfind('/')) + file, 4096).value_or("");
     if (!parent.empty()) fs.WriteAndSync(dir + file, parent, 0644).IgnoreError();
   }
+}
+
+// Kills the processes of the directory and waits until they have ended, or the deadline has.
+void EndProcessesIn(const std::string& dir, std::chrono::steady_clock::time_point deadline) {
+  std::istringstream pids(FileSystem::Real().Read(dir + "/cgroup.procs", 1 << 20).value_or(""));
+  bool any = false;
+  for (pid_t pid; pids >> pid;) {
+    if (pid <= 0 || pid == getpid()) continue;  // 0: of another pid namespace
+    const UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+    if (!pidfd) continue;
+    any = true;
+    syscall(SYS_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0);
+    const auto left =
+        std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+    pollfd poll_fd{pidfd.get(), POLLIN, 0};
+    poll(&poll_fd, 1, static_cast<int>(std::max<int64_t>(left.count(), 0)));
+  }
+  // Nobody to wait for: a dying thread is listed no more and has not left yet, for an instant.
+  if (!any) poll(nullptr, 0, 1);
 }
 
 }  // namespace
@@ -96,7 +121,7 @@ absl::StatusOr<HostCgroup> MakeHostCgroup(const std::string& root, const std::st
       const std::string part = hierarchy + path.substr(0, end);
       if (mkdir(part.c_str(), 0755) != 0 && errno != EEXIST) {
         const absl::Status status = ErrnoStatus(errno, "make cgroup " + part);
-        RemoveHostCgroup(cgroup.dirs);
+        RemoveHostCgroup(cgroup.dirs, std::chrono::seconds(0)).IgnoreError();
         return status;
       }
       if (hierarchy.size() >= 6 && hierarchy.compare(hierarchy.size() - 6, 6, "cpuset") == 0)
@@ -108,8 +133,26 @@ absl::StatusOr<HostCgroup> MakeHostCgroup(const std::string& root, const std::st
   return cgroup;
 }
 
-void RemoveHostCgroup(const std::vector<std::string>& dirs) {
-  for (const std::string& dir : dirs) rmdir(dir.c_str());
+absl::Status RemoveHostCgroup(const std::vector<std::string>& dirs, std::chrono::milliseconds timeout) {
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  absl::Status first;
+  for (const std::string& dir : dirs) {
+    absl::Status status;
+    do {
+      if (rmdir(dir.c_str()) == 0 || errno == ENOENT) {
+        status = absl::OkStatus();
+        break;
+      }
+      if (errno != EBUSY) {
+        status = ErrnoStatus(errno, "remove cgroup " + dir);
+        break;
+      }
+      status = MakeStatus(absl::StatusCode::kDeadlineExceeded, "remove cgroup {}: it is still in use", dir);
+      EndProcessesIn(dir, deadline);
+    } while (std::chrono::steady_clock::now() < deadline);
+    if (first.ok()) first = status;
+  }
+  return first;
 }
 
 }  // namespace lamina::cri

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <chrono>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace lamina::cri {
@@ -24,7 +26,9 @@ absl::StatusOr<std::string> CgroupPath(const std::string& cgroups_path);
 // exists is reused. On error what was made is removed.
 absl::StatusOr<HostCgroup> MakeHostCgroup(const std::string& root, const std::string& path);
 
-// Removes the directories; the pod's own cgroup above them is the kubelet's. Gone already: OK.
-void RemoveHostCgroup(const std::vector<std::string>& dirs);
+// Kills what still runs in the directories, which are one sandbox's, waits for its end and removes them; the
+// pod's own cgroup above them is the kubelet's. Gone already: OK. DeadlineExceeded names a directory that is
+// still in use.
+absl::Status RemoveHostCgroup(const std::vector<std::string>& dirs, std::chrono::milliseconds timeout);
 
 }  // namespace lamina::cri

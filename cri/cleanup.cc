@@ -48,7 +48,7 @@ absl::Status CleanUpSandbox(const Config& config, const persist::SandboxState& s
   const absl::Status unmounted = UnmountTree(dir);
   note(unmounted);
   note(TearDownNetwork(state.netns_path));
-  RemoveHostCgroup(state.cgroup_dirs);
+  note(RemoveHostCgroup(state.cgroup_dirs, kKillTimeout));
   // Never through a mount: what is shared belongs to others.
   if (unmounted.ok()) note(FileSystem::Real().RemoveTree(dir));
   const absl::Status released = Release(config, state);

@@ -42,12 +42,15 @@ QemuCommand BuildQemuCommand(const VmSpec& spec) {
   auto& argv = command.argv;
   const auto add = [&](std::initializer_list<std::string> words) { argv.insert(argv.end(), words); };
   add({spec.qemu, "-name", Escape(spec.name), "-nodefaults", "-no-user-config", "-display", "none"});
+  // A guest that panics or resets itself is over: the pod's end must be seen, and a second boot would be
+  // another machine.
+  add({"-no-reboot"});
   add({"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"});
   add({"-machine", "q35,memory-backend=ram,hpet=off,usb=off,vmport=off,smm=off,i8042=off"});
-  if (spec.accel == "kvm") {
-    add({"-accel", "kvm", "-cpu", "host"});
-  } else {
+  if (spec.accel == "tcg") {
     add({"-accel", spec.vcpus == 1 ? "tcg,thread=single" : "tcg,thread=multi", "-cpu", "max"});
+  } else {
+    add({"-accel", Escape(spec.accel), "-cpu", "host"});
   }
   add({"-smp", std::to_string(spec.vcpus)});
   const uint64_t memory_mib = spec.memory_bytes / kMiB;

@@ -21,8 +21,9 @@ using std::chrono::steady_clock;
 absl::Status KillProcess(pid_t pid, uint64_t start_time, std::chrono::milliseconds timeout) {
   if (pid <= 0) return absl::OkStatus();
   const UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
-  // The descriptor names one process for ever: if the start time fits now, it is the right one.
-  if (!pidfd || !ProcessAlive(pid, start_time)) {
+  // The descriptor names one process for ever: if the start time fits now, it is the right one. Also one
+  // whose first thread has ended is waited for: the others may still hold its memory and its cgroup.
+  if (!pidfd || ProcessStartTime(pid).value_or(0) != start_time) {
     waitpid(pid, nullptr, WNOHANG);
     return absl::OkStatus();
   }

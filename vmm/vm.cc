@@ -26,6 +26,7 @@ using std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kCommandTimeout{20};
 constexpr uint32_t kControllers = 4, kLuns = 64;
+constexpr int kEndingMillis = 2000;
 
 std::string LogTail(const std::string& path) {
   const absl::StatusOr<std::string> log = FileSystem::Real().Read(path, 1 << 20);
@@ -120,8 +121,12 @@ absl::StatusOr<std::unique_ptr<Vm>> Vm::Start(const VmSpec& spec, const StartOpt
                                   [&] { return vm->Alive(); });
     status = qmp.status();
     if (qmp.ok()) vm->qmp_ = std::move(*qmp);
-    // QEMU may have ended between its socket and its greeting.
-    if (!status.ok() && !vm->Alive().ok()) status = vm->Alive();
+    if (status.code() == absl::StatusCode::kUnavailable) {
+      // It closed its socket because it is ending: its own words say why.
+      pollfd ended{vm->pidfd_.get(), POLLIN, 0};
+      poll(&ended, 1, kEndingMillis);
+      if (const absl::Status alive = vm->Alive(); !alive.ok()) status = alive;
+    }
   }
   if (!status.ok()) {
     vm->Kill(std::chrono::seconds(5)).IgnoreError();

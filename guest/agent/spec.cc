@@ -149,6 +149,7 @@ absl::StatusOr<PreparedSpec> PrepareSpec(std::string_view spec_json, const SpecC
   linux_section->erase("intelRdt");
   linux_section->erase("mountLabel");
   spec.erase("hooks");
+  if (!spec.contains("mounts")) spec["mounts"] = Json::array();  // optional by the standard, wanted by crun
   if (const auto resources = linux_section->find("resources");
       resources != linux_section->end() && resources->is_object()) {
     AdaptResources(*resources, context.has_huge_pages);

@@ -64,7 +64,7 @@ TEST(Start, AFailureQuotesQemuAndLeavesNothing) {
   VmSpec spec = TestSpec(dir.path());
   spec.kernel = dir / "kernel";
   // PVH is not in it, so QEMU reads it as a bzImage and gives up.
-  EXPECT_THAT(Vm::Start(spec, {}), HasStatus(absl::StatusCode::kUnavailable, "it said: qemu-system-x86_64:"));
+  EXPECT_THAT(Vm::Start(spec, {}), HasStatus(absl::StatusCode::kUnavailable, "it said: qemu"));
   spec = TestSpec(dir.path());
   spec.accel = "none";
   EXPECT_THAT(Vm::Start(spec, {}), HasStatus(absl::StatusCode::kUnavailable, "invalid accelerator none"));

@@ -119,7 +119,7 @@ class NodeStateTest : public ::testing::Test {
   std::string directory_;
   Config config_;
   GatedFileSystem slow_;
-  FaultyFileSystem fs_{slow_};
+  FaultyFileSystem fs_{static_cast<FileSystem&>(slow_)};  // the cast: not a copy of its base
   FakeHost host_;
   FakeClock clock_;
   std::unique_ptr<NodeState> node_;

@@ -59,7 +59,7 @@ TEST(QemuCommandTest, AWholePod) {
       ElementsAre(
           "qemu-system-x86_64", "-name pod-1",
           // Nothing that is not named here.
-          "-nodefaults", "-no-user-config", "-display none",
+          "-nodefaults", "-no-user-config", "-display none", "-no-reboot",
           // A QEMU that was taken over can neither start programs nor gain rights.
           "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
           "-machine q35,memory-backend=ram,hpet=off,usb=off,vmport=off,smm=off,i8042=off",
