@@ -83,8 +83,9 @@ absl::Status Sandbox::MountLayers(const containerd::CreateTaskRequest& request, 
   agent::v1::MountLayersRequest mount;
   std::set<std::string> seen;
   for (const laminad::v1::Placement& placement : placed.placements()) {
-    container.layer_ids.push_back(placement.layer_id());
+    // An image may have the same layer twice; all that the lower one shows, the upper one shows above it.
     if (!seen.insert(placement.layer_id()).second) continue;
+    container.layer_ids.push_back(placement.layer_id());
     agent::v1::Layer* layer = mount.add_layers();
     layer->set_id(placement.layer_id());
     persist::PlacedLayer record{

@@ -197,8 +197,8 @@ class TaskService {
     return response;
   }
 
-  absl::StatusOr<Nothing> Shutdown(const containerd::ShutdownRequest& request) {
-    if (sandbox_.empty()) shut_down_();
+  absl::StatusOr<Nothing> Shutdown(const CallContext& context) {
+    if (sandbox_.empty()) *context.after_answer = shut_down_;
     return Nothing();
   }
 
@@ -239,7 +239,7 @@ void RegisterTaskService(ttrpc::Server& server, Sandbox& sandbox, EventPublisher
     server.Handle<TaskRequest, containerd::StatsResponse>(
         name, "Stats", [service](auto&, auto& r) { return service->Stats(r); });
     server.Handle<containerd::ShutdownRequest, Nothing>(
-        name, "Shutdown", [service](auto&, auto& r) { return service->Shutdown(r); });
+        name, "Shutdown", [service](auto& context, auto&) { return service->Shutdown(context); });
     const auto plain = [](const absl::Status& status) -> absl::StatusOr<Nothing> {
       if (!status.ok()) return status;
       return Nothing();

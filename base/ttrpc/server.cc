@@ -275,7 +275,9 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
       Work work = std::move(queue_.front());
       queue_.pop_front();
       mutex_.Unlock();
-      Answer(*work.connection, work.epoch, work.stream_id, Run(work));
+      std::function<void()> after_answer;
+      Answer(*work.connection, work.epoch, work.stream_id, Run(work, after_answer));
+      if (after_answer) after_answer();
       work = Work();
       mutex_.Lock();
       --busy_;
@@ -286,7 +288,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
     mutex_.Unlock();
   }
 
-  absl::StatusOr<std::string> Run(const Work& work) {
+  absl::StatusOr<std::string> Run(const Work& work, std::function<void()>& after_answer) {
     const Request& request = work.request;
     const auto service = handlers_.find(request.service());
     if (service == handlers_.end()) {
@@ -301,6 +303,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
     context.service = request.service();
     context.method = request.method();
     context.peer_pid = work.connection->peer_pid;
+    context.after_answer = &after_answer;
     if (request.timeout_nano() > 0) {
       context.deadline = steady_clock::now() + std::chrono::nanoseconds(request.timeout_nano());
     }

@@ -23,6 +23,8 @@ struct CallContext {
   std::string ns;                                                 // metadata containerd-namespace-ttrpc
   std::optional<std::chrono::steady_clock::time_point> deadline;  // from timeout_nano
   int peer_pid = 0;                                               // SO_PEERCRED where there is one
+  // What a handler puts here runs once its answer has been written: for what must not outrun the answer.
+  std::function<void()>* after_answer = nullptr;
 };
 
 // payload of the request -> payload of the response. Runs on a thread of its own for the call; may block for

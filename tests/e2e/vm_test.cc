@@ -191,7 +191,8 @@ TEST_F(VmTest, MetricsAgreeWithWhatRuns) {
   EXPECT_GT(mean, 0.05);
   EXPECT_LT(mean, 60);
   double size = 0;
-  for (const json& arena : Get("/v1/arenas")["arenas"]) {
+  const json arenas = Get("/v1/arenas");
+  for (const json& arena : arenas["arenas"]) {
     size += Metric(text, fmt::format("lamina_arena_bytes{{arena=\"{}\",kind=\"size\"}}",
                                      arena["id"].get<std::string>()));
     EXPECT_LE(arena["payload_bytes"].get<double>(), arena["held_bytes"].get<double>());

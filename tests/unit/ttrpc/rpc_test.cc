@@ -66,6 +66,11 @@ class Rpc : public ::testing::Test {
         "s", "Fail", [](const CallContext& c, const ProcessRequest&) -> absl::StatusOr<ProcessRequest> {
           return absl::NotFoundError("no " + c.ns);
         });
+    server_.Handle<ProcessRequest, ProcessRequest>(
+        "s", "Stop", [this](const CallContext& c, const ProcessRequest& r) -> absl::StatusOr<ProcessRequest> {
+          *c.after_answer = [this] { server_.Stop(); };
+          return r;
+        });
     server_.Register("s", "Huge", [](const CallContext&, std::string_view) -> absl::StatusOr<std::string> {
       return std::string(kMaxPayloadBytes + 1, 'x');
     });
@@ -153,6 +158,14 @@ TEST_F(Rpc, StoppingTheServerFailsCalls) {
   EXPECT_THAT(wait.get(), HasStatus(absl::StatusCode::kUnavailable, "peer"));
   EXPECT_FALSE(client_->connected());
   EXPECT_THAT(Call("Echo", ""), HasStatus(absl::StatusCode::kUnavailable, "peer"));
+}
+
+TEST_F(Rpc, WhatMustNotOutrunTheAnswerComesAfterIt) {
+  std::string out;
+  EXPECT_OK(Call("Stop", "the last words", &out));
+  EXPECT_EQ(out, "the last words");
+  server_.Wait();
+  EXPECT_FALSE(Call("Echo", "").ok());
 }
 
 TEST_F(Rpc, DestroyingTheClientFailsItsCalls) {
