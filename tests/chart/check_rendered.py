@@ -35,8 +35,10 @@ def byte_count(text):
     return int(number) * FACTORS[unit]
 
 
-def helm(*arguments):
-    return subprocess.run([HELM, *arguments], capture_output=True, text=True, check=False)
+def helm(command, *arguments):
+    # A helm built from its module has no release's notion of a current Kubernetes.
+    version = ["--kube-version", "1.31.0"] if command in ("template", "lint") else []
+    return subprocess.run([HELM, command, *version, *arguments], capture_output=True, text=True, check=False)
 
 
 def render(values=None, *arguments):
