@@ -1,8 +1,6 @@
 // The metrics as Prometheus sees them: its own linter, its own server.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <sys/wait.h>
 
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -13,6 +11,7 @@
 #include "base/subprocess.h"
 #include "base/units.h"
 #include "tests/integration/node/node_kit.h"
+#include "tests/integration/node/prometheus_kit.h"
 
 namespace lamina::node {
 namespace {
@@ -91,30 +90,13 @@ TEST(LaminadMetrics, APrometheusScrapesThem) {
   ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
   std::vector<std::unique_ptr<Sleeper>> vmms;
   StartPods(laminad, vmms);
-  const std::string directory = laminad.directory(), address = "127.0.0.1:" + std::to_string(FreePort());
-  WriteFile(directory + "/prometheus.yml",
-            fmt::format("global: {{scrape_interval: 1s}}\nscrape_configs:\n- job_name: lamina\n  "
-                        "static_configs: [{{targets: ['{}']}}]\n",
-                        laminad.rest_address()));
-  SpawnOptions options;
-  options.argv = {"prometheus", "--config.file=" + directory + "/prometheus.yml",
-                  "--storage.tsdb.path=" + directory + "/tsdb", "--web.listen-address=" + address,
-                  "--log.level=warn"};
-  options.log_path = directory + "/prometheus.log";
-  const auto prometheus = Spawn(options);
-  ASSERT_TRUE(prometheus.ok()) << prometheus.status();
-  const auto query = [&](const std::string& expression) -> json {
-    const auto result = RunCommand({"curl", "-s", "-G", "--max-time", "5", "--data-urlencode",
-                                    "query=" + expression, "http://" + address + "/api/v1/query"},
-                                   std::chrono::seconds(10));
-    const json answer = json::parse(result.ok() ? result->output : "", nullptr, false);
-    return answer.is_object() && answer.value("status", "") == "success" ? answer["data"]["result"]
-                                                                         : json::array();
-  };
+  Prometheus prometheus(laminad);
+  ASSERT_TRUE(prometheus.Start().ok());
+  const auto query = [&](const std::string& expression) { return prometheus.Query(expression); };
   EXPECT_TRUE(Eventually([&] {
     const json result = query("lamina_sandboxes");
     return !result.empty() && result[0]["value"][1] == std::to_string(kPods);
-  })) << FileSystem::Real().Read(directory + "/prometheus.log", 1 << 20).value_or("");
+  })) << prometheus.Log();
   EXPECT_EQ(query("up{job=\"lamina\"}")[0]["value"][1], "1");
   EXPECT_EQ(query("count(lamina_sandbox_memory_bytes{kind=\"configured\"})")[0]["value"][1],
             std::to_string(kPods));
@@ -125,9 +107,6 @@ TEST(LaminadMetrics, APrometheusScrapesThem) {
             std::to_string(kPods * 256 * kMiB));
   EXPECT_EQ(query("lamina_sandbox_boot_seconds_count{phase=\"total\"}")[0]["value"][1],
             std::to_string(kPods));
-  kill(*prometheus, SIGTERM);
-  int status = 0;
-  waitpid(*prometheus, &status, 0);
 }
 
 TEST(LaminadMetrics, LaminadStaysSmall) {
