@@ -15,11 +15,17 @@
 namespace lamina::cri {
 namespace {
 
+using std::chrono::steady_clock;
+
 constexpr std::chrono::seconds kAgentTimeout{30};
 constexpr std::chrono::seconds kMountTimeout{60};
 constexpr std::chrono::minutes kPlaceTimeout{10};
 constexpr std::chrono::seconds kDrainTimeout{5};
 constexpr size_t kWatchStackBytes = 64 * 1024;
+
+double Seconds(steady_clock::time_point from, steady_clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
 
 agent::v1::ProcessRequest Name(const std::string& id, const std::string& exec_id) {
   agent::v1::ProcessRequest request;
@@ -75,7 +81,9 @@ absl::Status Sandbox::MountLayers(const containerd::CreateTaskRequest& request, 
     MutexLock lock(mutex_);
     place.set_generation(state_.claim_generation);
   }
+  const auto begin = steady_clock::now();
   RETURN_IF_ERROR(CallLaminad("PlaceLayers", place, &placed, kPlaceTimeout));
+  const auto in_place = steady_clock::now();
   if (placed.placements_size() != place.sources_size()) {
     return MakeStatus(absl::StatusCode::kInternal, "laminad placed {} of {} layers", placed.placements_size(),
                       place.sources_size());
@@ -120,7 +128,18 @@ absl::Status Sandbox::MountLayers(const containerd::CreateTaskRequest& request, 
     if (!known) state_.layers.push_back(record);
     state_.arenas = vm_->attached_arenas();
   }
-  return Annotate(CallAgent("MountLayers", mount, nullptr, kMountTimeout), "mount the image's layers");
+  const auto attached_all = steady_clock::now();
+  agent::v1::MountLayersResponse mounted;
+  RETURN_IF_ERROR(
+      Annotate(CallAgent("MountLayers", mount, &mounted, kMountTimeout), "mount the image's layers"));
+  double waited = 0;
+  for (const agent::v1::LayerResult& result : mounted.results()) waited += result.wait_device_seconds();
+  LogInfo(
+      "container {} has its layers: placed in {:.3f} s, attached in {:.3f} s, mounted in {:.3f} s, of which "
+      "the guest waited {:.3f} s for devices",
+      container.id, Seconds(begin, in_place), Seconds(in_place, attached_all),
+      Seconds(attached_all, steady_clock::now()), waited);
+  return absl::OkStatus();
 }
 
 absl::Status Sandbox::UnmountLayers(const Container& container) {

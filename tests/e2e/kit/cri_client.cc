@@ -146,7 +146,7 @@ absl::StatusOr<std::string> CriClient::RunPod(const PodSpec& spec, seconds timeo
   for (const auto& [key, value] : spec.sysctls) (*linux_config.mutable_sysctls())[key] = value;
   auto& security = *linux_config.mutable_security_context();
   security.mutable_namespace_options()->set_network(spec.host_network ? cri::NODE : cri::POD);
-  security.mutable_namespace_options()->set_pid(cri::CONTAINER);
+  security.mutable_namespace_options()->set_pid(spec.share_processes ? cri::POD : cri::CONTAINER);
   security.set_privileged(spec.privileged);
   security.mutable_seccomp()->set_profile_type(cri::SecurityProfile::RuntimeDefault);
   if (Any(spec.resources)) Fill(spec.resources, *linux_config.mutable_resources());
@@ -252,9 +252,9 @@ absl::StatusOr<std::string> CriClient::CreateContainer(const std::string& pod, c
   config.set_tty(spec.tty);
   Fill(spec.resources, *config.mutable_linux()->mutable_resources());
   auto& security = *config.mutable_linux()->mutable_security_context();
-  security.mutable_namespace_options()->set_network(
-      request.sandbox_config().linux().security_context().namespace_options().network());
-  security.mutable_namespace_options()->set_pid(cri::CONTAINER);
+  const auto& of_pod = request.sandbox_config().linux().security_context().namespace_options();
+  security.mutable_namespace_options()->set_network(of_pod.network());
+  security.mutable_namespace_options()->set_pid(of_pod.pid());
   security.set_privileged(spec.privileged);
   if (spec.user) security.mutable_run_as_user()->set_value(*spec.user);
   if (spec.group) security.mutable_run_as_group()->set_value(*spec.group);

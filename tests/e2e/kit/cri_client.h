@@ -35,7 +35,8 @@ struct PodSpec {
   std::vector<std::string> dns_servers, dns_searches, dns_options;
   std::map<int, int> host_ports;  // TCP: on the host -> in the pod
   bool host_network = false;
-  bool privileged = false;  // privileged containers are allowed
+  bool privileged = false;       // privileged containers are allowed
+  bool share_processes = false;  // one PID namespace for the pod's containers
 };
 
 struct MountSpec {
