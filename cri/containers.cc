@@ -9,6 +9,7 @@
 #include "base/status.h"
 #include "base/ttrpc/thread.h"
 #include "cri/cleanup.h"
+#include "cri/rootfs.h"
 #include "cri/sandbox.h"
 #include "cri/volumes.h"
 
@@ -34,43 +35,19 @@ agent::v1::ProcessRequest Name(const std::string& id, const std::string& exec_id
   return request;
 }
 
-// The image's layers from the snapshotter's mount, topmost first.
-absl::StatusOr<std::vector<std::string>> LayerSources(const containerd::CreateTaskRequest& request) {
-  std::vector<std::string> sources;
-  for (const containerd::Mount& mount : request.rootfs()) {
-    if (mount.type() == "overlay") {
-      for (const std::string& option : mount.options()) {
-        if (option.rfind("lowerdir=", 0) != 0) continue;
-        for (size_t start = 9; start <= option.size();) {
-          const size_t end = std::min(option.find(':', start), option.size());
-          if (end > start) sources.push_back(option.substr(start, end - start));
-          start = end + 1;
-        }
-      }
-    } else if (mount.type() == "bind" || mount.type() == "erofs") {
-      sources.push_back(mount.source());
-    } else {
-      return InvalidArgument(
-          "rootfs mount of type \"{}\" ({}): Lamina takes overlay, bind and erofs; use the overlayfs "
-          "snapshotter",
-          mount.type(), mount.source());
-    }
-  }
-  if (sources.empty())
-    return absl::InvalidArgumentError("the container has no image layers: its rootfs mounts are empty");
-  return sources;
-}
-
 }  // namespace
 
 absl::Status Sandbox::MountLayers(const containerd::CreateTaskRequest& request, Container& container) {
-  ASSIGN_OR_RETURN(const std::vector<std::string> sources, LayerSources(request));
+  ASSIGN_OR_RETURN(const std::vector<std::string> sources, LayerSources(request.rootfs(), ReadHostMounts()));
   laminad::v1::PlaceLayersRequest place;
   laminad::v1::PlaceLayersResponse placed;
   place.set_sandbox_id(id_);
   for (const std::string& source : sources) place.add_sources(source);
-  const std::vector<std::string> attached = vm_->attached_arenas();
-  for (const std::string& arena : attached) place.add_attached_arenas(arena);
+  const std::vector<vmm::ArenaDevice> attached = vm_->arenas();
+  for (const vmm::ArenaDevice& arena : attached) {
+    place.add_attached()->set_id(arena.id);
+    place.mutable_attached(place.attached_size() - 1)->set_bytes(arena.bytes);
+  }
   // One port stays for the first SCSI controller.
   const size_t ports = vm_->free_ports();
   const size_t left = config_.layers.max_arenas_per_pod > attached.size()
@@ -94,6 +71,21 @@ absl::Status Sandbox::MountLayers(const containerd::CreateTaskRequest& request, 
     // An image may have the same layer twice; all that the lower one shows, the upper one shows above it.
     if (!seen.insert(placement.layer_id()).second) continue;
     container.layer_ids.push_back(placement.layer_id());
+    persist::PlacedLayer mounted;  // by another container of the pod: it stays where it is
+    {
+      MutexLock lock(mutex_);
+      const uint32_t others = layer_users_[placement.layer_id()]++;
+      const auto known = std::find_if(state_.layers.begin(), state_.layers.end(),
+                                      [&](const auto& l) { return l.id == placement.layer_id(); });
+      if (others > 0 && known != state_.layers.end()) mounted = *known;
+    }
+    if (!mounted.id.empty()) {
+      if (mounted.kind == "scsi") {
+        ASSIGN_OR_RETURN(const uint64_t reservation, vm_->scsi().Reserve(mounted.image_path));
+        container.disks.push_back(reservation);
+      }
+      continue;
+    }
     agent::v1::Layer* layer = mount.add_layers();
     layer->set_id(placement.layer_id());
     persist::PlacedLayer record{
@@ -102,15 +94,17 @@ absl::Status Sandbox::MountLayers(const containerd::CreateTaskRequest& request, 
     if (placement.kind() == laminad::v1::Placement::VPMEM) {
       ASSIGN_OR_RETURN(
           const std::string path,
-          vm_->AttachArena({placement.arena().id(), placement.arena().path(), placement.arena().bytes()}));
+          vm_->AttachArena({placement.arena().id(), placement.arena().path(), placement.arena().bytes()},
+                           placement.offset() + placement.payload_bytes()));
       layer->mutable_pmem()->set_pci_path(path);
       layer->mutable_pmem()->set_offset(placement.offset());
       layer->mutable_pmem()->set_size(placement.payload_bytes());
       record.kind = "vpmem";
       record.device = path;
     } else if (placement.kind() == laminad::v1::Placement::SCSI) {
-      ASSIGN_OR_RETURN(const vmm::DiskPlace disk, vm_->AttachDisk(placement.image_path()));
-      container.disks.push_back(placement.image_path());
+      ASSIGN_OR_RETURN(const uint64_t reservation, vm_->scsi().Reserve(placement.image_path()));
+      container.disks.push_back(reservation);
+      ASSIGN_OR_RETURN(const vmm::DiskPlace disk, vm_->scsi().Map(reservation));
       layer->mutable_scsi()->set_pci_path(disk.pci_path);
       layer->mutable_scsi()->set_target(disk.target);
       layer->mutable_scsi()->set_lun(disk.lun);
@@ -122,18 +116,21 @@ absl::Status Sandbox::MountLayers(const containerd::CreateTaskRequest& request, 
       return absl::InternalError("laminad answered a layer without a place");
     }
     MutexLock lock(mutex_);
-    ++layer_users_[placement.layer_id()];
     const bool known = std::any_of(state_.layers.begin(), state_.layers.end(),
                                    [&](const auto& l) { return l.id == record.id; });
     if (!known) state_.layers.push_back(record);
-    state_.arenas = vm_->attached_arenas();
+    std::set<std::string> arenas;
+    for (const vmm::ArenaDevice& arena : vm_->arenas()) arenas.insert(arena.id);
+    state_.arenas.assign(arenas.begin(), arenas.end());
   }
   const auto attached_all = steady_clock::now();
-  agent::v1::MountLayersResponse mounted;
-  RETURN_IF_ERROR(
-      Annotate(CallAgent("MountLayers", mount, &mounted, kMountTimeout), "mount the image's layers"));
   double waited = 0;
-  for (const agent::v1::LayerResult& result : mounted.results()) waited += result.wait_device_seconds();
+  if (mount.layers_size() > 0) {
+    agent::v1::MountLayersResponse mounted;
+    RETURN_IF_ERROR(
+        Annotate(CallAgent("MountLayers", mount, &mounted, kMountTimeout), "mount the image's layers"));
+    for (const agent::v1::LayerResult& result : mounted.results()) waited += result.wait_device_seconds();
+  }
   LogInfo(
       "container {} has its layers: placed in {:.3f} s, attached in {:.3f} s, mounted in {:.3f} s, of which "
       "the guest waited {:.3f} s for devices",
@@ -159,10 +156,9 @@ absl::Status Sandbox::UnmountLayers(const Container& container) {
   }
   absl::Status status;
   if (request.ids_size() > 0) status = CallAgent("UnmountLayers", request, nullptr, kMountTimeout);
-  for (const std::string& disk : container.disks) {
-    const absl::Status detached = vm_->DetachDisk(disk);
-    if (status.ok()) status = detached;
-  }
+  // A disk that the guest has not let go of stays until the VM's end.
+  if (!status.ok()) return status;
+  for (const uint64_t reservation : container.disks) status.Update(vm_->scsi().Unmap(reservation));
   return status;
 }
 

@@ -58,7 +58,8 @@ class Sandbox {
     std::string id, bundle;
     std::shared_ptr<Process> init;
     std::map<std::string, std::shared_ptr<Process>> execs;
-    std::vector<std::string> layer_ids, volumes, disks;
+    std::vector<std::string> layer_ids, volumes;
+    std::vector<uint64_t> disks;  // reservations
   };
 
   absl::Status BuildVm(const BundleSpec& spec, laminad::v1::ReadyRequest& ready);

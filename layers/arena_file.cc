@@ -52,13 +52,13 @@ absl::Status CreateArenaFile(const std::string& path, uint64_t bytes) {
   return absl::OkStatus();
 }
 
-absl::Status CopyIntoArena(const std::string& path, uint64_t offset, const std::string& image, uint64_t bytes,
-                           const std::string& digest) {
-  UniqueFd from(open(image.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!from) return ErrnoStatus(errno, "open " + image);
+absl::Status CopyIntoArena(const std::string& path, uint64_t offset, const std::string& from_path,
+                           uint64_t from_offset, uint64_t bytes, const std::string& digest) {
+  UniqueFd from(open(from_path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!from) return ErrnoStatus(errno, "open " + from_path);
   UniqueFd to(open(path.c_str(), O_WRONLY | O_CLOEXEC));
   if (!to) return ErrnoStatus(errno, "open arena " + path);
-  absl::Status status = CopyRange(from.get(), 0, to.get(), offset, bytes, "arena " + path);
+  absl::Status status = CopyRange(from.get(), from_offset, to.get(), offset, bytes, "arena " + path);
   if (status.ok()) {
     const absl::StatusOr<std::string> found = DigestOf(path, offset, bytes);
     status = found.status();

@@ -9,21 +9,47 @@
 
 namespace lamina::layers {
 
-bool LayerStore::CanUse(const PlaceRequest& request, const std::string& arena_id) const {
-  return request.attached_arenas.count(arena_id) != 0 || request.free_arena_slots > 0;
+// Whether the VM sees the region, or can take one more window to see it, which it then takes.
+bool LayerStore::Reach(Devices& devices, const Arena& arena, const Region& region) const {
+  const auto it = devices.windows.find(arena.id);
+  if (it != devices.windows.end() && EndOf(region) <= it->second) return true;
+  if (devices.free == 0) return false;
+  --devices.free;
+  devices.windows[arena.id] = arena.bytes;  // SetWindowsLocked says how large it really is
+  return true;
+}
+
+void LayerStore::SetWindowsLocked(const PlaceRequest& request, std::vector<Placement>& placements) const {
+  std::map<std::string, uint64_t> ends;
+  for (const Placement& p : placements) {
+    if (p.kind != PlacementKind::kVpmem) continue;
+    uint64_t& end = ends[p.arena_id];
+    end = std::max(end, EndOf({{}, p.offset, p.held_bytes, p.payload_bytes}));
+  }
+  for (Placement& p : placements) {
+    if (p.kind != PlacementKind::kVpmem) continue;
+    const auto had = request.attached_arenas.find(p.arena_id);
+    const uint64_t before = had == request.attached_arenas.end() ? 0 : had->second;
+    const uint64_t end = ends[p.arena_id];
+    // A second window on the same arena is at least twice the first, so that a VM needs few of them.
+    p.arena_bytes = end <= before
+                        ? before
+                        : std::min(arenas_.at(p.arena_id)->bytes,
+                                   std::max((end + kWindowStep - 1) / kWindowStep * kWindowStep, 2 * before));
+  }
 }
 
 bool LayerStore::Ours(const std::string& path) const { return path.rfind(options_.dir + "/", 0) == 0; }
 
-LayerStore::Entry* LayerStore::FindRegionLocked(const PlaceRequest& request, const std::string& digest,
-                                                Arena*& arena) {
+LayerStore::Entry* LayerStore::FindRegionLocked(const PlaceRequest& request, Devices& devices,
+                                                const std::string& digest, Arena*& arena) {
   for (const bool attached : {true, false}) {
     for (auto& [id, candidate] : arenas_) {
-      if (candidate->domain != request.domain || (request.attached_arenas.count(id) != 0) != attached ||
-          !CanUse(request, id))
-        continue;
+      if (candidate->domain != request.domain || (devices.windows.count(id) != 0) != attached) continue;
       const auto it = candidate->regions.find(digest);
-      if (it == candidate->regions.end() || !it->second.ready) continue;
+      if (it == candidate->regions.end() || !it->second.ready ||
+          !Reach(devices, *candidate, it->second.region))
+        continue;
       arena = candidate.get();
       return &it->second;
     }
@@ -31,10 +57,17 @@ LayerStore::Entry* LayerStore::FindRegionLocked(const PlaceRequest& request, con
   return nullptr;
 }
 
-absl::Status LayerStore::UseLocked(std::set<std::string>& users, const std::string& sandbox_id) {
-  if (!users.insert(sandbox_id).second && !unsaved_) return absl::OkStatus();
-  ++counters_.reuses;
-  return SaveLocked();
+absl::Status LayerStore::SaveFor(const Devices& devices) {
+  if (!devices.save_later) return SaveLocked();
+  unsaved_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status LayerStore::UseLocked(const Devices& devices, std::set<std::string>& users,
+                                   const std::string& sandbox_id) {
+  const bool added = users.insert(sandbox_id).second;
+  if (added) ++counters_.reuses;
+  return added || unsaved_ ? SaveFor(devices) : absl::OkStatus();
 }
 
 void LayerStore::DropDiskLocked(const std::string& key) {
@@ -75,21 +108,25 @@ bool LayerStore::EvictOneLocked(Arena& arena) {
   return true;
 }
 
-LayerStore::Arena* LayerStore::FindRoomLocked(const PlaceRequest& request, uint64_t bytes, Region& region,
-                                              std::string& why_not, absl::Status& error) {
+LayerStore::Arena* LayerStore::FindRoomLocked(const PlaceRequest& request, Devices& devices, uint64_t bytes,
+                                              Region& region, std::string& why_not, absl::Status& error) {
   // What the VM has, then what the domain has; without eviction, then with it; a new arena comes before
   // evicting from one not attached.
   for (const bool evict : {false, true}) {
     for (const bool attached : {true, false}) {
       for (auto& [id, arena] : arenas_) {
-        if (arena->domain != request.domain || (request.attached_arenas.count(id) != 0) != attached ||
-            !CanUse(request, id))
+        if (arena->domain != request.domain || (devices.windows.count(id) != 0) != attached ||
+            (!attached && devices.free == 0))
           continue;
         do {
           absl::StatusOr<Region> found = arena->pool->Allocate(bytes);
-          if (found.ok()) {
+          if (found.ok() && Reach(devices, *arena, *found)) {
             region = *found;
             return arena.get();
+          }
+          if (found.ok()) {  // beyond what the VM sees
+            arena->pool->Release(found->handle).IgnoreError();
+            break;
           }
           if (found.status().code() != absl::StatusCode::kResourceExhausted) {
             why_not = Message(found.status());
@@ -103,7 +140,7 @@ LayerStore::Arena* LayerStore::FindRoomLocked(const PlaceRequest& request, uint6
           return item.second->domain == request.domain;
         }));
     const bool full = options_.max_arenas_per_domain != 0 && have >= options_.max_arenas_per_domain;
-    if (evict || full || request.free_arena_slots == 0) continue;
+    if (evict || full || devices.free == 0) continue;
     auto arena = std::make_unique<Arena>();
     arena->id = fmt::format("arena-{}", next_arena_++);
     arena->domain = request.domain;
@@ -118,13 +155,13 @@ LayerStore::Arena* LayerStore::FindRoomLocked(const PlaceRequest& request, uint6
     absl::StatusOr<Region> found = arena->pool->Allocate(bytes);
     Arena* raw = arena.get();
     arenas_[arena->id] = std::move(arena);
-    if (found.ok()) {
+    if (found.ok() && Reach(devices, *raw, *found)) {
       region = *found;
       return raw;
     }
   }
-  why_not = request.free_arena_slots == 0 ? "no room in the attached arenas and no device slot for another"
-                                          : "no room in the domain's arenas";
+  why_not = devices.free == 0 ? "no room in the attached arenas and no device slot for another"
+                              : "no room in the domain's arenas";
   return nullptr;
 }
 
@@ -222,8 +259,11 @@ std::vector<ArenaInfo> LayerStore::arenas() const {
   std::vector<ArenaInfo> all;
   for (const auto& [id, arena] : arenas_) {
     const PoolStats stats = arena->pool->stats();
-    ArenaInfo info{id, arena->domain, arena->path, arena->bytes, stats.held_bytes, stats.payload_bytes, {}};
+    ArenaInfo info{id, arena->domain, arena->path, arena->bytes, stats.held_bytes, stats.payload_bytes, 0,
+                   {}};
     for (const auto& [digest, entry] : arena->regions) {
+      const uint64_t end = (EndOf(entry.region) + kWindowStep - 1) / kWindowStep * kWindowStep;
+      info.window_bytes = std::min(arena->bytes, std::max(info.window_bytes, end));
       info.regions.push_back(
           {digest, entry.region.offset, entry.region.held_bytes, entry.region.payload_bytes, entry.users});
     }
@@ -248,7 +288,8 @@ std::vector<ArenaInfo> LayerStore::ArenasOf(const std::string& domain, size_t li
 std::vector<DiskInfo> LayerStore::disks() const {
   MutexLock lock(mutex_);
   std::vector<DiskInfo> all;
-  for (const auto& [key, disk] : disks_) all.push_back({disk->digest, disk->path, disk->bytes, disk->users});
+  for (const auto& [key, disk] : disks_)
+    all.push_back({disk->digest, disk->path, disk->why, disk->bytes, disk->users});
   return all;
 }
 

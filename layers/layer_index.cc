@@ -80,6 +80,7 @@ absl::Status LayerStore::SaveLocked() {
   for (const auto& [key, disk] : disks_) {
     disks.push_back({{"digest", disk->digest},
                      {"path", disk->path},
+                     {"why", disk->why},
                      {"bytes", disk->bytes},
                      {"last_use", disk->last_use},
                      {"users", disk->users}});
@@ -167,6 +168,7 @@ absl::Status LayerStore::Load() {
     const std::string digest = Text(object, "digest");
     disk->digest = digest;
     disk->path = Text(object, "path");
+    disk->why = Text(object, "why");
     const bool ours = disk->path.empty() || Ours(disk->path);
     if (ours) disk->path = options_.dir + "/" + digest + ".erofs";
     disk->bytes = Number(object, "bytes");

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <thread>
 
 #include "base/log.h"
 #include "base/status.h"
@@ -68,6 +69,15 @@ std::string LayerStore::KnownDigestLocked(const std::string& key) const {
 }
 
 absl::StatusOr<Placement> LayerStore::Place(const PlaceRequest& request) {
+  Devices devices{request.attached_arenas, request.free_arena_slots, false};
+  ASSIGN_OR_RETURN(Placement placement, PlaceOne(request, devices));
+  std::vector<Placement> one = {std::move(placement)};
+  MutexLock lock(mutex_);
+  SetWindowsLocked(request, one);
+  return std::move(one[0]);
+}
+
+absl::StatusOr<Placement> LayerStore::PlaceOne(const PlaceRequest& request, Devices& devices) {
   if (request.sandbox_id.empty() || request.domain.empty())
     return absl::InvalidArgumentError("place: no sandbox or domain");
   bool is_directory = false;
@@ -91,7 +101,7 @@ absl::StatusOr<Placement> LayerStore::Place(const PlaceRequest& request) {
     }
     flights_[key] = flight;
   }
-  absl::StatusOr<Placement> placed = PlaceAlone(request, key, is_directory);
+  absl::StatusOr<Placement> placed = PlaceAlone(request, devices, key, is_directory);
   MutexLock lock(mutex_);
   flight->landed = true;
   flight->error = placed.status();
@@ -100,8 +110,8 @@ absl::StatusOr<Placement> LayerStore::Place(const PlaceRequest& request) {
   return placed;
 }
 
-absl::StatusOr<Placement> LayerStore::PlaceAlone(const PlaceRequest& request, const std::string& key,
-                                                 bool is_directory) {
+absl::StatusOr<Placement> LayerStore::PlaceAlone(const PlaceRequest& request, Devices& devices,
+                                                 const std::string& key, bool is_directory) {
   Placement placement;
   std::string known, why_scsi;
   {
@@ -109,10 +119,10 @@ absl::StatusOr<Placement> LayerStore::PlaceAlone(const PlaceRequest& request, co
     known = KnownDigestLocked(key);
   }
   if (options_.vpmem && !known.empty()) {
-    ASSIGN_OR_RETURN(const bool found, PlaceInArena(request, known, nullptr, placement, why_scsi));
+    ASSIGN_OR_RETURN(const bool found, PlaceInArena(request, devices, known, nullptr, placement, why_scsi));
     if (found) return placement;
   }
-  ASSIGN_OR_RETURN(Obtained obtained, Obtain(request.source, key, is_directory, placement));
+  ASSIGN_OR_RETURN(Obtained obtained, Obtain(request, key, is_directory, placement));
   struct Cleanup {
     LayerStore& store;
     Obtained& obtained;
@@ -132,11 +142,11 @@ absl::StatusOr<Placement> LayerStore::PlaceAlone(const PlaceRequest& request, co
     why_scsi = fmt::format("{} is over the maximum layer size of {}", FormatBytes(bytes), FormatBytes(most));
   } else {
     ASSIGN_OR_RETURN(const bool placed,
-                     PlaceInArena(request, obtained.image.digest, &obtained, placement, why_scsi));
+                     PlaceInArena(request, devices, obtained.image.digest, &obtained, placement, why_scsi));
     if (placed) return placement;
   }
   placement.why_scsi = why_scsi;
-  return PlaceAsDisk(request, obtained, placement);
+  return PlaceAsDisk(request, devices, obtained, placement);
 }
 
 bool LayerStore::CopyFromOtherDomain(const std::string& digest, const std::string& to, Image& image) {
@@ -172,8 +182,9 @@ bool LayerStore::CopyFromOtherDomain(const std::string& digest, const std::strin
   return copied;
 }
 
-absl::StatusOr<LayerStore::Obtained> LayerStore::Obtain(const std::string& source, const std::string& key,
+absl::StatusOr<LayerStore::Obtained> LayerStore::Obtain(const PlaceRequest& request, const std::string& key,
                                                         bool is_directory, Placement& placement) {
+  const std::string& source = request.source;
   Obtained result;
   std::string digest, temp;
   bool verified = false;
@@ -209,17 +220,47 @@ absl::StatusOr<LayerStore::Obtained> LayerStore::Obtain(const std::string& sourc
     digests_[key] = result.image.digest;
     return result;
   }
+  ASSIGN_OR_RETURN(result.image, Convert(request, key, digest, temp, placement));
+  result.temporary = temp;
+  result.made = true;
+  MutexLock lock(mutex_);
+  digests_[key] = result.image.digest;
+  return result;
+}
+
+absl::StatusOr<Image> LayerStore::Convert(const PlaceRequest& request, const std::string& key,
+                                          const std::string& digest, const std::string& to,
+                                          Placement& placement) {
+  const std::string& source = request.source;
   {
+    // All sandboxes' conversions share the cores; who waits here has the layer's flight, so nobody else
+    // begins.
     MutexLock lock(mutex_);
-    ++counters_.converting;
+    const size_t most = options_.max_conversions != 0
+                            ? options_.max_conversions
+                            : std::max<size_t>(2, std::thread::hardware_concurrency());
+    while (converting_.size() >= most) flight_ended_.Wait(mutex_);
+    converting_[to] = {source, steady_clock::now()};
+    counters_.converting = converting_.size();
   }
   const auto start = steady_clock::now();
   absl::StatusOr<Image> image = Image();
-  const bool copied = !digest.empty() && CopyFromOtherDomain(digest, temp, *image);
-  if (!copied) image = maker_(source, temp);
+  const bool copied = !digest.empty() && CopyFromOtherDomain(digest, to, *image);
+  if (!copied) {
+    image = maker_(source, to);
+    // A snapshot that went meanwhile may have been read in part.
+    bool is_directory = false;
+    const absl::StatusOr<std::string> after = SourceKey(source, is_directory);
+    if (image.ok() && (!after.ok() || *after != key)) {
+      fs_.Remove(to).IgnoreError();
+      image = MakeStatus(absl::StatusCode::kNotFound, "layer {} was removed while it was converted", source);
+    }
+  }
   placement.convert_seconds = SecondsSince(start);
   MutexLock lock(mutex_);
-  --counters_.converting;
+  converting_.erase(to);
+  counters_.converting = converting_.size();
+  flight_ended_.NotifyAll();
   if (!image.ok()) {
     ++counters_.conversion_failures;
     return image.status();
@@ -229,11 +270,31 @@ absl::StatusOr<LayerStore::Obtained> LayerStore::Obtain(const std::string& sourc
     LogInfo("layer {} converted: {} bytes in {:.2f} s as {}", source, image->bytes, placement.convert_seconds,
             image->digest);
   }
-  digests_[key] = image->digest;
-  result.image = std::move(*image);
-  result.temporary = temp;
-  result.made = true;
-  return result;
+  return image;
+}
+
+std::vector<ConversionInfo> LayerStore::conversions() const {
+  std::map<std::string, Conversion> now;
+  {
+    MutexLock lock(mutex_);
+    now = converting_;
+  }
+  std::vector<ConversionInfo> all;
+  for (const auto& [path, conversion] : now) {
+    struct stat info {};
+    const bool there = stat(path.c_str(), &info) == 0;
+    all.push_back(
+        {conversion.source, SecondsSince(conversion.start), there ? static_cast<uint64_t>(info.st_size) : 0});
+  }
+  return all;
+}
+
+void LayerStore::LogProgress() const {
+  for (const ConversionInfo& one : conversions()) {
+    if (one.seconds < 10) continue;
+    LogInfo("layer {}: being converted for {:.0f} s, {} MiB of its image written", one.source, one.seconds,
+            one.bytes >> 20);
+  }
 }
 
 bool LayerStore::CheckRegion(const PlaceRequest& request, const Placement& placement) {
@@ -266,9 +327,9 @@ bool LayerStore::CheckRegion(const PlaceRequest& request, const Placement& place
   return false;
 }
 
-absl::StatusOr<bool> LayerStore::PlaceInArena(const PlaceRequest& request, const std::string& digest,
-                                              const Obtained* obtained, Placement& placement,
-                                              std::string& why_not) {
+absl::StatusOr<bool> LayerStore::PlaceInArena(const PlaceRequest& request, Devices& devices,
+                                              const std::string& digest, const Obtained* obtained,
+                                              Placement& placement, std::string& why_not) {
   const std::string tag = digest + "|" + request.domain;
   for (;;) {
     {
@@ -276,17 +337,16 @@ absl::StatusOr<bool> LayerStore::PlaceInArena(const PlaceRequest& request, const
       while (filling_.count(tag) != 0) flight_ended_.Wait(mutex_);
       Arena* arena = nullptr;
       Region region;
-      Entry* entry = FindRegionLocked(request, digest, arena);
+      Entry* entry = FindRegionLocked(request, devices, digest, arena);
       const bool found = entry != nullptr;
       if (!found) {
         if (obtained == nullptr) return false;
         absl::Status error;
-        arena = FindRoomLocked(request, obtained->image.bytes, region, why_not, error);
+        arena = FindRoomLocked(request, devices, obtained->image.bytes, region, why_not, error);
         RETURN_IF_ERROR(error);
         if (arena == nullptr) return false;
         entry = &arena->regions[digest];
         entry->region = region;
-        entry->users = {request.sandbox_id};
         filling_.insert(tag);
       }
       entry->last_use = use_clock_++;
@@ -294,13 +354,13 @@ absl::StatusOr<bool> LayerStore::PlaceInArena(const PlaceRequest& request, const
       placement.kind = PlacementKind::kVpmem;
       placement.arena_id = arena->id;
       placement.arena_path = arena->path;
-      placement.arena_bytes = arena->bytes;
       placement.offset = entry->region.offset;
       placement.held_bytes = entry->region.held_bytes;
       placement.payload_bytes = entry->region.payload_bytes;
       placement.reused = found && (obtained == nullptr || !obtained->made);
+      placement.new_user = placement.new_user || entry->users.count(request.sandbox_id) == 0;
       if (found && entry->verified) {
-        RETURN_IF_ERROR(UseLocked(entry->users, request.sandbox_id));
+        RETURN_IF_ERROR(UseLocked(devices, entry->users, request.sandbox_id));
         return true;
       }
       entry->users.insert(request.sandbox_id);
@@ -310,24 +370,24 @@ absl::StatusOr<bool> LayerStore::PlaceInArena(const PlaceRequest& request, const
     if (!CheckRegion(request, placement)) continue;
     MutexLock lock(mutex_);
     ++counters_.reuses;
-    RETURN_IF_ERROR(SaveLocked());
+    RETURN_IF_ERROR(SaveFor(devices));
     return true;
   }
-  return FillRegion(request, obtained->image, placement);
+  return FillRegion(request, devices, obtained->image, placement);
 }
 
-absl::StatusOr<bool> LayerStore::FillRegion(const PlaceRequest& request, const Image& image,
-                                            Placement& placement) {
+absl::StatusOr<bool> LayerStore::FillRegion(const PlaceRequest& request, const Devices& devices,
+                                            const Image& image, Placement& placement) {
   const auto start = steady_clock::now();
   absl::Status status =
-      CopyIntoArena(placement.arena_path, placement.offset, image.path, image.bytes, image.digest);
+      CopyIntoArena(placement.arena_path, placement.offset, image.path, 0, image.bytes, image.digest);
   placement.copy_seconds = SecondsSince(start);
   MutexLock lock(mutex_);
   Arena& arena = *arenas_.at(placement.arena_id);
   if (status.ok()) {
     Entry& entry = arena.regions.at(image.digest);
     entry.ready = entry.verified = true;
-    status = SaveLocked();
+    status = SaveFor(devices);
   }
   filling_.erase(image.digest + "|" + request.domain);
   flight_ended_.NotifyAll();
@@ -340,8 +400,8 @@ absl::StatusOr<bool> LayerStore::FillRegion(const PlaceRequest& request, const I
   return true;
 }
 
-absl::StatusOr<Placement> LayerStore::PlaceAsDisk(const PlaceRequest& request, Obtained& obtained,
-                                                  Placement placement) {
+absl::StatusOr<Placement> LayerStore::PlaceAsDisk(const PlaceRequest& request, const Devices& devices,
+                                                  Obtained& obtained, Placement placement) {
   MutexLock lock(mutex_);
   const Image& image = obtained.image;
   // Our image is known by its content; a snapshotter's blob is used where it is, for as long as it is there.
@@ -358,10 +418,12 @@ absl::StatusOr<Placement> LayerStore::PlaceAsDisk(const PlaceRequest& request, O
     disk->digest = image.digest;
     disk->path = ours ? options_.dir + "/" + image.digest + ".erofs" : image.path;
     disk->bytes = image.bytes;
+    disk->why = placement.why_scsi;
     it = disks_.emplace(key, std::move(disk)).first;
     ++counters_.placed_scsi;
   }
   Disk& disk = *it->second;
+  placement.new_user = disk.users.count(request.sandbox_id) == 0;
   absl::Status status;
   if (!obtained.temporary.empty() && (fresh || !disk.verified)) {
     status = fs_.Rename(obtained.temporary, disk.path);  // also over one that was found damaged
@@ -373,9 +435,9 @@ absl::StatusOr<Placement> LayerStore::PlaceAsDisk(const PlaceRequest& request, O
     placement.image_path = disk.path;
     if (fresh) {
       disk.users = {request.sandbox_id};
-      status = SaveLocked();
+      status = SaveFor(devices);
     } else {
-      status = UseLocked(disk.users, request.sandbox_id);
+      status = UseLocked(devices, disk.users, request.sandbox_id);
     }
   }
   if (status.ok()) return placement;

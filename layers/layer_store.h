@@ -26,6 +26,7 @@ struct StoreOptions {
   bool vpmem = true;
   uint64_t idle_budget_bytes = 4ULL << 30;
   size_t max_arenas_per_domain = 0;  // 0: as many as the pods' device slots ask for
+  size_t max_conversions = 0;        // at a time, of all sandboxes; 0: one for each core, at least two
   std::chrono::milliseconds convert_timeout = std::chrono::minutes(10);
 };
 
@@ -35,19 +36,21 @@ struct Placement {
   std::string layer_id;  // sha256 of the image, 64 hex digits
   PlacementKind kind = PlacementKind::kVpmem;
   std::string arena_id, arena_path;
-  uint64_t arena_bytes = 0, offset = 0, held_bytes = 0;
-  uint64_t payload_bytes = 0;
+  // The window: how much of the arena, from its start, the VM attaches (or has attached) to see the region.
+  uint64_t arena_bytes = 0;
+  uint64_t offset = 0, held_bytes = 0, payload_bytes = 0;
   std::string image_path;  // kScsi
   std::string why_scsi;
-  bool reused = false;  // no conversion, no new bytes
+  bool reused = false;    // no conversion, no new bytes
+  bool new_user = false;  // the sandbox had not been given it before
   double convert_seconds = 0, copy_seconds = 0;
 };
 
 struct PlaceRequest {
   std::string sandbox_id, domain;
-  std::string source;                     // layer directory, or an EROFS image file
-  std::set<std::string> attached_arenas;  // what the VM has
-  size_t free_arena_slots = 0;            // what it can still take
+  std::string source;                               // layer directory, or an EROFS image file
+  std::map<std::string, uint64_t> attached_arenas;  // what the VM has: its window of each arena
+  size_t free_arena_slots = 0;                      // how many more windows it can take
   // How long to wait for another's conversion of the same layer. A conversion once begun goes on to its end
   // (StoreOptions::convert_timeout), so that a caller who comes again finds it done.
   std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
@@ -61,12 +64,22 @@ struct RegionInfo {
 struct ArenaInfo {
   std::string id, domain, path;
   uint64_t bytes = 0, held_bytes = 0, payload_bytes = 0;
+  uint64_t window_bytes = 0;  // what a VM attaches to see all that is in it
   std::vector<RegionInfo> regions;
 };
 struct DiskInfo {
-  std::string layer_id, path;
+  std::string layer_id, path, why;  // why it is not in an arena
   uint64_t bytes = 0;
   std::set<std::string> users;
+};
+struct ConversionInfo {
+  std::string source;
+  double seconds = 0;  // so far
+  uint64_t bytes = 0;  // of the image, so far
+};
+struct PackResult {
+  size_t moved_layers = 0, removed_arenas = 0;
+  uint64_t moved_bytes = 0;
 };
 struct StoreCounters {
   uint64_t placed_vpmem = 0, placed_scsi = 0, conversions = 0, conversion_failures = 0, reuses = 0,
@@ -93,6 +106,12 @@ class LayerStore {
   // the wait was longer than the request allows.
   absl::StatusOr<Placement> Place(const PlaceRequest& request);
 
+  // The same for all layers of a container (`request.source` is not looked at), different ones in parallel;
+  // they share the VM's slots. Placements in the order of `sources`, or the first error, which names its
+  // layer: then the sandbox uses what it used before, and nothing more. One call at a time per sandbox.
+  absl::StatusOr<std::vector<Placement>> PlaceAll(const PlaceRequest& request,
+                                                  const std::vector<std::string>& sources);
+
   // Idempotent. Layers without users stay as a cache until room or budget asks for them.
   absl::Status ReleaseSandbox(const std::string& sandbox_id);
   // After a restart: users that are not in `living` are gone.
@@ -100,17 +119,35 @@ class LayerStore {
   // Drops layers without users, least recently used first, until at most `keep_bytes` of them are held.
   // Returns bytes freed.
   absl::StatusOr<uint64_t> Gc(uint64_t keep_bytes);
+  // Moves the layers of arenas that nobody uses, the emptiest first, to the other arenas of their domain,
+  // where that empties the arena: fewer devices for the next pods. An arena is moved whole or not at all; a
+  // copy is checked before the old one goes.
+  absl::StatusOr<PackResult> Pack();
 
   // The domain's arenas that hold layers, fullest first, at most `limit`.
   std::vector<ArenaInfo> ArenasOf(const std::string& domain, size_t limit) const;
   std::vector<ArenaInfo> arenas() const;
   std::vector<DiskInfo> disks() const;
   StoreCounters counters() const;
+  // Those under way, and a line in the log for each that has taken over ten seconds.
+  std::vector<ConversionInfo> conversions() const;
+  void LogProgress() const;
 
  private:
   struct Entry;
   struct Arena;
   struct Disk;
+  struct Move;
+  // A VM's windows and slots during a call that places layers for it. Guarded by mutex_.
+  struct Devices {
+    std::map<std::string, uint64_t> windows;
+    size_t free = 0;
+    bool save_later = false;  // the caller saves the index once, for all
+  };
+  struct Conversion {
+    std::string source;
+    std::chrono::steady_clock::time_point start;
+  };
   struct Flight {
     bool landed = false;
     absl::Status error;  // for those who wait
@@ -126,32 +163,45 @@ class LayerStore {
 
   absl::Status Load();
   absl::Status SaveLocked() REQUIRES(mutex_);
-  absl::StatusOr<Placement> PlaceAlone(const PlaceRequest& request, const std::string& key,
+  absl::StatusOr<Placement> PlaceOne(const PlaceRequest& request, Devices& devices);
+  absl::StatusOr<Placement> PlaceAlone(const PlaceRequest& request, Devices& devices, const std::string& key,
                                        bool is_directory);
-  absl::StatusOr<Obtained> Obtain(const std::string& source, const std::string& key, bool is_directory,
+  absl::StatusOr<Obtained> Obtain(const PlaceRequest& request, const std::string& key, bool is_directory,
                                   Placement& placement);
+  absl::StatusOr<Image> Convert(const PlaceRequest& request, const std::string& key,
+                                const std::string& digest, const std::string& to, Placement& placement);
   bool CopyFromOtherDomain(const std::string& digest, const std::string& to, Image& image);
   // Finds the layer in the domain's arenas, or copies `image` (which may be null) there. False: not found, or
   // `why_not`.
-  absl::StatusOr<bool> PlaceInArena(const PlaceRequest& request, const std::string& digest,
+  absl::StatusOr<bool> PlaceInArena(const PlaceRequest& request, Devices& devices, const std::string& digest,
                                     const Obtained* image, Placement& placement, std::string& why_not);
-  absl::StatusOr<bool> FillRegion(const PlaceRequest& request, const Image& image, Placement& placement);
-  absl::StatusOr<Placement> PlaceAsDisk(const PlaceRequest& request, Obtained& obtained, Placement placement);
+  absl::StatusOr<bool> FillRegion(const PlaceRequest& request, const Devices& devices, const Image& image,
+                                  Placement& placement);
+  absl::StatusOr<Placement> PlaceAsDisk(const PlaceRequest& request, const Devices& devices,
+                                        Obtained& obtained, Placement placement);
   // True when the region's bytes are the layer's; a damaged one loses its name.
   bool CheckRegion(const PlaceRequest& request, const Placement& placement);
 
   std::string KnownDigestLocked(const std::string& key) const REQUIRES(mutex_);
-  Entry* FindRegionLocked(const PlaceRequest& request, const std::string& digest, Arena*& arena)
+  Entry* FindRegionLocked(const PlaceRequest& request, Devices& devices, const std::string& digest,
+                          Arena*& arena) REQUIRES(mutex_);
+  absl::Status UseLocked(const Devices& devices, std::set<std::string>& users, const std::string& sandbox_id)
       REQUIRES(mutex_);
-  absl::Status UseLocked(std::set<std::string>& users, const std::string& sandbox_id) REQUIRES(mutex_);
-  Arena* FindRoomLocked(const PlaceRequest& request, uint64_t bytes, Region& region, std::string& why_not,
-                        absl::Status& error) REQUIRES(mutex_);
+  absl::Status SaveFor(const Devices& devices) REQUIRES(mutex_);
+  Arena* FindRoomLocked(const PlaceRequest& request, Devices& devices, uint64_t bytes, Region& region,
+                        std::string& why_not, absl::Status& error) REQUIRES(mutex_);
+  bool Reach(Devices& devices, const Arena& arena, const Region& region) const;
+  void SetWindowsLocked(const PlaceRequest& request, std::vector<Placement>& placements) const
+      REQUIRES(mutex_);
+  void UndoUseLocked(const std::string& sandbox_id, const Placement& placement) REQUIRES(mutex_);
   bool EvictOneLocked(Arena& arena) REQUIRES(mutex_);
   void DropRegionLocked(Arena& arena, const std::string& digest) REQUIRES(mutex_);
   void DropDiskLocked(const std::string& key) REQUIRES(mutex_);
   void DropEmptyArenasLocked() REQUIRES(mutex_);
   uint64_t GcLocked(uint64_t keep_bytes) REQUIRES(mutex_);
-  bool CanUse(const PlaceRequest& request, const std::string& arena_id) const;
+  Arena* EmptiestIdleLocked(const std::set<std::string>& but) REQUIRES(mutex_);
+  bool PlanMovesLocked(Arena& from, std::vector<Move>& moves) REQUIRES(mutex_);
+  absl::Status MoveLayer(const Move& move, PackResult& result);
   bool Ours(const std::string& path) const;
 
   FileSystem& fs_;
@@ -161,7 +211,9 @@ class LayerStore {
   CondVar flight_ended_;
   std::map<std::string, std::shared_ptr<Flight>> flights_ GUARDED_BY(mutex_);  // by source key
   std::set<std::string> filling_ GUARDED_BY(mutex_);                           // "digest|domain" being copied
-  std::map<std::string, std::string> digests_ GUARDED_BY(mutex_);              // source key -> digest
+  std::set<std::string> placing_ GUARDED_BY(mutex_);                 // sandboxes with a PlaceAll under way
+  std::map<std::string, Conversion> converting_ GUARDED_BY(mutex_);  // by the file that is written
+  std::map<std::string, std::string> digests_ GUARDED_BY(mutex_);    // source key -> digest
   std::map<std::string, std::unique_ptr<Arena>> arenas_ GUARDED_BY(mutex_);
   std::map<std::string, std::unique_ptr<Disk>> disks_
       GUARDED_BY(mutex_);  // by digest, a foreign blob's by "digest@path"

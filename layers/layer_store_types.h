@@ -26,7 +26,7 @@ struct LayerStore::Arena {
 };
 
 struct LayerStore::Disk {
-  std::string digest, path;
+  std::string digest, path, why;
   uint64_t bytes = 0;
   std::set<std::string> users;
   uint64_t last_use = 0;
@@ -34,6 +34,14 @@ struct LayerStore::Disk {
   size_t pins = 0;
   bool idle() const { return users.empty() && pins == 0; }
 };
+
+// Windows grow in such steps: 1 MiB of the guest's memory each, for page structs.
+inline constexpr uint64_t kWindowStep = 64ULL << 20;
+
+// Where the bytes of a region that a VM must see end.
+inline uint64_t EndOf(const Region& region) {
+  return region.offset + (region.payload_bytes + 4095) / 4096 * 4096;
+}
 
 // The name of a region that was found damaged while a VM had it: no layer any more, but not free either.
 inline constexpr char kDamaged[] = "damaged-";

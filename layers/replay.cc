@@ -1,5 +1,6 @@
 #include "layers/replay.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 #include <vector>
@@ -26,6 +27,15 @@ std::vector<std::string_view> Words(std::string_view line) {
 
 absl::Status BadLine(size_t number, std::string_view line, std::string_view why) {
   return InvalidArgument("line {}: \"{}\": {}", number, line.substr(0, 200), why);
+}
+
+// A number too large for 64 bits is a size all the same, though no device is that large.
+absl::StatusOr<uint64_t> ParseSize(std::string_view word) {
+  absl::StatusOr<uint64_t> bytes = ParseBytes(word, "size");
+  const size_t unit = std::min(word.find_first_not_of("0123456789"), word.size());
+  if (!bytes.ok() && unit > 0 && ParseBytes("1" + std::string(word.substr(unit)), "size").ok())
+    return UINT64_MAX;
+  return bytes;
 }
 
 const char* ResultOf(absl::StatusCode code) {
@@ -67,7 +77,7 @@ absl::StatusOr<ReplaySummary> Replay(std::string_view trace, const ReplayOptions
     absl::Status status;
     DeviceRegion place;
     if (words[0] == "alloc" && words.size() == 3) {
-      const absl::StatusOr<uint64_t> bytes = ParseBytes(words[2], "size");
+      const absl::StatusOr<uint64_t> bytes = ParseSize(words[2]);
       if (!bytes.ok()) return BadLine(number, line, Message(bytes.status()));
       Named& named = names[std::string(words[1])];
       if (named.live) return BadLine(number, line, fmt::format("{} is allocated already", words[1]));

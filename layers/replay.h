@@ -23,6 +23,10 @@ struct ReplaySummary {
   bool pristine = false;   // all free, merged into one on each device
 };
 
+// A device is what the policy's allocator takes: classic one of its seven classes (its root region; 4 GiB in
+// hcsshim, 1 GiB here is a pool where 2 GiB never find room), dense any multiple of 2 MiB. Devices are
+// separate pools, tried in order.
+//
 // Lines of `trace`: "alloc NAME SIZE" (SIZE in bytes or with KiB, MiB, GiB), "free NAME"; empty lines and
 // lines that begin with # are passed over. A second "free NAME" releases by the first one's handle, which is
 // stale. `emit` gets one JSON object for each line, without a newline:

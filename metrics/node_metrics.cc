@@ -156,6 +156,11 @@ std::string NodeMetrics::Text(const NodeSample& sample) const {
                   static_cast<double>(sample.layer_conversion_failures));
   builder.Gauge("lamina_layers_converting", "Conversions under way.",
                 static_cast<double>(sample.layers_converting));
+  builder.Gauge("lamina_layers_converting_bytes",
+                "Bytes of image that the conversions under way have written.",
+                static_cast<double>(sample.converting_bytes));
+  builder.Gauge("lamina_layers_converting_seconds",
+                "How long the oldest conversion under way has taken so far.", sample.converting_seconds);
   builder.Counter("lamina_layer_reuses_total", "Layers that were there already.",
                   static_cast<double>(sample.layer_reuses));
   builder.Counter("lamina_layer_evictions_total", "Unused layers dropped for room or budget.",

@@ -30,6 +30,8 @@ struct NodeSample {
   uint64_t layers_placed_vpmem = 0, layers_placed_scsi = 0, layer_conversions = 0,
            layer_conversion_failures = 0;
   uint64_t layer_reuses = 0, layer_evictions = 0, layers_rebuilt = 0, layers_converting = 0;
+  uint64_t converting_bytes = 0;  // written so far by the conversions under way
+  double converting_seconds = 0;  // age of the oldest of them
 };
 
 // What is counted as it happens. Thread-safe.

@@ -44,6 +44,7 @@ absl::Status Claims(const Common& common);
 absl::Status Arenas(const Common& common);
 absl::Status Layers(const Common& common);
 absl::Status CollectLayers(const Common& common, const std::string& keep);
+absl::Status PackLayers(const Common& common);
 // `trace` "-": stdin. Neither needs laminad nor a config.
 absl::Status ReplayClaims(const Common& common, const std::string& capacity, const std::string& trace);
 absl::Status ReplayLayers(const Common& common, const std::string& policy, const std::string& device_size,

@@ -84,6 +84,8 @@ int Main(int argc, char** argv) {
   command(layers, "gc", "drop layers that no sandbox uses", [&] {
     return CollectLayers(common, keep);
   })->add_option("--keep", keep, "how much of them may stay, such as 1GiB (default 0)");
+  command(layers, "pack", "move layers that no sandbox uses together, so that arenas can go",
+          [&] { return PackLayers(common); });
   std::string policy = "dense", device_size = "4GiB", layers_trace;
   uint32_t devices = 1;
   CLI::App* layers_replay = command(layers, "replay", "run a trace of layers against an allocator", [&] {
@@ -91,7 +93,10 @@ int Main(int argc, char** argv) {
   });
   layers_replay->add_option("--policy", policy, "classic or dense")
       ->check(CLI::IsMember({"classic", "dense"}));
-  layers_replay->add_option("--device-size", device_size, "size of one device, such as 4GiB");
+  layers_replay->add_option(
+      "--device-size", device_size,
+      "size of one device (default 4GiB); classic takes 1, 4, 16, 64, 256MiB, 1 or 4GiB, dense "
+      "multiples of 2MiB");
   layers_replay->add_option("--devices", devices, "how many")->check(CLI::Range(1, 1024));
   layers_replay->add_option("TRACE", layers_trace, "file, - for stdin")->required();
 

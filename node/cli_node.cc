@@ -238,6 +238,16 @@ absl::Status CollectLayers(const Common& common, const std::string& keep) {
   return absl::OkStatus();
 }
 
+absl::Status PackLayers(const Common& common) {
+  ASSIGN_OR_RETURN(const Laminad laminad, Connect(common));
+  v1::PackResponse response;
+  RETURN_IF_ERROR(Call(laminad, &v1::Node::Stub::PackLayers, v1::PackRequest(), &response, kGcTimeout));
+  if (common.json) return PrintJson(response);
+  fmt::print("{} layers moved ({}), {} arenas removed\n", response.moved_layers(),
+             HumanBytes(response.moved_bytes()), response.removed_arenas());
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::string> AskLaminad(const Common& common) {
   ASSIGN_OR_RETURN(const Laminad laminad, Connect(common));
   v1::StatusResponse status;

@@ -1,5 +1,6 @@
 #include "node/node_state.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -13,6 +14,8 @@ namespace {
 using nlohmann::json;
 
 constexpr int kClaimsVersion = 1;
+// The pod's images are not known yet when its VM starts: what is attached in vain costs it memory.
+constexpr uint32_t kBootArenas = 1;
 
 std::string Hex(const std::string& bytes) {
   std::string out;
@@ -187,6 +190,7 @@ absl::Status NodeState::Reconcile() {
                                         available / kMiB, FormatBytes(config_.memory.min_available_bytes))
                           : "");
   ready_ = true;
+  layers_->LogProgress();
   return absl::OkStatus();
 }
 
@@ -299,11 +303,11 @@ absl::StatusOr<laminad::v1::ClaimResponse> NodeState::Claim(const laminad::v1::C
   response.set_available_bytes(totals.available_bytes);
   if (config_.layers.vpmem) {
     for (const layers::ArenaInfo& arena :
-         layers_->ArenasOf(DomainOf(request), config_.layers.max_arenas_per_pod)) {
+         layers_->ArenasOf(DomainOf(request), std::min(kBootArenas, config_.layers.max_arenas_per_pod))) {
       laminad::v1::Arena* boot = response.add_boot_arenas();
       boot->set_id(arena.id);
       boot->set_path(arena.path);
-      boot->set_bytes(arena.bytes);
+      boot->set_bytes(arena.window_bytes);
     }
   }
   metrics_.ObserveClaim(std::chrono::duration<double>(clock_.Now() - start).count());
@@ -380,30 +384,20 @@ absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeState::PlaceLayers(
     place.sandbox_id = request.sandbox_id();
     place.domain = DomainOf(it->second.claim);
   }
-  place.attached_arenas = {request.attached_arenas().begin(), request.attached_arenas().end()};
+  for (const laminad::v1::Arena& arena : request.attached()) {
+    uint64_t& window = place.attached_arenas[arena.id()];
+    window = std::max(window, arena.bytes());
+  }
   place.free_arena_slots = request.free_arena_slots();
-  laminad::v1::PlaceLayersResponse response;
-  absl::Status status;
   for (const std::string& source : request.sources()) {
     if (source.empty() || source[0] != '/')
       return InvalidArgument("place layers: \"{}\" is not an absolute path", source);
   }
-  for (const std::string& source : request.sources()) {
-    place.source = source;
-    const absl::StatusOr<layers::Placement> result = layers_->Place(place);
-    if (!result.ok()) {
-      status =
-          Annotate(result.status(), fmt::format("place layer {} for sandbox {}", source, place.sandbox_id));
-      break;
-    }
-    const layers::Placement& placed = *result;
-    if (placed.kind == layers::PlacementKind::kScsi) {
-      MutexLock lock(mutex_);
-      std::string& why = why_scsi_[placed.layer_id];
-      if (why.empty() || !placed.reused) why = placed.why_scsi;
-    }
-    if (placed.kind == layers::PlacementKind::kVpmem && place.attached_arenas.insert(placed.arena_id).second)
-      --place.free_arena_slots;
+  laminad::v1::PlaceLayersResponse response;
+  const absl::StatusOr<std::vector<layers::Placement>> result =
+      layers_->PlaceAll(place, {request.sources().begin(), request.sources().end()});
+  if (!result.ok()) LogWarning("place layers for sandbox {}: {}", place.sandbox_id, Message(result.status()));
+  for (const layers::Placement& placed : result.ok() ? *result : std::vector<layers::Placement>()) {
     laminad::v1::Placement* out = response.add_placements();
     out->set_layer_id(placed.layer_id);
     out->set_kind(placed.kind == layers::PlacementKind::kVpmem ? laminad::v1::Placement::VPMEM
@@ -429,7 +423,7 @@ absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeState::PlaceLayers(
     return MakeStatus(absl::StatusCode::kFailedPrecondition,
                       "place layers: sandbox {} was released meanwhile", request.sandbox_id());
   }
-  RETURN_IF_ERROR(status);
+  RETURN_IF_ERROR(Annotate(result.status(), "place layers for sandbox " + request.sandbox_id()));
   return response;
 }
 
@@ -455,6 +449,7 @@ absl::Status NodeState::Release(const laminad::v1::ReleaseRequest& request) {
 }
 
 absl::StatusOr<uint64_t> NodeState::GcLayers(uint64_t keep_bytes) { return layers_->Gc(keep_bytes); }
+absl::StatusOr<layers::PackResult> NodeState::PackLayers() { return layers_->Pack(); }
 
 lamina::node::v1::StatusResponse NodeState::status() const {
   const sizing::LedgerTotals totals = ledger_.totals();
@@ -539,11 +534,6 @@ lamina::node::v1::ArenaList NodeState::arenas() const {
 }
 
 lamina::node::v1::LayerList NodeState::layers() const {
-  std::map<std::string, std::string> why_scsi;
-  {
-    MutexLock lock(mutex_);
-    why_scsi = why_scsi_;
-  }
   lamina::node::v1::LayerList list;
   for (const layers::ArenaInfo& arena : layers_->arenas()) {
     for (const layers::RegionInfo& region : arena.regions) {
@@ -564,7 +554,7 @@ lamina::node::v1::LayerList NodeState::layers() const {
     out->set_held_bytes(disk.bytes);
     out->set_payload_bytes(disk.bytes);
     out->set_image_path(disk.path);
-    out->set_why_scsi(why_scsi[disk.layer_id]);
+    out->set_why_scsi(disk.why);
     for (const std::string& user : disk.users) out->add_users(user);
   }
   return list;
@@ -597,7 +587,11 @@ std::string NodeState::MetricsText() const {
   sample.layer_reuses = counters.reuses;
   sample.layer_evictions = counters.evictions;
   sample.layers_rebuilt = counters.rebuilt;
-  sample.layers_converting = counters.converting;
+  for (const layers::ConversionInfo& one : layers_->conversions()) {
+    ++sample.layers_converting;
+    sample.converting_bytes += one.bytes;
+    sample.converting_seconds = std::max(sample.converting_seconds, one.seconds);
+  }
   return metrics_.Text(sample);
 }
 

@@ -69,6 +69,7 @@ class NodeState {
   lamina::node::v1::ArenaList arenas() const;
   lamina::node::v1::LayerList layers() const;
   absl::StatusOr<uint64_t> GcLayers(uint64_t keep_bytes);
+  absl::StatusOr<layers::PackResult> PackLayers();
   std::string MetricsText() const;
   bool ready() const { return ready_; }
 
@@ -125,7 +126,6 @@ class NodeState {
   metrics::NodeMetrics metrics_;
   mutable Mutex mutex_;  // before the ledger's and the store's
   std::map<std::string, Record> records_ GUARDED_BY(mutex_);
-  std::map<std::string, std::string> why_scsi_ GUARDED_BY(mutex_);  // by layer id
   std::set<std::string> turns_ GUARDED_BY(mutex_);
   CondVar turn_ended_;
   std::shared_ptr<Save> next_save_ GUARDED_BY(mutex_) = std::make_shared<Save>();

@@ -81,5 +81,14 @@ grpc::Status GrpcService::GcLayers(grpc::ServerContext*, const v1::GcRequest* re
   response->set_freed_bytes(*freed);
   return grpc::Status::OK;
 }
+grpc::Status GrpcService::PackLayers(grpc::ServerContext*, const v1::PackRequest*,
+                                     v1::PackResponse* response) {
+  const absl::StatusOr<layers::PackResult> packed = state_.PackLayers();
+  if (!packed.ok()) return {static_cast<grpc::StatusCode>(packed.status().code()), Message(packed.status())};
+  response->set_moved_layers(packed->moved_layers);
+  response->set_moved_bytes(packed->moved_bytes);
+  response->set_removed_arenas(packed->removed_arenas);
+  return grpc::Status::OK;
+}
 
 }  // namespace lamina::node

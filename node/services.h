@@ -28,6 +28,7 @@ class GrpcService : public lamina::node::v1::Node::Service {
   grpc::Status ListArenas(grpc::ServerContext*, const v1::ListRequest*, v1::ArenaList*) override;
   grpc::Status ListLayers(grpc::ServerContext*, const v1::ListRequest*, v1::LayerList*) override;
   grpc::Status GcLayers(grpc::ServerContext*, const v1::GcRequest*, v1::GcResponse*) override;
+  grpc::Status PackLayers(grpc::ServerContext*, const v1::PackRequest*, v1::PackResponse*) override;
 
  private:
   NodeState& state_;

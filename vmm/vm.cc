@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <cctype>
 #include <cerrno>
-#include <set>
 
 #include "base/file_system.h"
 #include "base/status.h"
@@ -25,7 +24,6 @@ namespace {
 using std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kCommandTimeout{20};
-constexpr uint32_t kControllers = 4, kLuns = 64;
 constexpr int kEndingMillis = 2000;
 
 std::string LogTail(const std::string& path) {
@@ -135,11 +133,9 @@ absl::StatusOr<std::unique_ptr<Vm>> Vm::Start(const VmSpec& spec, const StartOpt
   MutexLock lock(vm->mutex_);
   vm->ports_used_.assign(spec.hotplug_ports, false);
   for (size_t i = 0; i < spec.boot_arenas.size(); ++i)
-    vm->arenas_[spec.boot_arenas[i].id] = command.arena_pci_paths[i];
+    vm->windows_.push_back({spec.boot_arenas[i], command.arena_pci_paths[i]});
   return vm;
 }
-
-Vm::~Vm() = default;
 
 absl::Status Vm::Alive() const {
   pollfd poll_fd{pidfd_.get(), POLLIN, 0};
@@ -174,11 +170,11 @@ size_t Vm::free_ports() const {
   return static_cast<size_t>(std::count(ports_used_.begin(), ports_used_.end(), false));
 }
 
-std::vector<std::string> Vm::attached_arenas() const {
+std::vector<ArenaDevice> Vm::arenas() const {
   MutexLock lock(mutex_);
-  std::vector<std::string> ids;
-  for (const auto& [id, path] : arenas_) ids.push_back(id);
-  return ids;
+  std::vector<ArenaDevice> all;
+  for (const Window& window : windows_) all.push_back(window.arena);
+  return all;
 }
 
 absl::StatusOr<uint32_t> Vm::TakePortLocked() {
@@ -191,131 +187,128 @@ absl::StatusOr<uint32_t> Vm::TakePortLocked() {
   return static_cast<uint32_t>(it - ports_used_.begin());
 }
 
-absl::StatusOr<std::string> Vm::AttachArena(const ArenaDevice& arena) {
+absl::StatusOr<std::string> Vm::AttachArena(const ArenaDevice& arena, uint64_t end) {
   MutexLock lock(mutex_);
-  if (const auto it = arenas_.find(arena.id); it != arenas_.end()) return it->second;
+  size_t earlier = 0;
+  for (const Window& window : windows_) {
+    if (window.arena.id != arena.id) continue;
+    if (window.arena.bytes >= end) return window.pci_path;
+    ++earlier;
+  }
   RETURN_IF_ERROR(CheckArena(arena));
+  if (end > arena.bytes) {
+    return InvalidArgument("arena {}: {} bytes of it do not show a region that ends at {}", arena.path,
+                           arena.bytes, end);
+  }
   ASSIGN_OR_RETURN(const uint32_t port, TakePortLocked());
+  const std::string name = (earlier == 0 ? std::string() : std::to_string(earlier)) + "-" + arena.id;
   absl::StatusOr<std::string> done = qmp_->Execute(
       "object-add",
       fmt::format(
-          R"({{"qom-type":"memory-backend-file","id":"mem-{}","mem-path":{},"size":{},"share":true,"readonly":true}})",
-          arena.id, JsonText(arena.path), arena.bytes),
+          R"({{"qom-type":"memory-backend-file","id":"mem{}","mem-path":{},"size":{},"share":true,"readonly":true}})",
+          name, JsonText(arena.path), arena.bytes),
       kCommandTimeout);
   if (done.ok()) {
     done = qmp_->Execute(
         "device_add",
-        fmt::format(R"({{"driver":"virtio-pmem-pci","id":"pmem-{0}","memdev":"mem-{0}","bus":"{1}"}})",
-                    arena.id, HotplugPortId(port)),
+        fmt::format(R"({{"driver":"virtio-pmem-pci","id":"pmem{0}","memdev":"mem{0}","bus":"{1}"}})", name,
+                    HotplugPortId(port)),
         kCommandTimeout);
     // A device that came after all keeps its memory, and then the port is not free.
     const bool undone =
         done.ok() ||
-        qmp_->Execute("object-del", fmt::format(R"({{"id":"mem-{}"}})", arena.id), kCommandTimeout).ok();
+        qmp_->Execute("object-del", fmt::format(R"({{"id":"mem{}"}})", name), kCommandTimeout).ok();
     if (!undone) return Annotate(done.status(), "attach arena " + arena.path + " (its port is lost)");
   }
   if (!done.ok()) {
     ports_used_[port] = false;
     return Annotate(done.status(), "attach arena " + arena.path);
   }
-  return arenas_[arena.id] = HotplugPciPath(port);
+  windows_.push_back({arena, HotplugPciPath(port)});
+  return windows_.back().pci_path;
 }
 
-absl::StatusOr<std::string> Vm::ControllerLocked(uint32_t index) {
-  if (const auto it = controllers_.find(index); it != controllers_.end()) return it->second;
-  ASSIGN_OR_RETURN(const uint32_t port, TakePortLocked());
-  const absl::StatusOr<std::string> done = qmp_->Execute(
-      "device_add",
-      fmt::format(R"({{"driver":"virtio-scsi-pci","id":"scsi{}","bus":"{}"}})", index, HotplugPortId(port)),
-      kCommandTimeout);
-  if (!done.ok()) {
-    ports_used_[port] = false;
-    return done.status();
-  }
-  return controllers_[index] = HotplugPciPath(port);
-}
+// ScsiDisks' calls as QMP commands.
+class Vm::QemuScsi : public ScsiHost {
+ public:
+  explicit QemuScsi(Vm& vm) : vm_(vm) {}
 
-absl::StatusOr<DiskPlace> Vm::AttachDisk(const std::string& image_path) {
-  MutexLock lock(mutex_);
-  if (const auto it = disks_.find(image_path); it != disks_.end()) {
-    if (it->second.users > 0) {
-      ++it->second.users;
-      return DiskPlace{controllers_.at(it->second.controller), 0, it->second.lun};
+  absl::StatusOr<std::string> AddController(uint32_t index) override {
+    uint32_t port = 0;
+    {
+      MutexLock lock(vm_.mutex_);
+      const auto known = vm_.controller_ports_.find(index);  // an earlier call had no answer
+      if (known != vm_.controller_ports_.end()) {
+        port = known->second;
+      } else {
+        ASSIGN_OR_RETURN(port, vm_.TakePortLocked());
+        vm_.controller_ports_[index] = port;
+      }
     }
-    RETURN_IF_ERROR(RemoveDiskLocked(image_path));  // what an interrupted call left
-  }
-  std::set<uint32_t> taken;
-  for (const auto& [path, disk] : disks_) taken.insert(disk.controller * kLuns + disk.lun);
-  uint32_t slot = 0;
-  while (slot < kControllers * kLuns && taken.count(slot) != 0) ++slot;
-  if (slot == kControllers * kLuns) {
-    return MakeStatus(absl::StatusCode::kResourceExhausted, "attach {}: all {} SCSI places are taken",
-                      image_path, slot);
-  }
-  const uint32_t controller = slot / kLuns, lun = slot % kLuns;
-  ASSIGN_OR_RETURN(const std::string pci_path, ControllerLocked(controller));
-  const std::string id = DiskId(controller, lun);
-  absl::StatusOr<std::string> done = qmp_->Execute(
-      "blockdev-add",
-      fmt::format(
-          R"({{"driver":"raw","node-name":"{}","read-only":true,"file":{{"driver":"file","filename":{},"read-only":true}}}})",
-          id, JsonText(image_path)),
-      kCommandTimeout);
-  // From here the place is taken, until the image is seen gone from QEMU.
-  if (done.ok() || !Refused(done.status())) disks_[image_path] = Disk{controller, lun, 0, false};
-  if (done.ok()) {
-    done = qmp_->Execute(
-        "device_add",
-        fmt::format(
-            R"({{"driver":"scsi-hd","id":"{0}","drive":"{0}","bus":"scsi{1}.0","scsi-id":0,"lun":{2}}})", id,
-            controller, lun),
-        kCommandTimeout);
-    disks_[image_path].attached = done.ok() || !Refused(done.status());
-    if (done.ok()) {
-      disks_[image_path].users = 1;
-      return DiskPlace{pci_path, 0, lun};
+    const absl::Status done =
+        vm_.qmp_
+            ->Execute("device_add",
+                      fmt::format(R"({{"driver":"virtio-scsi-pci","id":"scsi{}","bus":"{}"}})", index,
+                                  HotplugPortId(port)),
+                      kCommandTimeout)
+            .status();
+    if (done.ok() || done.message().find("Duplicate device ID") != absl::string_view::npos)
+      return HotplugPciPath(port);
+    if (Refused(done)) {
+      MutexLock lock(vm_.mutex_);
+      vm_.controller_ports_.erase(index);
+      vm_.ports_used_[port] = false;
     }
+    return Annotate(done, fmt::format("add SCSI controller {}", index));
   }
-  RemoveDiskLocked(image_path).IgnoreError();  // tried again by the next call for this image
-  return Annotate(done.status(), "attach disk " + image_path);
-}
 
-absl::Status Vm::DetachDisk(const std::string& image_path) {
-  MutexLock lock(mutex_);
-  const auto it = disks_.find(image_path);
-  if (it == disks_.end()) return absl::OkStatus();
-  if (it->second.users > 1) {
-    --it->second.users;
-    return absl::OkStatus();
+  absl::Status AddDisk(uint32_t controller, uint32_t lun, const std::string& image) override {
+    const std::string id = DiskId(controller, lun);
+    RETURN_IF_ERROR(
+        vm_.qmp_
+            ->Execute(
+                "blockdev-add",
+                fmt::format(
+                    R"({{"driver":"raw","node-name":"{}","read-only":true,"file":{{"driver":"file","filename":{},"read-only":true}}}})",
+                    id, JsonText(image)),
+                kCommandTimeout)
+            .status());
+    return vm_.qmp_
+        ->Execute(
+            "device_add",
+            fmt::format(
+                R"({{"driver":"scsi-hd","id":"{0}","drive":"{0}","bus":"scsi{1}.0","scsi-id":0,"lun":{2}}})",
+                id, controller, lun),
+            kCommandTimeout)
+        .status();
   }
-  it->second.users = 0;
-  return RemoveDiskLocked(image_path);
-}
 
-absl::Status Vm::RemoveDiskLocked(const std::string& image_path) {
-  const auto it = disks_.find(image_path);
-  if (it == disks_.end()) return absl::OkStatus();
-  Disk& disk = it->second;
-  const std::string id = DiskId(disk.controller, disk.lun), what = "detach disk " + image_path;
-  if (disk.attached) {
-    qmp_->ForgetDeleted(id);
-    const absl::StatusOr<std::string> asked =
-        qmp_->Execute("device_del", fmt::format(R"({{"id":"{}"}})", id), kCommandTimeout);
-    if (asked.ok()) {
-      RETURN_IF_ERROR(Annotate(qmp_->WaitDeviceDeleted(id, kCommandTimeout), what));
-    } else if (asked.status().code() != absl::StatusCode::kNotFound) {
-      return Annotate(asked.status(), what);
+  absl::Status RemoveDisk(uint32_t controller, uint32_t lun) override {
+    const std::string id = DiskId(controller, lun);
+    vm_.qmp_->ForgetDeleted(id);
+    const absl::Status asked =
+        vm_.qmp_->Execute("device_del", fmt::format(R"({{"id":"{}"}})", id), kCommandTimeout).status();
+    // An earlier call that was not waited for to its end goes on.
+    const bool going = asked.ok() || asked.message().find("process of unplug") != absl::string_view::npos;
+    if (going) {
+      RETURN_IF_ERROR(vm_.qmp_->WaitDeviceDeleted(id, kCommandTimeout));
+    } else if (!absl::IsNotFound(asked)) {
+      return asked;
     }
-    disk.attached = false;
+    const absl::Status done =
+        vm_.qmp_->Execute("blockdev-del", fmt::format(R"({{"node-name":"{}"}})", id), kCommandTimeout)
+            .status();
+    // It is not there: AddDisk got no further, or an earlier call whose answer was lost has done it.
+    if (done.message().find("Failed to find node") != absl::string_view::npos) return absl::OkStatus();
+    return done;
   }
-  const absl::StatusOr<std::string> done =
-      qmp_->Execute("blockdev-del", fmt::format(R"({{"node-name":"{}"}})", id), kCommandTimeout);
-  // "Failed to find node": an earlier call whose answer was lost has done it.
-  if (!done.ok() && Message(done.status()).find("Failed to find node") == std::string::npos) {
-    return Annotate(done.status(), what);
-  }
-  disks_.erase(it);
-  return absl::OkStatus();
-}
+
+ private:
+  Vm& vm_;
+};
+
+Vm::Vm() : scsi_host_(std::make_unique<QemuScsi>(*this)), scsi_(std::make_unique<ScsiDisks>(*scsi_host_)) {}
+
+Vm::~Vm() = default;
 
 }  // namespace lamina::vmm

@@ -13,6 +13,7 @@
 #include "base/mutex.h"
 #include "base/unique_fd.h"
 #include "vmm/qmp_client.h"
+#include "vmm/scsi.h"
 #include "vmm/vm_spec.h"
 
 namespace lamina::vmm {
@@ -22,11 +23,6 @@ struct StartOptions {
   std::vector<std::string> cgroup_procs_files;  // joined before exec
   int tap_fd = -1;                              // ours; given to QEMU as VmSpec::tap_fd
   std::chrono::milliseconds timeout = std::chrono::seconds(30);
-};
-
-struct DiskPlace {
-  std::string pci_path;  // of the virtio-scsi controller
-  uint32_t target = 0, lun = 0;
 };
 
 // Thread-safe. The VM outlives this object unless Kill was called: a shim may end and its cleanup take over.
@@ -40,19 +36,16 @@ class Vm {
   pid_t pid() const { return pid_; }
   uint64_t start_time() const { return start_time_; }
 
-  // Makes an arena visible in the guest; the same arena again gives the same path. ResourceExhausted: no root
-  // port is free. NotFound, InvalidArgument: no such file, or it is shorter than said.
-  absl::StatusOr<std::string> AttachArena(const ArenaDevice& arena);
+  // Makes the first `arena.bytes` of an arena visible in the guest, as a device of its own, unless a device
+  // of it is there that shows `end` bytes: then gives that one's path, always the same. ResourceExhausted: no
+  // root port is free. NotFound, InvalidArgument: no such file, or it is shorter than said.
+  absl::StatusOr<std::string> AttachArena(const ArenaDevice& arena, uint64_t end);
   // Root ports that are still free.
   size_t free_ports() const;
-  std::vector<std::string> attached_arenas() const;
-
-  // Read-only SCSI disk; the same image again is one attachment, counted. ResourceExhausted: 4 controllers ×
-  // 64 LUNs, or the ports, are used up.
-  absl::StatusOr<DiskPlace> AttachDisk(const std::string& image_path);
-  // Takes one count back; the last one removes the disk (the guest must have let go of it). Unknown: OK.
-  // Repeatable after an error.
-  absl::Status DetachDisk(const std::string& image_path);
+  // The devices; an arena may have several, each larger than the one before.
+  std::vector<ArenaDevice> arenas() const;
+  // Read-only disks. Controllers take a root port each, with their first disk.
+  ScsiDisks& scsi() { return *scsi_; }
 
   // OK while QEMU lives, else why it is gone with the end of its log.
   absl::Status Alive() const;
@@ -63,14 +56,13 @@ class Vm {
   absl::Status Kill(std::chrono::milliseconds timeout);
 
  private:
-  Vm() = default;
-  struct Disk {
-    uint32_t controller = 0, lun = 0, users = 0;
-    bool attached = false;  // QEMU may have the device, not only its image
+  class QemuScsi;
+  struct Window {
+    ArenaDevice arena;
+    std::string pci_path;
   };
+  Vm();
   absl::StatusOr<uint32_t> TakePortLocked() REQUIRES(mutex_);
-  absl::StatusOr<std::string> ControllerLocked(uint32_t index) REQUIRES(mutex_);
-  absl::Status RemoveDiskLocked(const std::string& image_path) REQUIRES(mutex_);
 
   pid_t pid_ = 0;
   uint64_t start_time_ = 0;
@@ -80,9 +72,10 @@ class Vm {
 
   mutable Mutex mutex_;
   std::vector<bool> ports_used_ GUARDED_BY(mutex_);
-  std::map<std::string, std::string> arenas_ GUARDED_BY(mutex_);    // id -> pci path
-  std::map<uint32_t, std::string> controllers_ GUARDED_BY(mutex_);  // index -> pci path
-  std::map<std::string, Disk> disks_ GUARDED_BY(mutex_);            // by image path
+  std::vector<Window> windows_ GUARDED_BY(mutex_);                    // in the order of their attaching
+  std::map<uint32_t, uint32_t> controller_ports_ GUARDED_BY(mutex_);  // a controller is there, or may be
+  std::unique_ptr<QemuScsi> scsi_host_;
+  std::unique_ptr<ScsiDisks> scsi_;
 };
 
 }  // namespace lamina::vmm

@@ -133,6 +133,19 @@ LayerTable::Entry* LayerTable::WaitIdle(const std::string& id) {
   }
 }
 
+// What a mount that failed, or an unmount, could not undo is in the way of its layer and of its place.
+absl::Status LayerTable::RemoveLeftovers(const std::string& id, const std::string& place) {
+  std::vector<std::string> left;
+  {
+    MutexLock lock(mutex_);
+    for (const auto& [other, entry] : entries_) {
+      if (!entry.mounted && !entry.busy && (other == id || entry.place == place)) left.push_back(other);
+    }
+  }
+  for (const std::string& other : left) RETURN_IF_ERROR(Unmount(other));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<agent::v1::LayerResult> LayerTable::Mount(const agent::v1::Layer& layer) {
   RETURN_IF_ERROR(CheckLayerId(layer.id()));
   if (!layer.has_pmem() && !layer.has_scsi()) return InvalidArgument("layer {}: no place given", layer.id());
@@ -142,6 +155,7 @@ absl::StatusOr<agent::v1::LayerResult> LayerTable::Mount(const agent::v1::Layer&
   agent::v1::LayerResult result;
   result.set_id(layer.id());
   Entry entry;
+  RETURN_IF_ERROR(RemoveLeftovers(layer.id(), place));
   {
     MutexLock lock(mutex_);
     if (Entry* there = WaitIdle(layer.id()); there != nullptr) {

@@ -30,7 +30,7 @@ class LayerTable {
 
   // Mounts the layer; at once when it is mounted from the same place. AlreadyExists when its id is mounted
   // from another place; DeadlineExceeded when the device does not appear in 10 s. On error nothing of it is
-  // left.
+  // left, or what is left is removed by the next Mount of the layer or of its place, or by Unmount.
   absl::StatusOr<agent::v1::LayerResult> Mount(const agent::v1::Layer& layer);
 
   // Unmounts it and removes its dm device or disk; OK when it is not there; can be repeated where it failed.
@@ -60,6 +60,7 @@ class LayerTable {
   absl::Status MountPmem(const agent::v1::Layer& layer, Entry& entry, agent::v1::LayerResult& result);
   absl::Status MountScsi(const agent::v1::Layer& layer, Entry& entry, agent::v1::LayerResult& result);
   absl::Status Undo(const std::string& id, Entry& entry);
+  absl::Status RemoveLeftovers(const std::string& id, const std::string& place);
   Entry* WaitIdle(const std::string& id) REQUIRES(mutex_);
 
   const std::string root_;

@@ -2,8 +2,10 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <map>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <tuple>
 
 #include "base/file_system.h"
 #include "base/units.h"
@@ -153,6 +155,61 @@ TEST_F(LaminadLayers, AFailureNamesTheLayer) {
   EXPECT_EQ(laminad_.Place("one", generation + 1, {"/"}).status().code(),
             absl::StatusCode::kFailedPrecondition);
 }
+
+TEST_F(LaminadLayers, ArePackedWhenNobodyUsesThem) {
+  // Arenas of 64 MiB: eight of 8 MiB fill one, the ninth begins another.
+  std::vector<std::string> layers;
+  for (int i = 0; i < 9; ++i) layers.push_back(MakeLayer("layer" + std::to_string(i), 7 * kMiB));
+  const uint64_t first = Claim("first"), second = Claim("second");
+  const auto placed = laminad_.Place("first", first, {layers.begin(), layers.end() - 1});
+  ASSERT_TRUE(placed.ok()) << placed.status();
+  const auto other = laminad_.Place("second", second, {layers.back()});
+  ASSERT_TRUE(other.ok()) << other.status();
+  ASSERT_EQ(json::parse(laminad_.Http("/v1/arenas").body)["arenas"].size(), 2u);
+  EXPECT_THAT(RunLamina({"layers", "pack"}, &laminad_).output, HasSubstr("0 layers moved"));
+  ASSERT_TRUE(laminad_.Release("first", first).ok());
+  ASSERT_EQ(RunLamina({"layers", "gc", "--keep", "21MiB"}, &laminad_).exit_code, 0);
+  const CliAnswer packed = RunLamina({"layers", "pack", "-o", "json"}, &laminad_);
+  ASSERT_EQ(packed.exit_code, 0) << packed.output;
+  EXPECT_EQ(json::parse(packed.output)["removed_arenas"], 1);
+  EXPECT_GE(json::parse(packed.output)["moved_layers"], 1);
+  const json arenas = json::parse(laminad_.Http("/v1/arenas").body)["arenas"];
+  ASSERT_EQ(arenas.size(), 1u);
+  EXPECT_EQ(arenas[0]["id"], other->placements(0).arena().id()) << "what a sandbox uses does not move";
+}
+
+// Who shares an arena, by the configured domain: {same namespace, other namespace}.
+class LaminadSharing : public ::testing::TestWithParam<std::tuple<const char*, bool, bool>> {};
+
+TEST_P(LaminadSharing, IsAsFarAsTheDomain) {
+  const auto& [domain, in_namespace, beyond] = GetParam();
+  Laminad laminad(std::string(kConfig) + "sharing = \"" + domain + "\"\n");
+  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  const std::string layer = laminad.directory() + "/layer";
+  ASSERT_TRUE(FileSystem::Real().MakeDirectories(layer, 0755).ok());
+  WriteFile(layer + "/file", "content");
+  std::map<std::string, std::string> arenas;
+  for (const auto& [id, pod_namespace] : std::vector<std::pair<std::string, std::string>>{
+           {"a1", "shop"}, {"a2", "shop"}, {"b1", "bank"}, {"none1", ""}, {"none2", ""}}) {
+    laminad::v1::ClaimRequest request = laminad.ClaimOf(id, 256 * kMiB);
+    request.set_pod_namespace(pod_namespace);
+    laminad::v1::ClaimResponse claim;
+    ASSERT_TRUE(laminad.Call("Claim", request, &claim).ok());
+    const auto placed = laminad.Place(id, claim.generation(), {layer});
+    ASSERT_TRUE(placed.ok()) << placed.status();
+    arenas[id] = placed->placements(0).arena().id();
+  }
+  EXPECT_EQ(arenas["a1"] == arenas["a2"], in_namespace);
+  EXPECT_EQ(arenas["a1"] == arenas["b1"], beyond);
+  EXPECT_EQ(arenas["none1"] == arenas["none2"], beyond) << "no namespace is not a shared one";
+  EXPECT_THAT(laminad.Http("/metrics").body, HasSubstr("lamina_layer_conversions_total 1\n"))
+      << "converted once in any case";
+}
+
+INSTANTIATE_TEST_SUITE_P(Domains, LaminadSharing,
+                         ::testing::Values(std::tuple("pod", false, false),
+                                           std::tuple("namespace", true, false),
+                                           std::tuple("node", true, true)));
 
 }  // namespace
 }  // namespace lamina::node

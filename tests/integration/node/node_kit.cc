@@ -173,7 +173,10 @@ absl::StatusOr<laminad::v1::PlaceLayersResponse> Laminad::Place(
   request.set_sandbox_id(id);
   request.set_generation(generation);
   for (const std::string& source : sources) request.add_sources(source);
-  for (const std::string& arena : attached) request.add_attached_arenas(arena);
+  for (const std::string& arena : attached) {
+    request.add_attached()->set_id(arena);
+    request.mutable_attached(request.attached_size() - 1)->set_bytes(uint64_t{1} << 40);  // all of it
+  }
   request.set_free_arena_slots(free_slots);
   laminad::v1::PlaceLayersResponse response;
   RETURN_IF_ERROR(Call("PlaceLayers", request, &response));

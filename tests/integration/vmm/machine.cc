@@ -47,11 +47,15 @@ ArenaDevice MakeArena(const std::string& dir, const std::string& id, uint64_t by
   const ArenaDevice arena{id, dir + "/" + id + ".arena", bytes};
   std::ofstream(arena.path).flush();
   fs::resize_file(arena.path, bytes);
+  WriteRegion(arena, layer, offset);
+  return arena;
+}
+
+void WriteRegion(const ArenaDevice& arena, const std::string& layer, uint64_t offset) {
   const std::string content = FileSystem::Real().Read(layer, kGiB).value_or("");
   const UniqueFd fd(open(arena.path.c_str(), O_WRONLY | O_CLOEXEC));
   EXPECT_EQ(pwrite(fd.get(), content.data(), content.size(), static_cast<off_t>(offset)),
             static_cast<ssize_t>(content.size()));
-  return arena;
 }
 
 std::string LayerId(int number) { return fmt::format("{:064x}", number); }

@@ -25,6 +25,7 @@ absl::StatusOr<std::string> MakeLayer(const std::string& dir, const std::string&
 // A sparse arena of `bytes` with `layer` at `offset`.
 ArenaDevice MakeArena(const std::string& dir, const std::string& id, uint64_t bytes, const std::string& layer,
                       uint64_t offset);
+void WriteRegion(const ArenaDevice& arena, const std::string& layer, uint64_t offset);
 
 std::string LayerId(int number);
 uint64_t FileSize(const std::string& path);

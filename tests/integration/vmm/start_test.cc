@@ -94,7 +94,8 @@ TEST(Death, IsSeenByTheWaiterAndByCallsUnderWay) {
   Vm& vm = (*machine)->vm();
   const auto layer = MakeLayer((*machine)->dir(), "layer", "x");
   ASSERT_OK(layer);
-  ASSERT_OK(vm.AttachDisk(*layer));
+  const uint64_t disk = *vm.scsi().Reserve(*layer);
+  ASSERT_OK(vm.scsi().Map(disk));
   std::thread waiter([&] { vm.WaitExit(); });
   ASSERT_OK(vm.Alive());
   const auto killed = steady_clock::now();
@@ -102,8 +103,9 @@ TEST(Death, IsSeenByTheWaiterAndByCallsUnderWay) {
   waiter.join();
   EXPECT_LT(steady_clock::now() - killed, seconds(5));
   EXPECT_THAT(vm.Alive(), HasStatus(absl::StatusCode::kUnavailable, "has ended"));
-  EXPECT_THAT(vm.AttachDisk((*machine)->dir() + "/other"), HasStatus(absl::StatusCode::kUnavailable, "gone"));
-  EXPECT_THAT(vm.DetachDisk(*layer), HasStatus(absl::StatusCode::kUnavailable, "gone"));
+  EXPECT_THAT(vm.scsi().Map(*vm.scsi().Reserve((*machine)->dir() + "/other")),
+              HasStatus(absl::StatusCode::kUnavailable, "gone"));
+  EXPECT_THAT(vm.scsi().Unmap(disk), HasStatus(absl::StatusCode::kUnavailable, "gone"));
   EXPECT_OK(vm.Kill(seconds(1)));
 }
 

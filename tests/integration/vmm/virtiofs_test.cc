@@ -71,7 +71,7 @@ TEST(Virtiofs, ABindMadeAfterTheBootIsSeenAndArenasDoNotDisturbIt) {
   // vhost-user learns of each new memory region; read-only ones and many of them are no harm.
   for (int i = 0; i < 8; ++i) {
     ASSERT_OK((*machine)->vm().AttachArena(
-        MakeArena(files.path(), "later" + std::to_string(i), 16 * kMiB, *layer, 0)));
+        MakeArena(files.path(), "later" + std::to_string(i), 16 * kMiB, *layer, 0), kMiB));
   }
   ASSERT_OK((*machine)->MountPmem(1, HotplugPciPath(7), 0, FileSize(*layer)));
   status = CopyInGuest(**machine, "c2");

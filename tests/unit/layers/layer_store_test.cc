@@ -182,7 +182,7 @@ TEST_F(LayerStoreTest, ScsiOnlyForItsReasons) {
 
   PlaceRequest attached = Ask("s5", small);
   attached.free_arena_slots = 0;
-  attached.attached_arenas = {region.arena_id};
+  attached.attached_arenas = {{region.arena_id, region.arena_bytes}};
   EXPECT_EQ(store->Place(attached)->kind, PlacementKind::kVpmem);
 }
 
@@ -250,7 +250,7 @@ TEST_F(LayerStoreTest, RoomIsMadeFromTheIdleOnlyAndOldestFirst) {
   const Placement a = *store->Place(request);
   const auto next = [&](const std::string& sandbox, const std::string& name) {
     PlaceRequest more = Ask(sandbox, Layer(name, name, 6 * kMiB));
-    more.attached_arenas = {a.arena_id};
+    more.attached_arenas = {{a.arena_id, a.arena_bytes}};
     more.free_arena_slots = 0;
     return *store->Place(more);
   };

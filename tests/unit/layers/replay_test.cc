@@ -2,8 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <vector>
+
+#include "base/units.h"
 
 namespace lamina::layers {
 namespace {
@@ -75,6 +79,49 @@ TEST(Replay, ClassicLineByLine) {
   EXPECT_EQ(summary["utilisation"], 1.0);
   EXPECT_EQ(summary["pristine"], false);
   EXPECT_EQ(run.summary->live, 1u);
+}
+
+// "alloc a 1 => ok 0 0 1MiB": each line's answer is beside it; all is freed at the end.
+void PlayGolden(const std::string& name, ReplayOptions options) {
+  std::ifstream in(LAMINA_SOURCE_DIR "/tests/data/layers/" + name);
+  ASSERT_TRUE(in.is_open());
+  std::string trace, line;
+  std::vector<std::string> expected;
+  while (std::getline(in, line)) {
+    const size_t arrow = line[0] == '#' ? std::string::npos : line.find("=>");
+    trace += line.substr(0, arrow) + "\n";
+    if (arrow != std::string::npos) expected.push_back(line);
+  }
+  const Played run = Play(trace, options);
+  ASSERT_TRUE(run.summary.ok()) << run.summary.status();
+  ASSERT_EQ(run.lines.size(), expected.size() + 1);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    std::istringstream words(expected[i].substr(expected[i].find("=>") + 2));
+    std::string result, device, offset, held;
+    words >> result >> device >> offset >> held;
+    EXPECT_EQ(run.lines[i]["result"], result) << expected[i];
+    ASSERT_EQ(run.lines[i].contains("offset"), result == "ok") << expected[i] << run.lines[i];
+    if (result != "ok") continue;
+    EXPECT_EQ(run.lines[i]["device"], std::stoul(device)) << expected[i];
+    EXPECT_EQ(run.lines[i]["offset"], *ParseBytes(offset, name)) << expected[i];
+    EXPECT_EQ(run.lines[i]["held"], *ParseBytes(held, name)) << expected[i];
+  }
+  EXPECT_TRUE(run.summary->pristine);
+  EXPECT_EQ(run.summary->held_bytes, 0u);
+}
+
+TEST(Replay, GoldenTraces) {
+  PlayGolden("classic.golden", Classic());
+  PlayGolden("classic_two_devices.golden", Classic(2));
+  PlayGolden("dense.golden", {"dense", 4ULL << 30, 1});
+}
+
+TEST(Replay, ASmallerClassicDeviceIsOneOfTheClasses) {
+  const Played run = Play("alloc a 2GiB\nalloc b 5GiB\nalloc c 257MiB\n", {"classic", 1ULL << 30, 1});
+  ASSERT_TRUE(run.summary.ok());
+  EXPECT_EQ(run.lines[0]["result"], "not-enough-space") << "a class there is, though never room for it";
+  EXPECT_EQ(run.lines[1]["result"], "invalid-size");
+  EXPECT_EQ(run.lines[2]["held"], 1ULL << 30);
 }
 
 TEST(Replay, PristineAfterAllIsFreed) {
