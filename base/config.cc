@@ -138,6 +138,9 @@ const std::map<std::string, Setter>& Setters() {
       {"memory.reserve", Bytes(FIELD(memory.reserve_bytes))},
       {"memory.carve_out", Bytes(FIELD(memory.carve_out_bytes))},
       {"memory.min_available", Bytes(FIELD(memory.min_available_bytes))},
+      {"memory.balloon", Flag(FIELD(memory.balloon))},
+      {"memory.balloon_floor", Bytes(FIELD(memory.balloon_floor_bytes))},
+      {"memory.balloon_margin", Bytes(FIELD(memory.balloon_margin_bytes))},
       {"laminad.rest_address", Text(FIELD(laminad.rest_address))},
       {"laminad.log_level", Text(FIELD(laminad.log_level), {"debug", "info", "warning", "error"})},
   };

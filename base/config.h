@@ -48,7 +48,10 @@ struct Config {
     uint64_t capacity_bytes = 0;  // 0: MemTotal
     uint64_t reserve_bytes = 512 * kMiB;
     uint64_t carve_out_bytes = 0;
-    uint64_t min_available_bytes = 256 * kMiB;  // below this MemAvailable nothing is granted
+    uint64_t min_available_bytes = 256 * kMiB;  // below this, beyond what is promised, nothing is granted
+    bool balloon = true;
+    uint64_t balloon_floor_bytes = 128 * kMiB;  // of its own memory each guest keeps at least
+    uint64_t balloon_margin_bytes = 64 * kMiB;  // beyond what it was seen to use
   } memory;
   struct Laminad {
     std::string rest_address = "127.0.0.1:9477";

@@ -58,6 +58,7 @@ struct NodeMetrics::Families {
   prometheus::Registry registry;
   prometheus::Histogram* claim = nullptr;
   std::map<std::string, prometheus::Counter*> refusals;
+  prometheus::Counter *rounds_freed = nullptr, *rounds_refused = nullptr;
   std::map<std::string, prometheus::Histogram*> boot;
 };
 
@@ -74,6 +75,12 @@ NodeMetrics::NodeMetrics() : families_(std::make_unique<Families>()) {
                        .Help("Memory claims that were refused.")
                        .Register(registry);
   for (const char* reason : kRefusals) families_->refusals[reason] = &refusals.Add({{"reason", reason}});
+  auto& rounds = prometheus::BuildCounter()
+                     .Name("lamina_balloon_rounds_total")
+                     .Help("Rounds that lowered VMs for a claim, by whether enough was freed.")
+                     .Register(registry);
+  families_->rounds_freed = &rounds.Add({{"result", "freed"}});
+  families_->rounds_refused = &rounds.Add({{"result", "refused"}});
   auto& boot = prometheus::BuildHistogram()
                    .Name("lamina_sandbox_boot_seconds")
                    .Help("Time from the sandbox's creation to its readiness, by phase.")
@@ -91,6 +98,10 @@ void NodeMetrics::ObserveClaim(double seconds) { families_->claim->Observe(secon
 void NodeMetrics::CountRefusal(const std::string& reason) {
   if (const auto it = families_->refusals.find(reason); it != families_->refusals.end())
     it->second->Increment();
+}
+
+void NodeMetrics::CountBalloonRound(bool freed) {
+  (freed ? families_->rounds_freed : families_->rounds_refused)->Increment();
 }
 
 void NodeMetrics::ObserveBoot(const std::map<std::string, double>& phase_seconds) {
@@ -119,6 +130,11 @@ std::string NodeMetrics::Text(const NodeSample& sample) const {
                 static_cast<double>(sample.reserve_bytes));
   builder.Gauge("lamina_memory_carve_out_bytes", "Memory kept for users that do not claim.",
                 static_cast<double>(sample.carve_out_bytes));
+  builder.Gauge("lamina_memory_lowered_bytes", "Memory that balloons have taken from VMs for others.",
+                static_cast<double>(sample.lowered_bytes));
+  builder.Gauge("lamina_memory_pressure",
+                "1 while nothing is granted because others have eaten into the node's memory.",
+                sample.pressure ? 1 : 0);
 
   const size_t memory_at = builder.families.size();
   builder.Family("lamina_sandbox_memory_bytes",

@@ -24,7 +24,8 @@ struct ArenaSample {
 struct NodeSample {
   std::string version;
   uint64_t claimed_bytes = 0, capacity_bytes = 0, available_bytes = 0, resident_bytes = 0;
-  uint64_t reserve_bytes = 0, carve_out_bytes = 0;
+  uint64_t reserve_bytes = 0, carve_out_bytes = 0, lowered_bytes = 0;
+  bool pressure = false;  // others have eaten into the node: nothing is granted
   std::vector<SandboxSample> sandboxes;
   std::vector<ArenaSample> arenas;
   uint64_t layers_placed_vpmem = 0, layers_placed_scsi = 0, layer_conversions = 0,
@@ -43,6 +44,7 @@ class NodeMetrics {
   void ObserveClaim(double seconds);
   // reason: "no_memory", "pressure", "not_ready", "invalid"
   void CountRefusal(const std::string& reason);
+  void CountBalloonRound(bool freed);
   void ObserveBoot(const std::map<std::string, double>& phase_seconds);
 
   // The text form that Prometheus scrapes.

@@ -173,11 +173,15 @@ absl::Status Explain(const Common& common, const std::string& wanted) {
 absl::Status Claims(const Common& common) {
   ASSIGN_OR_RETURN(const v1::ClaimList list, List(common, &v1::Node::Stub::ListClaims));
   if (common.json) return PrintJson(list);
-  Table table({"SANDBOX", "POD", "PROMISED", "RESIDENT", "OUTSTANDING", "VM", "AGE", "GENERATION"});
+  Table table({"SANDBOX", "POD", "PROMISED", "RESIDENT", "OUTSTANDING", "FLOOR", "LOWERED", "VM", "AGE",
+               "GENERATION"});
   for (const v1::Claim& c : list.claims()) {
     table.Add({ShortId(c.id()), PodName(c.namespace_(), c.pod()), HumanBytes(c.target_bytes()),
-               HumanBytes(c.resident_bytes()), HumanBytes(c.outstanding_bytes()), c.bound() ? "yes" : "no",
-               HumanSeconds(c.age_seconds()), std::to_string(c.generation())});
+               HumanBytes(c.resident_bytes()), HumanBytes(c.outstanding_bytes()),
+               c.floor_bytes() > 0 ? HumanBytes(c.floor_bytes()) : "-",
+               c.uncooperative() ? HumanBytes(c.lowered_bytes()) + " (uncooperative)"
+                                 : HumanBytes(c.lowered_bytes()),
+               c.bound() ? "yes" : "no", HumanSeconds(c.age_seconds()), std::to_string(c.generation())});
   }
   fmt::print("{}{} of {} claimed by {} sandboxes, {} available\n", table.ToString(),
              HumanBytes(list.claimed_bytes()), HumanBytes(list.capacity_bytes()), list.claims_size(),

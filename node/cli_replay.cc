@@ -5,9 +5,7 @@
 #include "base/units.h"
 #include "layers/replay.h"
 #include "node/cli.h"
-#if __has_include("sizing/replay.h")
-#include "sizing/replay.h"
-#endif
+#include "sizing/claims_replay.h"
 
 namespace lamina::node::cli {
 namespace {
@@ -27,10 +25,11 @@ absl::Status ReplayLayers(const Common&, const std::string& policy, const std::s
   return layers::Replay(text, options, PrintLine).status();
 }
 
-#if !__has_include("sizing/replay.h")
-absl::Status ReplayClaims(const Common&, const std::string&, const std::string&) {
-  return absl::UnimplementedError("claims replay");
+absl::Status ReplayClaims(const Common&, const std::string& capacity, const std::string& trace) {
+  ASSIGN_OR_RETURN(const uint64_t bytes, ParseBytes(capacity, "--capacity"));
+  ASSIGN_OR_RETURN(const std::string text, ReadInput(trace));
+  sizing::ReplayClaims(text, bytes, PrintLine);
+  return absl::OkStatus();
 }
-#endif
 
 }  // namespace lamina::node::cli

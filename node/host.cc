@@ -1,12 +1,16 @@
 // The real host behind NodeState: /proc and the cgroups.
+#include "node/host.h"
+
+#include <poll.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
 #include <sstream>
 
+#include "base/file_system.h"
 #include "base/status.h"
 #include "base/subprocess.h"
-#include "node/node_state.h"
 
 namespace lamina::node {
 namespace {
@@ -39,20 +43,52 @@ class RealHost : public Host {
   }
   uint64_t MemTotalBytes() override {
     uint64_t total = KilobytesOf(Meminfo(), "MemTotal");
-    for (const auto& [v2, path] :
-         PodCgroups(FileSystem::Real().Read("/proc/self/cgroup", kProcLimit).value_or(""))) {
-      total = std::min(total, ReadLimit(v2 ? "/sys/fs/cgroup" + path + "/memory.max"
-                                           : "/sys/fs/cgroup/memory" + path + "/memory.limit_in_bytes"));
-    }
+    for (const auto& [v2, path] : Cgroups()) total = std::min(total, ReadLimit(LimitFile(v2, path)));
     return total;
   }
-  uint64_t MemAvailableBytes() override { return KilobytesOf(Meminfo(), "MemAvailable"); }
+  MemoryLeft Left() override {
+    MemoryLeft left{KilobytesOf(Meminfo(), "MemAvailable"), "the node"};
+    for (const auto& [v2, path] : Cgroups()) {
+      const std::string dir = CgroupDir(v2, path);
+      const uint64_t bytes =
+          CgroupLeft(v2, ReadLimit(LimitFile(v2, path)),
+                     ReadLimit(dir + (v2 ? "/memory.current" : "/memory.usage_in_bytes")),
+                     FileSystem::Real().Read(dir + "/memory.stat", kProcLimit).value_or(""));
+      if (bytes < left.bytes) left = {bytes, "the cgroup " + dir};
+    }
+    return left;
+  }
+  absl::StatusOr<std::unique_ptr<vmm::Balloon>> OpenBalloon(const std::string& runtime_dir) override {
+    return vmm::ConnectBalloon(runtime_dir, std::chrono::seconds(1));
+  }
+  void Nap(std::chrono::milliseconds time) override { poll(nullptr, 0, static_cast<int>(time.count())); }
 
  private:
   static std::string Meminfo() { return FileSystem::Real().Read("/proc/meminfo", kProcLimit).value_or(""); }
+  static std::vector<std::pair<bool, std::string>> Cgroups() {
+    return PodCgroups(FileSystem::Real().Read("/proc/self/cgroup", kProcLimit).value_or(""));
+  }
+  static std::string CgroupDir(bool v2, const std::string& path) {
+    return (v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory") + path;
+  }
+  static std::string LimitFile(bool v2, const std::string& path) {
+    return CgroupDir(v2, path) + (v2 ? "/memory.max" : "/memory.limit_in_bytes");
+  }
 };
 
 }  // namespace
+
+uint64_t CgroupLeft(bool v2, uint64_t limit, uint64_t usage, const std::string& stat) {
+  if (limit == UINT64_MAX || usage == UINT64_MAX) return UINT64_MAX;
+  const std::string key = v2 ? "inactive_file " : "total_inactive_file ";
+  uint64_t cache = 0;
+  std::istringstream lines(stat);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.rfind(key, 0) == 0) cache = strtoull(line.c_str() + key.size(), nullptr, 10);
+  }
+  const uint64_t used = usage - std::min(usage, cache);
+  return limit - std::min(limit, used);
+}
 
 std::vector<std::pair<bool, std::string>> PodCgroups(const std::string& text) {
   std::vector<std::pair<bool, std::string>> found;

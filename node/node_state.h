@@ -4,6 +4,7 @@
 #include <atomic>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -16,6 +17,9 @@
 #include "base/mutex.h"
 #include "layers/layer_store.h"
 #include "metrics/node_metrics.h"
+#include "node/balloons.h"
+#include "node/claims_journal.h"
+#include "node/host.h"
 #include "persist/state_store.h"
 #include "proto/laminad.pb.h"
 #include "proto/node/node.pb.h"
@@ -23,38 +27,21 @@
 
 namespace lamina::node {
 
-// The seam to the host's processes and memory.
-class Host {
- public:
-  virtual ~Host() = default;
-  virtual bool Alive(int64_t pid, uint64_t start_time) = 0;
-  // What the process holds that is its own: anonymous and shared memory, without mapped files (arenas are the
-  // page cache's).
-  virtual uint64_t ResidentBytes(int64_t pid) = 0;
-  // MemTotal, or less where a cgroup around the node's pods is limited to less.
-  virtual uint64_t MemTotalBytes() = 0;
-  virtual uint64_t MemAvailableBytes() = 0;
-  static Host& Real();
-};
-
-// The cgroups whose limits bind the node's pods, seen from a process whose /proc/<pid>/cgroup is `text`: the
-// hierarchy's root and the parents of the process's own cgroup, but nothing below a "kubepods" level, where
-// limits are one pod's. Pairs of {version 2?, path below the mount}.
-std::vector<std::pair<bool, std::string>> PodCgroups(const std::string& text);
-
 // Thread-safe.
 class NodeState {
  public:
-  // Opens layer store and claims file. Nothing is granted before Reconcile().
+  // Opens layer store and claims journal. Nothing is granted before Reconcile().
   static absl::StatusOr<std::unique_ptr<NodeState>> Open(const Config& config, FileSystem& fs, Host& host,
                                                          const Clock& clock);
 
-  // Takes what lives, drops what does not; samples residence and pressure. First call: then claims are
-  // granted. Run again from time to time.
+  // Takes what lives, drops what does not; samples residence, balloons and pressure; gives lowered VMs back
+  // what is available. First call: then claims are granted. Run again from time to time.
   absl::Status Reconcile();
 
   // The shims' calls; see proto/laminad.proto for what each promises.
-  absl::StatusOr<laminad::v1::ClaimResponse> Claim(const laminad::v1::ClaimRequest& request);
+  // `deadline`: how long a claim that does not fit may wait for balloons; none: 9 s.
+  absl::StatusOr<laminad::v1::ClaimResponse> Claim(const laminad::v1::ClaimRequest& request,
+                                                   std::optional<MonotonicTime> deadline = {});
   absl::Status Started(const laminad::v1::StartedRequest& request);
   absl::Status Ready(const laminad::v1::ReadyRequest& request);
   absl::Status Retarget(const laminad::v1::RetargetRequest& request);
@@ -74,17 +61,7 @@ class NodeState {
   bool ready() const { return ready_; }
 
  private:
-  // A sandbox as its shim described it.
-  struct Record {
-    laminad::v1::ClaimRequest claim;
-    uint64_t generation = 0;
-    int64_t vmm_pid = 0;
-    uint64_t vmm_start_time = 0;
-    int64_t claimed_unix_nanos = 0;
-    uint64_t guest_mem_total_bytes = 0;
-    std::string state_path;
-    std::map<std::string, double> boot_seconds;
-  };
+  using Record = laminad::v1::ClaimRecord;
 
   // One sandbox's requests are served one after another. Taken before mutex_.
   class Turn {
@@ -98,22 +75,29 @@ class NodeState {
     NodeState& node_;
     const std::string id_;
   };
-  struct Save {
-    bool done = false;
-    absl::Status status;
-  };
-
   NodeState(const Config& config, FileSystem& fs, Host& host, const Clock& clock, uint64_t capacity);
-  absl::Status LoadClaims();
   // What runs, what it holds, and whose claims have no owner left.
   absl::Status Observe(std::vector<std::string>& dead, std::set<std::string>& living);
-  // Durable when it returns OK. Lets go of the mutex meanwhile: changes made at the same time share one
-  // write. The caller has the sandbox's turn.
-  absl::Status SaveClaimsLocked() REQUIRES(mutex_);
-  std::string ClaimsTextLocked() const REQUIRES(mutex_);
+  // A VM lives, says its sandbox's state: the larger of that and of what is recorded counts.
+  void AdoptLocked(const persist::SandboxState& state) REQUIRES(mutex_);
+  // Nothing is granted while others have eaten into what the node has.
+  void WatchPressure();
+  void UpdateBalloons();
+  void RaiseBalloons();
+  // The ledger's answer; where memory is missing, after a round of the balloons. Waits for other rounds.
+  absl::StatusOr<uint64_t> Grant(const laminad::v1::ClaimRequest& request, MonotonicTime deadline);
+  uint64_t MissingFor(uint64_t bytes) const;
+  absl::Status LowerFor(const std::string& id, uint64_t bytes, MonotonicTime deadline);
+  // Writes down what a balloon took and gives it to the ledger.
+  absl::Status SettleLocked(const std::string& id, uint64_t inflated) REQUIRES(mutex_);
+  uint64_t TargetOf(const Record& record) const;
+  absl::Status CheckLocked(const std::string& id, uint64_t generation) const REQUIRES(mutex_);
+  // Durable when it returns OK; a sandbox without a record is written down as gone. Lets go of the mutex
+  // meanwhile.
+  absl::Status SaveLocked(const std::string& id) REQUIRES(mutex_);
   absl::Status DropLocked(const std::string& id) REQUIRES(mutex_);
-  bool VmmLivesLocked(const Record& record) const REQUIRES(mutex_);
-  bool LivesLocked(const Record& record) const REQUIRES(mutex_);
+  bool VmmLives(const Record& record) const;
+  bool Lives(const Record& record) const;
   std::string DomainOf(const laminad::v1::ClaimRequest& claim) const;
 
   const Config config_;
@@ -123,14 +107,13 @@ class NodeState {
   std::atomic<bool> ready_{false};
   sizing::Ledger ledger_;
   std::unique_ptr<layers::LayerStore> layers_;
+  std::unique_ptr<ClaimsJournal> journal_;
+  Balloons balloons_;
   metrics::NodeMetrics metrics_;
-  mutable Mutex mutex_;  // before the ledger's and the store's
-  std::map<std::string, Record> records_ GUARDED_BY(mutex_);
+  mutable Mutex mutex_;  // before the ledger's, the store's, the journal's and the balloons'
+  ClaimRecords records_ GUARDED_BY(mutex_);
   std::set<std::string> turns_ GUARDED_BY(mutex_);
   CondVar turn_ended_;
-  std::shared_ptr<Save> next_save_ GUARDED_BY(mutex_) = std::make_shared<Save>();
-  bool saving_ GUARDED_BY(mutex_) = false;
-  CondVar saved_;
 };
 
 }  // namespace lamina::node

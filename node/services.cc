@@ -22,7 +22,8 @@ RestAnswer Json(const google::protobuf::Message& message) {
 void RegisterShimService(ttrpc::Server& server, NodeState& state) {
   using laminad::v1::Empty;
   server.Handle<laminad::v1::ClaimRequest, laminad::v1::ClaimResponse>(
-      kService, "Claim", [&](auto&, auto& request) { return state.Claim(request); });
+      kService, "Claim",
+      [&](auto& context, auto& request) { return state.Claim(request, context.deadline); });
   server.Handle<laminad::v1::StartedRequest, Empty>(
       kService, "Started", [&](auto&, auto& request) { return Plain(state.Started(request)); });
   server.Handle<laminad::v1::ReadyRequest, Empty>(

@@ -1,9 +1,11 @@
 // The node's memory ledger: who was promised how much. Rules only; laminad gives it a journal and a clock.
+// docs/ledger.md has the rules' edges.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -12,60 +14,104 @@
 
 namespace lamina::sizing {
 
+using NodeBytes = std::map<uint32_t, uint64_t>;  // NUMA node -> bytes
+
 struct LedgerEntry {
   std::string id;
   uint64_t generation = 0;
   uint64_t target_bytes = 0;    // what was promised
-  uint64_t resident_bytes = 0;  // what the VM was last seen to hold
+  uint64_t resident_bytes = 0;  // what it populated, or was last seen to hold
   bool bound = false;           // a VM process exists
+  bool dying = false;           // failed or released, and its process is not seen dead yet
+  std::string client{};         // who reserved it
+  NodeBytes nodes{};            // a NUMA set; empty: from anywhere
   // What the entry counts for; promise and residence are never added together.
   uint64_t counted_bytes() const { return target_bytes > resident_bytes ? target_bytes : resident_bytes; }
+  uint64_t outstanding_bytes() const { return counted_bytes() - resident_bytes; }
 };
 
-struct LedgerTotals {
+struct LedgerTotals {  // sums that do not fit 64 bits stand at 2^64-1
   uint64_t capacity_bytes = 0, claimed_bytes = 0, resident_bytes = 0, available_bytes = 0;
   size_t entries = 0;
 };
 
-// Thread-safe; each call is one critical section, so an answer is definite.
+struct RangeGrant {
+  uint64_t generation = 0, bytes = 0;
+};
+
+// Thread-safe; each call is one critical section, so an answer is definite. Errors, where nothing has
+// changed: ResourceExhausted (it does not fit, with the numbers), AlreadyExists (the id has an entry),
+// NotFound, FailedPrecondition (the entry is dying, or the generation is not its own; generation 0: whichever
+// it is), Unavailable (pressure), InvalidArgument (empty id, 0 bytes, a range upside down, an unknown NUMA
+// node).
 class Ledger {
  public:
-  explicit Ledger(uint64_t capacity_bytes) : capacity_(capacity_bytes) {}
+  // `nodes`: what each NUMA node of the capacity has, for ClaimNodes.
+  explicit Ledger(uint64_t capacity_bytes, const NodeBytes& nodes = {});
 
-  // A new promise, or the existing one again when `id` holds exactly `bytes` (repeated call). Returns the
-  // generation. ResourceExhausted with the numbers; AlreadyExists when `id` holds another size;
-  // InvalidArgument for 0 bytes; Unavailable while the node is under pressure (SetPressure).
-  absl::StatusOr<uint64_t> Claim(const std::string& id, uint64_t bytes);
-  // An entry known from before a restart; may overcommit, because it exists already. Generations go on from
-  // the highest seen.
+  // A new promise; gives its generation, which no other claim has had.
+  absl::StatusOr<uint64_t> Claim(const std::string& id, uint64_t bytes, const std::string& client = "");
+  // As much as fits, from `min` to `max`.
+  absl::StatusOr<RangeGrant> ClaimRange(const std::string& id, uint64_t min, uint64_t max,
+                                        const std::string& client = "");
+  // Granted whole or not at all. The only claim that `id` may hold already: the new set replaces it.
+  absl::StatusOr<uint64_t> ClaimNodes(const std::string& id, const NodeBytes& nodes,
+                                      const std::string& client = "");
+  // An entry known from before a restart. May overcommit, because it exists already; where `id` is known too,
+  // the larger of both counts. Generations go on from the highest seen.
   void Restore(const LedgerEntry& entry);
-  // A VM process now stands behind the entry. NotFound / FailedPrecondition for an unknown id or another
-  // generation.
+  // `client` starts anew: what it had reserved and neither bound nor populated is released. Gives those ids.
+  std::vector<std::string> Login(const std::string& client);
+
+  // A VM process now stands behind the entry.
   absl::Status Bind(const std::string& id, uint64_t generation);
-  // Growth needs availability (ResourceExhausted changes nothing); shrinking always works.
+  // `bytes` more are resident: within the promise always, beyond it from what is available.
+  absl::Status Populate(const std::string& id, uint64_t bytes);
+  // The build is over and well: what was not populated is released. Repeatable.
+  absl::Status Commit(const std::string& id);
+  // The build is over and failed: the entry is dying, and counts as before until it is dead. Repeatable.
+  absl::Status Fail(const std::string& id);
+  // Its process was seen dead: the entry is gone.
+  absl::Status Dead(const std::string& id, uint64_t generation = 0);
+  // Growth needs availability; shrinking always works, and frees what is not resident.
   absl::Status Retarget(const std::string& id, uint64_t generation, uint64_t bytes);
+  // Frees what was never populated, at once. An entry with nothing populated and no process behind it is
+  // gone; any other is dying. Idempotent: an unknown id or a stale generation changes nothing. True: it did
+  // something.
+  bool Release(const std::string& id, uint64_t generation = 0);
   // What the VM was seen to hold. Unknown ids are ignored: the VM may just have gone.
   void SetResident(const std::string& id, uint64_t bytes);
-  // Idempotent: an unknown id, or a generation that is not the current one (0: any), changes nothing. True
-  // when something was released.
-  bool Release(const std::string& id, uint64_t generation);
 
-  // A non-empty reason stops granting until it is cleared.
+  // A non-empty reason stops new claims and growth until it is cleared.
   void SetPressure(std::string reason);
   std::string pressure() const;
 
   LedgerTotals totals() const;
-  std::vector<LedgerEntry> entries() const;  // by id
+  uint64_t available_on(uint32_t node) const;  // 0 for an unknown one
+  std::vector<LedgerEntry> entries() const;    // by id
 
  private:
+  using Sum = unsigned __int128;  // of any number of 64-bit sizes
+  struct Node {
+    uint64_t capacity = 0;
+    Sum claimed = 0;
+  };
+
   uint64_t AvailableLocked() const REQUIRES(mutex_) {
-    return claimed_ < capacity_ ? capacity_ - claimed_ : 0;
+    return claimed_ < capacity_ ? capacity_ - static_cast<uint64_t>(claimed_) : 0;
   }
+  // The entry in `*found`; an error when there is none of this generation, or it is dying.
+  absl::Status FindLocked(const std::string& id, uint64_t generation, LedgerEntry** found) REQUIRES(mutex_);
+  // Takes the entry out of the sums, or puts it in.
+  void CountLocked(const LedgerEntry& entry, bool in) REQUIRES(mutex_);
+  void EraseLocked(const std::string& id) REQUIRES(mutex_);
 
   const uint64_t capacity_;
   mutable Mutex mutex_;
-  std::map<std::string, LedgerEntry> entries_ GUARDED_BY(mutex_);
-  uint64_t claimed_ GUARDED_BY(mutex_) = 0;  // sum of counted_bytes()
+  std::unordered_map<std::string, LedgerEntry> entries_ GUARDED_BY(mutex_);
+  std::map<uint32_t, Node> nodes_ GUARDED_BY(mutex_);
+  Sum claimed_ GUARDED_BY(mutex_) = 0;  // of counted_bytes()
+  Sum resident_ GUARDED_BY(mutex_) = 0;
   uint64_t next_generation_ GUARDED_BY(mutex_) = 1;
   std::string pressure_ GUARDED_BY(mutex_);
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/units.h"
+#include "vmm/balloon.h"
 #include "vmm/vm_spec.h"
 
 namespace lamina::vmm {
@@ -71,6 +72,8 @@ QemuCommand BuildQemuCommand(const VmSpec& spec) {
   };
   socket("qmp", QmpSocket(spec.runtime_dir));
   add({"-mon", "chardev=qmp,mode=control"});
+  socket("balloon-qmp", BalloonSocket(spec.runtime_dir));
+  add({"-mon", "chardev=balloon-qmp,mode=control"});
   add({"-device",
        fmt::format("virtio-serial-pci,id=serial,disable-legacy=on,bus=pcie.0,addr={:02x}.0", kSerialSlot)});
   socket("rpc", RpcSocket(spec.runtime_dir));

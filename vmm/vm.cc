@@ -17,6 +17,7 @@
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/units.h"
+#include "vmm/balloon.h"
 
 namespace lamina::vmm {
 namespace {
@@ -82,7 +83,7 @@ absl::Status CheckArena(const ArenaDevice& arena) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Vm>> Vm::Start(const VmSpec& spec, const StartOptions& options) {
-  RETURN_IF_ERROR(CheckSocketPath(StdioSocket(spec.runtime_dir)));
+  RETURN_IF_ERROR(CheckSocketPath(BalloonSocket(spec.runtime_dir)));
   if (spec.memory_bytes == 0 || spec.memory_bytes % kMiB != 0 || spec.vcpus == 0) {
     return InvalidArgument("a VM of {} bytes and {} vCPUs: whole MiB and at least 1 vCPU are needed",
                            spec.memory_bytes, spec.vcpus);

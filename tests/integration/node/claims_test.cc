@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <map>
+#include <mutex>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <thread>
 
 #include "base/file_system.h"
@@ -116,6 +119,75 @@ TEST(LaminadClaims, SurviveKillNine) {
   EXPECT_GT(next->generation(), kept->generation());
   EXPECT_EQ(next->claimed_bytes(), 4 * kGiB);
   EXPECT_EQ(laminad.Release("kept", kept->generation()).code(), absl::StatusCode::kFailedPrecondition);
+}
+
+// Killed again and again while 16 shims claim and release: whatever was granted is there afterwards, and
+// nothing is granted twice.
+TEST(LaminadClaims, KilledInTheMiddleOfParallelClaimsItLosesNothing) {
+  constexpr int kShims = 16;
+  constexpr uint64_t kEach = 1 * kGiB;
+  Laminad laminad("[memory]\ncapacity = \"12GiB\"\nreserve = 0\nmin_available = 0\n");
+  std::map<std::string, uint64_t> held;  // id -> generation, of what was granted and not released
+  for (int round = 0; round < 5; ++round) {
+    ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+    // What an unanswered call left is either there or not; nobody relies on it.
+    std::mutex mutex;
+    std::set<std::string> unanswered;
+    std::atomic<int> granted{0};
+    {
+      std::vector<std::jthread> threads;
+      for (int i = 0; i < kShims; ++i) {
+        threads.emplace_back([&, i] {
+          const std::string id = "shim-" + std::to_string(i);
+          for (;;) {
+            const auto claim = laminad.Claim(id, kEach);
+            const auto code = claim.status().code();
+            std::lock_guard lock(mutex);
+            if (claim.ok()) {
+              const auto before = held.find(id);
+              if (before != held.end()) {
+                EXPECT_EQ(before->second, claim->generation());  // the same claim
+              }
+              held[id] = claim->generation();
+              ++granted;
+            } else if (code != absl::StatusCode::kResourceExhausted) {
+              unanswered.insert(id);
+              return;  // it was killed
+            }
+            if (!claim.ok() || i % 2 == 0) continue;
+            mutex.unlock();
+            const absl::Status released = laminad.Release(id, claim->generation());
+            mutex.lock();
+            held.erase(id);
+            if (!released.ok()) {
+              unanswered.insert(id);
+              return;
+            }
+          }
+        });
+      }
+      Eventually([&] { return granted > 40 * (round + 1); });
+      EXPECT_EQ(laminad.Stop(SIGKILL), 128 + SIGKILL);
+    }
+    ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+    const json answer = json::parse(laminad.Http("/v1/claims").body);
+    std::map<std::string, uint64_t> found;
+    for (const json& claim : answer["claims"]) found[claim["id"]] = claim["generation"];
+    for (const auto& [id, generation] : held) {
+      if (found.count(id) == 0) {
+        ADD_FAILURE() << id << " was granted and is gone, round " << round;
+      } else {
+        EXPECT_EQ(found[id], generation) << id;
+      }
+    }
+    for (const auto& [id, generation] : found) {
+      EXPECT_TRUE(held.count(id) != 0 || unanswered.count(id) != 0) << id << " is held by nobody";
+      held[id] = generation;
+    }
+    EXPECT_EQ(answer["claimed_bytes"], found.size() * kEach);
+    EXPECT_LE(answer["claimed_bytes"], 12 * kGiB);
+    EXPECT_EQ(laminad.Stop(SIGKILL), 128 + SIGKILL);
+  }
 }
 
 // The journal is gone, the VM is not: what is seen counts.

@@ -78,7 +78,9 @@ TEST(LaminadMetrics, HaveTheFamiliesThatDashboardsUse) {
         "lamina_sandbox_memory_bytes gauge", "lamina_sandbox_vcpus gauge", "lamina_arena_bytes gauge",
         "lamina_layers_placed_total counter", "lamina_layer_conversions_total counter",
         "lamina_layer_reuses_total counter", "lamina_sandbox_boot_seconds histogram",
-        "lamina_claims_refused_total counter", "lamina_claim_seconds histogram", "lamina_build_info gauge"}) {
+        "lamina_claims_refused_total counter", "lamina_balloon_rounds_total counter",
+        "lamina_memory_lowered_bytes gauge", "lamina_memory_pressure gauge", "lamina_claim_seconds histogram",
+        "lamina_build_info gauge"}) {
     EXPECT_THAT(text, testing::HasSubstr(std::string("# TYPE ") + family + "\n"));
   }
   EXPECT_THAT(text, testing::HasSubstr("lamina_sandbox_memory_bytes{pod=\"pod-one\",namespace=\"shop\","

@@ -3,8 +3,10 @@
 #include <map>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/mutex.h"
-#include "node/node_state.h"
+#include "node/host.h"
+#include "vmm/fake_balloon.h"
 
 namespace lamina::node {
 
@@ -35,15 +37,33 @@ class FakeHost : public Host {
     return it == processes_.end() ? 0 : it->second.second;
   }
   uint64_t MemTotalBytes() override { return uint64_t{16} << 30; }
-  uint64_t MemAvailableBytes() override {
+  MemoryLeft Left() override {
     MutexLock lock(mutex_);
-    return available_;
+    return {available_, "the node"};
   }
+  absl::StatusOr<std::unique_ptr<vmm::Balloon>> OpenBalloon(const std::string& runtime_dir) override {
+    MutexLock lock(mutex_);
+    const auto it = guests_.find(runtime_dir);
+    if (it == guests_.end()) return absl::UnavailableError("no QEMU at " + runtime_dir);
+    return std::make_unique<vmm::FakeBalloon>(*it->second);
+  }
+  // Time passes only in naps, and only for one thread.
+  void Nap(std::chrono::milliseconds time) override {
+    if (clock != nullptr) clock->Advance(time);
+  }
+
+  // The guest behind the balloon in `runtime_dir`; the caller's.
+  void AddGuest(const std::string& runtime_dir, vmm::FakeGuest* guest) {
+    MutexLock lock(mutex_);
+    guests_[runtime_dir] = guest;
+  }
+  FakeClock* clock = nullptr;
 
  private:
   Mutex mutex_;
   std::map<int64_t, std::pair<uint64_t, uint64_t>> processes_
-      GUARDED_BY(mutex_);  // pid -> start time, residence
+      GUARDED_BY(mutex_);                                             // pid -> start time, residence
+  std::map<std::string, vmm::FakeGuest*> guests_ GUARDED_BY(mutex_);  // by runtime directory
   uint64_t available_ GUARDED_BY(mutex_) = uint64_t{8} << 30;
 };
 

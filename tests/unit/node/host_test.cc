@@ -1,10 +1,11 @@
+#include "node/host.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include "base/subprocess.h"
 #include "base/units.h"
-#include "node/node_state.h"
 
 namespace lamina::node {
 namespace {
@@ -43,7 +44,17 @@ TEST(RealHost, SeesThisProcess) {
   EXPECT_FALSE(host.Alive(-1, 1));
   EXPECT_GT(host.ResidentBytes(getpid()), 64 * kKiB);
   EXPECT_EQ(host.ResidentBytes(-1), 0u);
-  EXPECT_GT(host.MemTotalBytes(), host.MemAvailableBytes() / 2);
+  EXPECT_GT(host.MemTotalBytes(), host.Left().bytes / 2);
+  EXPECT_FALSE(host.Left().where.empty());
+}
+
+TEST(CgroupLeft, IsTheLimitLessWhatCannotBeDropped) {
+  const std::string stat = "anon 100\ninactive_file 50\ntotal_inactive_file 70\n";
+  EXPECT_EQ(CgroupLeft(true, 1000, 400, stat), 650u);
+  EXPECT_EQ(CgroupLeft(false, 1000, 400, stat), 670u);
+  EXPECT_EQ(CgroupLeft(true, 1000, 2000, ""), 0u);
+  EXPECT_EQ(CgroupLeft(true, 1000, 20, stat), 1000u);
+  EXPECT_EQ(CgroupLeft(true, UINT64_MAX, 400, stat), UINT64_MAX);  // no limit
 }
 
 }  // namespace

@@ -37,12 +37,12 @@ class GatedFileSystem : public FaultyFileSystem {
   static void WaitUntil(const std::function<bool()>& holds) {
     while (!holds()) std::this_thread::yield();
   }
-  absl::Status WriteAndSync(const std::string& path, std::string_view data, int mode) override {
+  absl::Status AppendAndSync(const std::string& path, std::string_view data) override {
     {
       MutexLock lock(mutex_);
       while (blocked_) changed_.Wait(mutex_);
     }
-    return FileSystem::Real().WriteAndSync(path, data, mode);
+    return FileSystem::Real().AppendAndSync(path, data);
   }
 
  private:
@@ -329,11 +329,11 @@ TEST_F(NodeStateTest, ADamagedSandboxStateStopsNobody) {
 
 TEST_F(NodeStateTest, DamagedClaimsAreNotTakenForNone) {
   ASSERT_TRUE(Claim("one", 1 * kGiB).ok());
-  const std::string path = config_.paths.state_dir + "/claims.json";
-  ASSERT_TRUE(FileSystem::Real().WriteAndSync(path, "{\"version\": 99, \"claims\": []}", 0600).ok());
+  const std::string path = config_.paths.state_dir + "/claims.journal";
+  ASSERT_TRUE(FileSystem::Real().WriteAndSync(path, "lamina-claims 99\n", 0600).ok());
   EXPECT_EQ(NodeState::Open(config_, fs_, host_, clock_).status().code(),
             absl::StatusCode::kFailedPrecondition);
-  ASSERT_TRUE(FileSystem::Real().WriteAndSync(path, "{\"version\": 1, \"cla", 0600).ok());
+  ASSERT_TRUE(FileSystem::Real().WriteAndSync(path, "lamina-claims 1", 0600).ok());
   EXPECT_EQ(NodeState::Open(config_, fs_, host_, clock_).status().code(), absl::StatusCode::kDataLoss);
 }
 

@@ -1,5 +1,6 @@
 #include "sizing/ledger.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -22,12 +23,12 @@ TEST(Ledger, AClaimIsYesOrNo) {
   EXPECT_THAT(ledger.Claim("c", 0), HasStatus(absl::StatusCode::kInvalidArgument, "0 bytes"));
 }
 
-TEST(Ledger, ARepeatedClaimIsTheSameClaim) {
+TEST(Ledger, AnIdHoldsOneClaim) {
   Ledger ledger(100);
-  const uint64_t generation = *ledger.Claim("a", 60);
-  EXPECT_EQ(*ledger.Claim("a", 60), generation);
+  ASSERT_OK(ledger.Claim("a", 60));
+  EXPECT_THAT(ledger.Claim("a", 60), HasStatus(absl::StatusCode::kAlreadyExists, "60B already"));
+  EXPECT_THAT(ledger.ClaimRange("a", 1, 10), HasStatus(absl::StatusCode::kAlreadyExists, "a"));
   EXPECT_EQ(ledger.totals().claimed_bytes, 60u);
-  EXPECT_THAT(ledger.Claim("a", 61), HasStatus(absl::StatusCode::kAlreadyExists, "a"));
 }
 
 TEST(Ledger, PromiseAndResidenceAreNeverAdded) {
@@ -53,6 +54,9 @@ TEST(Ledger, StaleReleasesChangeNothing) {
   EXPECT_EQ(ledger.totals().claimed_bytes, 50u);
   EXPECT_THAT(ledger.Bind("a", first), HasStatus(absl::StatusCode::kFailedPrecondition, "stale"));
   EXPECT_OK(ledger.Bind("a", second));
+  EXPECT_FALSE(ledger.Dead("a", first).ok());
+  EXPECT_OK(ledger.Dead("a", second));
+  EXPECT_EQ(ledger.totals().claimed_bytes, 0u);
 }
 
 TEST(Ledger, GrowthNeedsRoomShrinkingDoesNot) {
@@ -72,7 +76,11 @@ TEST(Ledger, PressureStopsGranting) {
   ledger.SetPressure("the node is eaten into");
   EXPECT_THAT(ledger.Claim("a", 1), HasStatus(absl::StatusCode::kUnavailable, "eaten into"));
   ledger.SetPressure("");
-  EXPECT_OK(ledger.Claim("a", 1));
+  const uint64_t generation = *ledger.Claim("a", 10);
+  ledger.SetPressure("the node is eaten into");
+  EXPECT_THAT(ledger.Retarget("a", generation, 11), HasStatus(absl::StatusCode::kUnavailable, "eaten into"));
+  EXPECT_OK(ledger.Retarget("a", generation, 5));
+  EXPECT_OK(ledger.Populate("a", 5));  // was promised
 }
 
 TEST(Ledger, RestoredEntriesMayOvercommitAndKeepGenerationsRising) {
@@ -80,68 +88,138 @@ TEST(Ledger, RestoredEntriesMayOvercommitAndKeepGenerationsRising) {
   ledger.Restore({"old", 41, 150, 0, true});
   EXPECT_EQ(ledger.totals().available_bytes, 0u);
   EXPECT_FALSE(ledger.Claim("a", 1).ok());
-  EXPECT_TRUE(ledger.Release("old", 41));
+  EXPECT_FALSE(ledger.Dead("old", 40).ok());
+  EXPECT_OK(ledger.Dead("old", 41));
   EXPECT_EQ(*ledger.Claim("a", 1), 42u);
 }
 
-// A sequential model: a map, and a sum made anew each time.
-TEST(Ledger, AgreesWithAModelOverRandomOperations) {
-  for (unsigned seed = 0; seed < 300; ++seed) {
-    std::mt19937 random(seed);
-    const uint64_t capacity = 1000;
-    Ledger ledger(capacity);
-    std::map<std::string, LedgerEntry> model;
-    const auto sum = [&] {
-      uint64_t total = 0;
-      for (const auto& [id, entry] : model) total += entry.counted_bytes();
-      return total;
-    };
-    const auto available = [&] { return sum() < capacity ? capacity - sum() : 0; };
-    for (int step = 0; step < 200; ++step) {
-      const std::string id = std::string(1, static_cast<char>('a' + random() % 8));
-      const uint64_t bytes = 1 + random() % 400;
-      const auto it = model.find(id);
-      switch (random() % 5) {
-        case 0: {
-          const auto got = ledger.Claim(id, bytes);
-          if (it != model.end()) {
-            EXPECT_EQ(got.ok(), it->second.target_bytes == bytes);
-          } else {
-            ASSERT_EQ(got.ok(), bytes <= available()) << "seed " << seed << " step " << step;
-            if (got.ok()) model[id] = {id, *got, bytes, 0, false};
-          }
-          break;
-        }
-        case 1:
-          EXPECT_EQ(ledger.Release(id, it != model.end() && random() % 2 != 0 ? it->second.generation : 0),
-                    it != model.end());
-          if (it != model.end()) model.erase(it);
-          break;
-        case 2:
-          EXPECT_FALSE(ledger.Release(id, 1'000'000));
-          break;
-        case 3:
-          ledger.SetResident(id, bytes);
-          if (it != model.end()) it->second.resident_bytes = bytes;
-          break;
-        default: {
-          const auto status = ledger.Retarget(id, it != model.end() ? it->second.generation : 1, bytes);
-          if (it == model.end()) {
-            EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
-            break;
-          }
-          LedgerEntry wanted = it->second;
-          wanted.target_bytes = bytes;
-          const uint64_t before = it->second.counted_bytes(), after = wanted.counted_bytes();
-          const bool fits = after <= before || after - before <= available();
-          ASSERT_EQ(status.ok(), fits) << "seed " << seed << " step " << step;
-          if (fits) it->second = wanted;
-        }
-      }
-      ASSERT_EQ(ledger.totals().claimed_bytes, sum()) << "seed " << seed << " step " << step;
-      ASSERT_EQ(ledger.totals().entries, model.size());
-    }
-  }
+TEST(Ledger, ARangeGetsAsMuchAsFits) {
+  Ledger ledger(100);
+  EXPECT_EQ(ledger.ClaimRange("a", 10, 60)->bytes, 60u);
+  EXPECT_EQ(ledger.ClaimRange("b", 10, 60)->bytes, 40u);
+  EXPECT_THAT(ledger.ClaimRange("c", 1, 60), HasStatus(absl::StatusCode::kResourceExhausted, "0B are"));
+  EXPECT_THAT(ledger.ClaimRange("c", 2, 1), HasStatus(absl::StatusCode::kInvalidArgument, "no range"));
+  EXPECT_THAT(ledger.ClaimRange("c", 0, 1), HasStatus(absl::StatusCode::kInvalidArgument, "0 bytes"));
+}
+
+TEST(Ledger, PopulatingConvertsTheClaim) {
+  Ledger ledger(100);
+  ASSERT_OK(ledger.Claim("a", 60));
+  ASSERT_OK(ledger.Claim("b", 30));
+  EXPECT_OK(ledger.Populate("a", 60));
+  EXPECT_EQ(ledger.totals().available_bytes, 10u);
+  EXPECT_THAT(ledger.Populate("a", 11), HasStatus(absl::StatusCode::kResourceExhausted, "11B beyond"));
+  EXPECT_EQ(ledger.totals().resident_bytes, 60u);
+  EXPECT_OK(ledger.Populate("a", 10));
+  EXPECT_OK(ledger.Populate("b", 30));  // promised, however full the node
+  EXPECT_THAT(ledger.Populate("b", UINT64_MAX), HasStatus(absl::StatusCode::kResourceExhausted, "b"));
+  EXPECT_THAT(ledger.Populate("x", 1), HasStatus(absl::StatusCode::kNotFound, "x"));
+}
+
+TEST(Ledger, ABuildsEndReleasesTheRest) {
+  Ledger ledger(100);
+  ASSERT_OK(ledger.Claim("a", 60));
+  ASSERT_OK(ledger.Populate("a", 20));
+  EXPECT_OK(ledger.Commit("a"));
+  EXPECT_OK(ledger.Commit("a"));
+  EXPECT_EQ(ledger.totals().available_bytes, 80u);
+  EXPECT_OK(ledger.Populate("a", 80));  // beyond the claim, from what is available
+  EXPECT_FALSE(ledger.Populate("a", 1).ok());
+}
+
+TEST(Ledger, TheDyingCountUntilTheyAreDead) {
+  Ledger ledger(100);
+  ASSERT_OK(ledger.Claim("a", 60));
+  ASSERT_OK(ledger.Populate("a", 20));
+  EXPECT_OK(ledger.Fail("a"));
+  EXPECT_OK(ledger.Fail("a"));
+  EXPECT_EQ(ledger.totals().available_bytes, 40u);
+  EXPECT_THAT(ledger.Claim("a", 1), HasStatus(absl::StatusCode::kFailedPrecondition, "dying"));
+  EXPECT_THAT(ledger.Populate("a", 1), HasStatus(absl::StatusCode::kFailedPrecondition, "dying"));
+  EXPECT_THAT(ledger.Commit("a"), HasStatus(absl::StatusCode::kFailedPrecondition, "dying"));
+  EXPECT_THAT(ledger.Retarget("a", 0, 1), HasStatus(absl::StatusCode::kFailedPrecondition, "dying"));
+  EXPECT_THAT(ledger.Bind("a", 0), HasStatus(absl::StatusCode::kFailedPrecondition, "dying"));
+  EXPECT_TRUE(ledger.Release("a"));  // what was never populated
+  EXPECT_FALSE(ledger.Release("a"));
+  EXPECT_EQ(ledger.totals().available_bytes, 80u);
+  EXPECT_OK(ledger.Dead("a"));
+  EXPECT_EQ(ledger.totals().available_bytes, 100u);
+  EXPECT_THAT(ledger.Dead("a"), HasStatus(absl::StatusCode::kNotFound, "a"));
+}
+
+TEST(Ledger, AReleaseFreesWhatWasNeverPopulated) {
+  Ledger ledger(100);
+  ASSERT_OK(ledger.Claim("empty", 10));
+  EXPECT_TRUE(ledger.Release("empty"));
+  EXPECT_EQ(ledger.totals().entries, 0u);
+  ASSERT_OK(ledger.Claim("bound", 10));
+  ASSERT_OK(ledger.Bind("bound", 0));
+  EXPECT_TRUE(ledger.Release("bound"));  // its process may be populating right now
+  EXPECT_EQ(ledger.totals().entries, 1u);
+  EXPECT_EQ(ledger.totals().available_bytes, 100u);
+  EXPECT_FALSE(ledger.Claim("bound", 10).ok());
+}
+
+TEST(Ledger, AClientThatLogsInLosesWhatItHadNotUsed) {
+  Ledger ledger(100);
+  ASSERT_OK(ledger.Claim("reserved", 10, "one"));
+  ASSERT_OK(ledger.Claim("bound", 10, "one"));
+  ASSERT_OK(ledger.Bind("bound", 0));
+  ASSERT_OK(ledger.Claim("populated", 10, "one"));
+  ASSERT_OK(ledger.Populate("populated", 1));
+  ASSERT_OK(ledger.Claim("failed", 10, "one"));
+  ASSERT_OK(ledger.Fail("failed"));
+  ASSERT_OK(ledger.Claim("another's", 10, "two"));
+  EXPECT_THAT(ledger.Login("one"), ::testing::ElementsAre("reserved"));
+  EXPECT_THAT(ledger.Login("one"), ::testing::IsEmpty());
+  EXPECT_EQ(ledger.totals().claimed_bytes, 40u);
+}
+
+TEST(Ledger, ASetOfNodesIsGrantedWholeOrNotAtAll) {
+  Ledger ledger(100, {{0, 60}, {1, 40}});
+  EXPECT_OK(ledger.ClaimNodes("a", {{0, 50}, {1, 10}}));
+  EXPECT_THAT(ledger.ClaimNodes("b", {{0, 10}, {1, 31}}),
+              HasStatus(absl::StatusCode::kResourceExhausted, "NUMA node 1"));
+  EXPECT_EQ(ledger.available_on(0), 10u);
+  EXPECT_EQ(ledger.available_on(1), 30u);
+  EXPECT_EQ(ledger.totals().available_bytes, 40u);
+  EXPECT_THAT(ledger.ClaimNodes("b", {{2, 1}}), HasStatus(absl::StatusCode::kInvalidArgument, "node 2"));
+  EXPECT_THAT(ledger.ClaimNodes("b", {{0, UINT64_MAX}, {1, UINT64_MAX}}),
+              HasStatus(absl::StatusCode::kInvalidArgument, "too large"));
+  // A new set replaces the old, and may use what the old one held.
+  EXPECT_OK(ledger.ClaimNodes("a", {{0, 60}}));
+  EXPECT_EQ(ledger.available_on(0), 0u);
+  EXPECT_EQ(ledger.available_on(1), 40u);
+  EXPECT_EQ(ledger.totals().available_bytes, 40u);
+  // Claims from anywhere count in the whole.
+  EXPECT_OK(ledger.Claim("c", 30));
+  EXPECT_THAT(ledger.ClaimNodes("d", {{1, 11}}), HasStatus(absl::StatusCode::kResourceExhausted, "10B are"));
+  EXPECT_THAT(ledger.Retarget("a", 0, 1), HasStatus(absl::StatusCode::kInvalidArgument, "new set"));
+  EXPECT_OK(ledger.Dead("a"));
+  EXPECT_EQ(ledger.available_on(0), 60u);
+}
+
+TEST(Ledger, RecoveryTakesTheLarger) {
+  Ledger ledger(100);
+  ledger.Restore({"a", 5, 40, 0, false});
+  ledger.Restore({"a", 5, 30, 60, true});
+  EXPECT_EQ(ledger.totals().claimed_bytes, 60u);
+  const LedgerEntry entry = ledger.entries()[0];
+  EXPECT_EQ(entry.target_bytes, 40u);
+  EXPECT_TRUE(entry.bound);
+}
+
+TEST(Ledger, SumsBeyond64BitsDoNotWrap) {
+  Ledger ledger(100);
+  ledger.Restore({"a", 1, UINT64_MAX, 0, true});
+  ledger.Restore({"b", 2, UINT64_MAX, UINT64_MAX, true});
+  EXPECT_EQ(ledger.totals().claimed_bytes, UINT64_MAX);
+  EXPECT_EQ(ledger.totals().available_bytes, 0u);
+  EXPECT_FALSE(ledger.Claim("c", 1).ok());
+  EXPECT_OK(ledger.Dead("a"));
+  EXPECT_OK(ledger.Dead("b"));
+  EXPECT_EQ(ledger.totals().claimed_bytes, 0u);
+  EXPECT_OK(ledger.Claim("c", 100));
 }
 
 TEST(Ledger, ThreadsNeverOvercommitAndNothingIsLost) {

@@ -73,6 +73,8 @@ TEST(QemuCommandTest, AWholePod) {
           // One control channel, two ports into the guest.
           "-chardev socket,id=qmp,path=/run/lamina/pod-1/qmp.sock,server=on,wait=off",
           "-mon chardev=qmp,mode=control",
+          "-chardev socket,id=balloon-qmp,path=/run/lamina/pod-1/balloon.sock,server=on,wait=off",
+          "-mon chardev=balloon-qmp,mode=control",
           "-device virtio-serial-pci,id=serial,disable-legacy=on,bus=pcie.0,addr=01.0",
           "-chardev socket,id=rpc,path=/run/lamina/pod-1/rpc.sock,server=on,wait=off",
           "-device virtserialport,bus=serial.0,nr=1,chardev=rpc,name=lamina.rpc",

@@ -77,7 +77,7 @@ TEST_F(VmStartTest, ImpossibleMachinesAreRefused) {
 
 TEST_F(VmStartTest, ASocketPathThatLinuxCannotHoldIsRefusedWithItsLength) {
   spec_.runtime_dir = "/" + std::string(100, 'd');
-  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kInvalidArgument, "is 112 bytes, Linux allows 107"));
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kInvalidArgument, "is 114 bytes, Linux allows 107"));
 }
 
 TEST_F(VmStartTest, AnArenaMustBeThereWithAllItsBytes) {

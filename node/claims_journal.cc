@@ -1,0 +1,217 @@
+#include "node/claims_journal.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "base/status.h"
+#include "base/units.h"
+#include "persist/crc32.h"
+
+namespace lamina::node {
+namespace {
+
+using laminad::v1::ClaimBatch;
+using laminad::v1::ClaimRecord;
+
+constexpr char kHeader[] = "lamina-claims ";
+constexpr int kVersion = 1;
+constexpr char kFrameMagic[] = "LCfr";
+constexpr size_t kFrameHeader = 16;  // magic, length, CRC of the payload, CRC of these twelve bytes
+constexpr size_t kRewriteAtLeast = 4 * kMiB, kReadLimit = 256 * kMiB;
+
+std::string Little(uint32_t value) {
+  std::string out;
+  for (int i = 0; i < 4; ++i) out.push_back(static_cast<char>(value >> (8 * i) & 0xFF));
+  return out;
+}
+
+uint32_t Little(std::string_view bytes) {
+  uint32_t value = 0;
+  for (int i = 0; i < 4; ++i)
+    value |= uint32_t{static_cast<unsigned char>(bytes[static_cast<size_t>(i)])} << (8 * i);
+  return value;
+}
+
+std::string Header() { return fmt::format("{}{}\n", kHeader, kVersion); }
+
+// The payload of the frame that begins at `at`; false when none does that is whole.
+bool FrameAt(std::string_view content, size_t at, std::string_view& payload) {
+  if (content.size() - at < kFrameHeader) return false;
+  const std::string_view header = content.substr(at, kFrameHeader);
+  if (header.substr(0, 4) != kFrameMagic || persist::Crc32(header.substr(0, 12)) != Little(header.substr(12)))
+    return false;
+  const size_t length = Little(header.substr(4));
+  if (content.size() - at - kFrameHeader < length) return false;
+  payload = content.substr(at + kFrameHeader, length);
+  return persist::Crc32(payload) == Little(header.substr(8));
+}
+
+absl::Status Damaged(const std::string& what, const std::string& why) {
+  return MakeStatus(absl::StatusCode::kDataLoss,
+                    "{}: damaged ({}); move it away when no Lamina pod runs on this node", what, why);
+}
+
+std::string OneRecord(const ClaimRecord& record) {
+  ClaimBatch batch;
+  *batch.add_records() = record;
+  return batch.SerializeAsString();  // batches put one after another are one batch
+}
+
+// Refused where a record or a whole journal could not be read back.
+absl::StatusOr<ClaimBatch> ParseBatch(std::string_view payload) {
+  ClaimBatch batch;
+  if (!batch.ParseFromArray(payload.data(), static_cast<int>(payload.size())))
+    return absl::DataLossError("a frame does not parse");
+  return batch;
+}
+
+}  // namespace
+
+std::string EncodeFrame(const std::string& payload) {
+  const std::string header =
+      kFrameMagic + Little(static_cast<uint32_t>(payload.size())) + Little(persist::Crc32(payload));
+  return header + Little(persist::Crc32(header)) + payload;
+}
+
+std::string EncodeJournal(const ClaimRecords& records) {
+  std::string payload;
+  for (const auto& [id, record] : records) payload += OneRecord(record);
+  return Header() + EncodeFrame(payload);
+}
+
+absl::StatusOr<ClaimRecords> DecodeJournal(const std::string& content, const std::string& what) {
+  const size_t line = content.find('\n');
+  int version = 0;
+  if (line == std::string::npos || content.rfind(kHeader, 0) != 0 ||
+      sscanf(content.c_str() + strlen(kHeader), "%d", &version) != 1 || version < 1) {
+    return Damaged(what, "its first line is not \"lamina-claims VERSION\"");
+  }
+  if (version > kVersion) {
+    return MakeStatus(absl::StatusCode::kFailedPrecondition,
+                      "{}: version {}, written by a newer laminad; left untouched", what, version);
+  }
+  ClaimRecords records;
+  const std::string_view all = content;
+  for (size_t at = line + 1; at < all.size();) {
+    std::string_view payload;
+    if (!FrameAt(all, at, payload)) {
+      // Each frame was durable before the next was begun: only the last can be cut short.
+      for (size_t next = all.find(kFrameMagic, at + 1); next != std::string_view::npos;
+           next = all.find(kFrameMagic, next + 1)) {
+        if (FrameAt(all, next, payload))
+          return Damaged(what, fmt::format("the frame at byte {} is not whole, and one follows it", at));
+      }
+      break;
+    }
+    const absl::StatusOr<ClaimBatch> batch = ParseBatch(payload);
+    if (!batch.ok()) return Damaged(what, fmt::format("the frame at byte {} does not parse", at));
+    for (const ClaimRecord& record : batch->records()) {
+      if (record.removed()) {
+        records.erase(record.claim().sandbox_id());
+      } else {
+        records[record.claim().sandbox_id()] = record;
+      }
+    }
+    at += kFrameHeader + payload.size();
+  }
+  return records;
+}
+
+absl::StatusOr<std::unique_ptr<ClaimsJournal>> ClaimsJournal::Open(FileSystem& fs, std::string path,
+                                                                   ClaimRecords& records) {
+  std::unique_ptr<ClaimsJournal> journal(new ClaimsJournal(fs, std::move(path)));
+  records.clear();
+  if (fs.Exists(journal->path_)) {
+    ASSIGN_OR_RETURN(const std::string content, fs.Read(journal->path_, kReadLimit));
+    ASSIGN_OR_RETURN(records, DecodeJournal(content, journal->path_));
+  }
+  for (const auto& [id, record] : records) journal->live_[id] = OneRecord(record);
+  RETURN_IF_ERROR(journal->Rewrite());
+  return journal;
+}
+
+ClaimsJournal::Ticket ClaimsJournal::Add(const ClaimRecord& record) {
+  const std::string one = OneRecord(record);
+  MutexLock lock(mutex_);
+  pending_ += one;
+  return next_;
+}
+
+absl::Status ClaimsJournal::Wait(const Ticket& ticket) {
+  MutexLock lock(mutex_);
+  while (!ticket->done) {
+    if (writing_) {
+      written_.Wait(mutex_);
+      continue;
+    }
+    // All that is pending now, this caller's change among it, is written in one go.
+    writing_ = true;
+    const Ticket mine = std::exchange(next_, std::make_shared<Batch>());
+    const std::string payload = std::exchange(pending_, "");
+    mutex_.Unlock();
+    const absl::Status status = Annotate(Write(payload), "save the claims");
+    mutex_.Lock();
+    writing_ = false;
+    mine->done = true;
+    mine->status = status;
+    written_.NotifyAll();
+  }
+  return ticket->status;
+}
+
+absl::Status ClaimsJournal::Repair() {
+  MutexLock lock(mutex_);
+  while (writing_) written_.Wait(mutex_);
+  if (whole_) return absl::OkStatus();
+  writing_ = true;
+  mutex_.Unlock();
+  const absl::Status status = Annotate(Rewrite(), "save the claims");
+  mutex_.Lock();
+  writing_ = false;
+  written_.NotifyAll();
+  return status;
+}
+
+absl::Status ClaimsJournal::Write(const std::string& payload) {
+  ASSIGN_OR_RETURN(const ClaimBatch batch, ParseBatch(payload));
+  std::vector<std::pair<std::string, std::string>> before;  // id -> record, "" for none
+  for (const ClaimRecord& record : batch.records()) {
+    const std::string& id = record.claim().sandbox_id();
+    std::string& mine = live_[id];
+    before.emplace_back(id, mine);
+    mine = record.removed() ? "" : OneRecord(record);
+    if (record.removed()) live_.erase(id);
+  }
+  absl::Status status;
+  if (!whole_ || size_ > rewrite_at_) {
+    status = Rewrite();
+  } else {
+    const std::string frame = EncodeFrame(payload);
+    status = fs_.AppendAndSync(path_, frame);
+    size_ += frame.size();
+  }
+  if (status.ok()) return status;
+  whole_ = false;
+  for (auto undo = before.rbegin(); undo != before.rend(); ++undo) {
+    live_[undo->first] = undo->second;
+    if (undo->second.empty()) live_.erase(undo->first);
+  }
+  return status;
+}
+
+absl::Status ClaimsJournal::Rewrite() {
+  std::string payload;
+  for (const auto& [id, record] : live_) payload += record;
+  const std::string content = Header() + EncodeFrame(payload);
+  whole_ = false;
+  RETURN_IF_ERROR(WriteFileAtomically(fs_, path_, content, 0600));
+  whole_ = true;
+  size_ = content.size();
+  rewrite_at_ = std::max(kRewriteAtLeast, 4 * size_);
+  return absl::OkStatus();
+}
+
+}  // namespace lamina::node

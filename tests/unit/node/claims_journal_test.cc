@@ -1,0 +1,209 @@
+#include "node/claims_journal.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <random>
+#include <thread>
+
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/temp_dir.h"
+
+namespace lamina::node {
+namespace {
+
+using laminad::v1::ClaimRecord;
+using testing::HasStatus;
+using testing::TempDir;
+
+ClaimRecord RecordOf(const std::string& id, uint64_t bytes) {
+  ClaimRecord record;
+  record.mutable_claim()->set_sandbox_id(id);
+  record.mutable_claim()->set_bytes(bytes);
+  return record;
+}
+ClaimRecord Gone(const std::string& id) {
+  ClaimRecord record;
+  record.mutable_claim()->set_sandbox_id(id);
+  record.set_removed(true);
+  return record;
+}
+std::map<std::string, uint64_t> Bytes(const ClaimRecords& records) {
+  std::map<std::string, uint64_t> bytes;
+  for (const auto& [id, record] : records) bytes[id] = record.claim().bytes();
+  return bytes;
+}
+
+// A machine that stops at one of its writes: that one may have got through in part, none does after it.
+class CrashingFileSystem : public FaultyFileSystem {
+ public:
+  CrashingFileSystem() : FaultyFileSystem(FileSystem::Real()) {}
+  int crash_at = INT32_MAX;
+  double part = 0;  // of the write under way, that reached the disk
+  int seen = 0;
+
+  absl::Status WriteAndSync(const std::string& path, std::string_view data, int mode) override {
+    if (Stops()) return seen == crash_at + 1 ? Part(path, data, false) : error;
+    return FileSystem::Real().WriteAndSync(path, data, mode);
+  }
+  absl::Status AppendAndSync(const std::string& path, std::string_view data) override {
+    if (Stops()) return seen == crash_at + 1 ? Part(path, data, true) : error;
+    return FileSystem::Real().AppendAndSync(path, data);
+  }
+  absl::Status Rename(const std::string& from, const std::string& to) override {
+    return Stops() ? error : FileSystem::Real().Rename(from, to);
+  }
+  absl::Status SyncDirectory(const std::string& path) override {
+    return Stops() ? error : FileSystem::Real().SyncDirectory(path);
+  }
+  absl::Status Remove(const std::string& path) override {
+    return Stops() ? error : FileSystem::Real().Remove(path);
+  }
+
+ private:
+  bool Stops() { return seen++ >= crash_at; }
+  absl::Status Part(const std::string& path, std::string_view data, bool append) {
+    const std::string_view some =
+        data.substr(0, static_cast<size_t>(static_cast<double>(data.size()) * part));
+    (append ? FileSystem::Real().AppendAndSync(path, some)
+            : FileSystem::Real().WriteAndSync(path, some, 0600))
+        .IgnoreError();
+    return error;
+  }
+};
+
+TEST(ClaimsJournal, KeepsTheLastOfEach) {
+  TempDir dir;
+  ClaimRecords records;
+  {
+    auto journal = ClaimsJournal::Open(FileSystem::Real(), dir / "j", records);
+    ASSERT_OK(journal);
+    EXPECT_TRUE(records.empty());
+    for (const ClaimRecord& record :
+         {RecordOf("a", 1), RecordOf("b", 2), RecordOf("a", 3), Gone("b"), RecordOf("c", 4)})
+      ASSERT_OK((*journal)->Wait((*journal)->Add(record)));
+  }
+  for (int i = 0; i < 2; ++i) {  // opened again and again
+    ASSERT_OK(ClaimsJournal::Open(FileSystem::Real(), dir / "j", records));
+    EXPECT_EQ(Bytes(records), (std::map<std::string, uint64_t>{{"a", 3}, {"c", 4}}));
+  }
+}
+
+TEST(ClaimsJournal, OnlyTheLastFrameMayBeCutShort) {
+  const std::string head = EncodeJournal({{"a", RecordOf("a", 1)}});
+  laminad::v1::ClaimBatch batch;
+  *batch.add_records() = RecordOf("b", 2);
+  const std::string frame = EncodeFrame(batch.SerializeAsString());
+  for (size_t cut = 0; cut < frame.size(); ++cut) {
+    const auto records = DecodeJournal(head + frame.substr(0, cut), "j");
+    ASSERT_OK(records) << cut;
+    EXPECT_EQ(records->size(), 1u) << cut;
+  }
+  EXPECT_EQ(DecodeJournal(head + frame, "j")->size(), 2u);
+  for (size_t at = 0; at < frame.size(); ++at) {
+    std::string damaged = frame;
+    damaged[at] = static_cast<char>(damaged[at] ^ 0x10);
+    EXPECT_EQ(DecodeJournal(head + damaged, "j")->size(), 1u) << at;  // as if it had been cut short
+    EXPECT_THAT(DecodeJournal(head + damaged + frame, "j"),
+                HasStatus(absl::StatusCode::kDataLoss, "not whole"))
+        << at;
+  }
+  EXPECT_THAT(DecodeJournal("", "j"), HasStatus(absl::StatusCode::kDataLoss, "j"));
+  EXPECT_THAT(DecodeJournal("{\"version\": 1}\n", "j"), HasStatus(absl::StatusCode::kDataLoss, "first line"));
+  EXPECT_THAT(DecodeJournal("lamina-claims 2\n", "j"),
+              HasStatus(absl::StatusCode::kFailedPrecondition, "newer"));
+}
+
+// Random changes until the machine stops at one of its writes: whatever was acknowledged is there afterwards,
+// and nothing else but what was under way.
+TEST(ClaimsJournal, ACrashAtAnyWriteLosesNothingThatWasAcknowledged) {
+  for (int crash_at = 3; crash_at < 24; ++crash_at) {  // 3: the opening's own
+    for (const double part : {0.0, 0.5, 0.99, 1.0}) {
+      TempDir dir;
+      CrashingFileSystem fs;
+      fs.crash_at = crash_at;
+      fs.part = part;
+      ClaimRecords records;
+      std::map<std::string, uint64_t> acknowledged, under_way;
+      auto journal = ClaimsJournal::Open(fs, dir / "j", records);
+      ASSERT_OK(journal);
+      std::mt19937 random(static_cast<unsigned>(crash_at));
+      for (bool lives = true; lives;) {
+        const std::string id(1, static_cast<char>('a' + random() % 6));
+        const ClaimRecord record = random() % 3 == 0 ? Gone(id) : RecordOf(id, 1 + random() % 1000);
+        under_way = acknowledged;
+        if (record.removed()) {
+          under_way.erase(id);
+        } else {
+          under_way[id] = record.claim().bytes();
+        }
+        lives = (*journal)->Wait((*journal)->Add(record)).ok();
+        if (lives) acknowledged = under_way;
+      }
+      ASSERT_OK(ClaimsJournal::Open(FileSystem::Real(), dir / "j", records)) << crash_at << " " << part;
+      const auto found = Bytes(records);
+      EXPECT_TRUE(found == acknowledged || found == under_way) << crash_at << " " << part;
+      if (part < 1) {
+        EXPECT_EQ(found, acknowledged) << crash_at << " " << part;
+      }
+    }
+  }
+}
+
+TEST(ClaimsJournal, AfterAFailedWriteTheFileIsReplaced) {
+  TempDir dir;
+  CrashingFileSystem fs;
+  ClaimRecords records;
+  auto journal = ClaimsJournal::Open(fs, dir / "j", records);
+  ASSERT_OK(journal);
+  ASSERT_OK((*journal)->Wait((*journal)->Add(RecordOf("a", 1))));
+  for (const double part : {0.3, 1.0}) {
+    fs.part = part;
+    fs.crash_at = fs.seen;
+    EXPECT_FALSE((*journal)->Wait((*journal)->Add(RecordOf("refused", 1))).ok());
+    EXPECT_FALSE((*journal)->Wait((*journal)->Add(Gone("a"))).ok());
+    EXPECT_FALSE((*journal)->Repair().ok());
+    fs.crash_at = INT32_MAX;
+    EXPECT_OK((*journal)->Repair());
+    EXPECT_OK((*journal)->Repair());
+    const auto content = FileSystem::Real().Read(dir / "j", 1 << 20);
+    EXPECT_EQ(Bytes(*DecodeJournal(*content, "j")), (std::map<std::string, uint64_t>{{"a", 1}}));
+  }
+}
+
+TEST(ClaimsJournal, GrowsOnlySoFar) {
+  TempDir dir;
+  ClaimRecords records;
+  auto journal = ClaimsJournal::Open(FileSystem::Real(), dir / "j", records);
+  ASSERT_OK(journal);
+  ClaimRecord record = RecordOf("a", 1);
+  record.mutable_claim()->mutable_sizing()->add_reasons(std::string(256 * 1024, 'x'));
+  for (int i = 0; i < 40; ++i) ASSERT_OK((*journal)->Wait((*journal)->Add(record)));
+  EXPECT_LT(FileSystem::Real().Read(dir / "j", 64 << 20)->size(), size_t{6} << 20);
+  ASSERT_OK(ClaimsJournal::Open(FileSystem::Real(), dir / "j", records));
+  EXPECT_EQ(records.size(), 1u);
+}
+
+TEST(ClaimsJournal, ManyThreadsShareItsWrites) {
+  TempDir dir;
+  CrashingFileSystem fs;
+  ClaimRecords records;
+  auto journal = ClaimsJournal::Open(fs, dir / "j", records);
+  ASSERT_OK(journal);
+  {
+    std::vector<std::jthread> threads;
+    for (int t = 0; t < 16; ++t) {
+      threads.emplace_back([&, t] {
+        for (int i = 0; i < 8; ++i)
+          EXPECT_OK(
+              (*journal)->Wait((*journal)->Add(RecordOf("s" + std::to_string(t), static_cast<uint64_t>(i)))));
+      });
+    }
+  }
+  ASSERT_OK(ClaimsJournal::Open(FileSystem::Real(), dir / "j", records));
+  ASSERT_EQ(records.size(), 16u);
+  for (const auto& [id, bytes] : Bytes(records)) EXPECT_EQ(bytes, 7u) << id;
+}
+
+}  // namespace
+}  // namespace lamina::node
