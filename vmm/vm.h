@@ -39,6 +39,8 @@ class Vm {
 
   pid_t pid() const { return pid_; }
   uint64_t start_time() const { return start_time_; }
+  // For Resizer; lives as long as this object.
+  QmpClient& qmp() { return *qmp_; }
 
   // Makes an arena visible in the guest; the same arena again gives the same path. ResourceExhausted: no root
   // port is free. NotFound, InvalidArgument: no such file, or it is shorter than said.
