@@ -118,6 +118,11 @@ const std::map<std::string, Setter>& Setters() {
       {"sizing.default_memory", Bytes(FIELD(sizing.default_memory_bytes))},
       {"sizing.max_cpu", Integer<uint32_t>(FIELD(sizing.max_vcpus), 0, 1024)},
       {"sizing.max_memory", Bytes(FIELD(sizing.max_memory_bytes))},
+      {"sizing.min_memory", Bytes(FIELD(sizing.min_memory_bytes))},
+      {"sizing.mode", Text(FIELD(sizing.mode), {"static", "dynamic"})},
+      {"sizing.hotplug_cpu", Integer<uint32_t>(FIELD(sizing.hotplug_vcpus), 0, 255)},
+      {"sizing.hotplug_memory", Bytes(FIELD(sizing.hotplug_memory_bytes))},
+      {"sizing.cgroup_fit", Text(FIELD(sizing.cgroup_fit), {"warn", "refuse", "off"})},
       {"sizing.allowed_annotations", Texts(FIELD(sizing.allowed_annotations))},
       {"hypervisor.qemu", Text(FIELD(hypervisor.qemu))},
       {"hypervisor.accel", Text(FIELD(hypervisor.accel), {"auto", "kvm", "tcg"})},
@@ -191,6 +196,12 @@ absl::Status Check(const Config& config) {
   }
   if (config.sizing.default_memory_bytes == 0)
     return InvalidArgument("sizing.default_memory = 0: a VM needs memory");
+  if (config.sizing.max_memory_bytes != 0 &&
+      config.sizing.max_memory_bytes < config.sizing.min_memory_bytes) {
+    return InvalidArgument("sizing.max_memory = {}: must not be below sizing.min_memory = {}",
+                           FormatBytes(config.sizing.max_memory_bytes),
+                           FormatBytes(config.sizing.min_memory_bytes));
+  }
   return absl::OkStatus();
 }
 

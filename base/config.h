@@ -23,7 +23,12 @@ struct Config {
     uint64_t default_memory_bytes = 256 * kMiB;
     uint32_t max_vcpus = 0;         // 0: the host's CPUs
     uint64_t max_memory_bytes = 0;  // 0: the host's memory
+    uint64_t min_memory_bytes = 96 * kMiB;
     std::vector<std::string> allowed_annotations;
+    std::string mode = "dynamic";       // static, dynamic
+    uint32_t hotplug_vcpus = 7;         // dynamic: a VM may grow by as many
+    uint64_t hotplug_memory_bytes = 0;  // dynamic: and by as much; 0: up to the maximum
+    std::string cgroup_fit = "warn";    // warn, refuse, off
   } sizing;
   struct Hypervisor {
     std::string qemu = "qemu-system-x86_64";

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <sstream>
 
 #include "base/file_system.h"
@@ -131,6 +132,20 @@ absl::StatusOr<HostCgroup> MakeHostCgroup(const std::string& root, const std::st
     cgroup.dirs.push_back(dir);
   }
   return cgroup;
+}
+
+std::optional<uint64_t> PodMemoryLimit(const std::string& root, const std::string& path) {
+  const std::string pod = path.substr(0, path.rfind('/'));
+  if (pod.empty()) return std::nullopt;  // the root has no limit of its own
+  const std::string file =
+      IsCgroup2(root) ? root + pod + "/memory.max" : root + "/memory" + pod + "/memory.limit_in_bytes";
+  const absl::StatusOr<std::string> text = FileSystem::Real().Read(file, 64);
+  if (!text.ok()) return std::nullopt;
+  uint64_t bytes = 0;
+  const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), bytes);
+  // cgroup v2 says "max"; v1 says the largest whole page below 2^63.
+  if (error != std::errc() || end == text->data() || bytes >= (uint64_t{1} << 62)) return std::nullopt;
+  return bytes;
 }
 
 absl::Status RemoveHostCgroup(const std::vector<std::string>& dirs, std::chrono::milliseconds timeout) {

@@ -222,6 +222,7 @@ absl::StatusOr<uint32_t> Sandbox::CreateContainer(const containerd::CreateTaskRe
   container->bundle = request.bundle();
   const StdioPaths paths{request.stdin(), request.stdout(), request.stderr(), request.terminal()};
   std::shared_ptr<ProcessStdio> stdio;
+  RETURN_IF_ERROR(Annotate(AdmitContainer(request.id(), spec), "container " + request.id()));
   const auto make = [&]() -> absl::StatusOr<uint32_t> {
     RETURN_IF_ERROR(MountLayers(request, *container));
     ASSIGN_OR_RETURN(const auto sources, BindVolumes(spec, *container));
@@ -262,6 +263,7 @@ absl::StatusOr<uint32_t> Sandbox::CreateContainer(const containerd::CreateTaskRe
     if (stdio != nullptr) stdio->DrainAndClose(std::chrono::milliseconds(0));
     const absl::Status undone = UndoContainer(*container);
     if (!undone.ok()) LogWarning("container {}: not all is undone: {}", request.id(), Message(undone));
+    DismissContainer(request.id());
     Save().IgnoreError();
     return Annotate(pid.status(), "container " + request.id());
   }
@@ -434,6 +436,7 @@ absl::StatusOr<ExitInfo> Sandbox::DeleteProcess(const std::string& id, const std
     containers_.erase(id);
     state_.containers.erase(id);
   }
+  DismissContainer(id);
   // The state may be gone with the sandbox already.
   if (vm_->Alive().ok()) RETURN_IF_ERROR(Save());
   return exit;
@@ -452,14 +455,6 @@ absl::Status Sandbox::CloseStdin(const std::string& id, const std::string& exec_
   ASSIGN_OR_RETURN(const std::shared_ptr<Process> process, Find(id, exec_id));
   if (process->stdio != nullptr) process->stdio->CloseStdin();
   return absl::OkStatus();
-}
-
-absl::Status Sandbox::Update(const std::string& id, const std::string& resources_json) {
-  if (id == id_) return absl::OkStatus();  // the pod's cgroup is the kubelet's
-  agent::v1::UpdateContainerRequest request;
-  request.set_container_id(id);
-  request.set_resources_json(resources_json);
-  return CallAgent("UpdateContainer", request, nullptr, kAgentTimeout);
 }
 
 absl::StatusOr<agent::v1::ContainerStats> Sandbox::Stats(const std::string& id) {

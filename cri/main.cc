@@ -21,6 +21,7 @@
 #include "cri/command_line.h"
 #include "cri/oci_spec.h"
 #include "cri/sandbox.h"
+#include "cri/sandbox_service.h"
 #include "cri/task_service.h"
 
 namespace lamina::cri {
@@ -65,8 +66,12 @@ absl::Status Start(const CommandLine& line, const Config& config) {
   char cwd[4096];
   if (getcwd(cwd, sizeof cwd) == nullptr) return ErrnoStatus(errno, "getcwd");
   const std::string bundle = cwd;
-  ASSIGN_OR_RETURN(const BundleSpec spec, ReadSpec(bundle));
-  const std::string sandbox_id = spec.sandbox_id(line.id);
+  std::string sandbox_id = line.id;
+  // With containerd's Sandbox service a pod has no config.json: its description comes in CreateSandbox.
+  if (FileSystem::Real().Exists(bundle + "/config.json")) {
+    ASSIGN_OR_RETURN(const BundleSpec spec, ReadSpec(bundle));
+    sandbox_id = spec.sandbox_id(line.id);
+  }
   if (!persist::IsSafeId(sandbox_id))
     return InvalidArgument("sandbox id \"{}\" is not safe as a file name", sandbox_id);
   const std::string path = ShimSocket(config.paths.run_dir, line.ns, sandbox_id);
@@ -143,8 +148,9 @@ absl::Status Serve(const CommandLine& line, const Config& config) {
   if (pipe2(pipe_fds, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
   done_read.reset(pipe_fds[0]);
   done_write.reset(pipe_fds[1]);
-  RegisterTaskService(server, sandbox, events,
-                      [&] { [[maybe_unused]] const ssize_t n = write(done_write.get(), "x", 1); });
+  const auto shut_down = [&] { [[maybe_unused]] const ssize_t n = write(done_write.get(), "x", 1); };
+  RegisterTaskService(server, sandbox, events, shut_down);
+  RegisterSandboxService(server, sandbox, shut_down);
   RETURN_IF_ERROR(server.ListenFd(UniqueFd(kListenFd)));
   char byte;
   while (read(done_read.get(), &byte, 1) < 0 && errno == EINTR) {

@@ -45,23 +45,22 @@ std::optional<int64_t> Number(const json& object, const char* key) {
   return value.get<int64_t>();
 }
 
-sizing::Limits ReadLimits(const json& resources, const std::string& name) {
-  sizing::Limits limits;
-  limits.name = name;
+// Replaces what `resources` names.
+void ReadLimits(const json& resources, sizing::Limits& limits) {
   const json& cpu = Child(resources, "cpu");
-  limits.cpu.quota = Number(cpu, "quota");
+  if (const auto quota = Number(cpu, "quota")) limits.cpu.quota = quota;
   if (const auto period = Number(cpu, "period"); period.value_or(0) > 0)
     limits.cpu.period = static_cast<uint64_t>(*period);
   if (const auto shares = Number(cpu, "shares"); shares.value_or(0) > 0)
     limits.cpu.shares = static_cast<uint64_t>(*shares);
-  limits.memory_bytes = Number(Child(resources, "memory"), "limit");
+  if (const auto memory = Number(Child(resources, "memory"), "limit")) limits.memory_bytes = memory;
   const json& huge_pages = Child(resources, "hugepageLimits");
-  if (huge_pages.is_array()) {
-    for (const json& item : huge_pages)
-      limits.extra_memory_bytes +=
-          static_cast<uint64_t>(std::max<int64_t>(0, Number(item, "limit").value_or(0)));
+  if (!huge_pages.is_array()) return;
+  limits.extra_memory_bytes = 0;
+  for (const json& item : huge_pages) {
+    const auto bytes = static_cast<uint64_t>(std::max<int64_t>(0, Number(item, "limit").value_or(0)));
+    limits.extra_memory_bytes += std::min(bytes, INT64_MAX - limits.extra_memory_bytes);
   }
-  return limits;
 }
 
 }  // namespace
@@ -117,7 +116,8 @@ absl::StatusOr<BundleSpec> ParseSpec(const std::string& text, const std::string&
     }
   }
   const std::string name = spec.Annotation("container-name");
-  spec.limits = ReadLimits(Child(linux_part, "resources"), name.empty() ? "container" : "container " + name);
+  spec.limits.name = name.empty() ? "container" : "container " + name;
+  ReadLimits(Child(linux_part, "resources"), spec.limits);
   return spec;
 }
 
@@ -125,6 +125,18 @@ absl::StatusOr<BundleSpec> ReadSpec(const std::string& bundle) {
   const std::string path = bundle + "/config.json";
   ASSIGN_OR_RETURN(const std::string text, FileSystem::Real().Read(path, 8 * kMiB));
   return ParseSpec(text, path);
+}
+
+absl::StatusOr<sizing::Limits> UpdatedLimits(const sizing::Limits& limits,
+                                             const std::string& resources_json) {
+  const json resources = json::parse(resources_json, nullptr, false);
+  if (resources.is_discarded() || !resources.is_object()) {
+    return InvalidArgument("{}: its new resources are not a JSON object: \"{:.80}\"", limits.name,
+                           resources_json);
+  }
+  sizing::Limits updated = limits;
+  ReadLimits(resources, updated);
+  return updated;
 }
 
 absl::StatusOr<std::string> GuestSpec(const std::string& text,

@@ -27,6 +27,8 @@ struct BundleSpec {
   std::map<std::string, std::string> sysctls;
   std::vector<SpecMount> mounts;
   sizing::Limits limits;  // linux.resources
+  // Of the whole pod; from PodSandboxConfig alone, in a config.json they are annotations or nowhere.
+  std::optional<sizing::Limits> pod_limits, pod_overhead;
 
   std::string Annotation(const std::string& key) const;
   bool is_sandbox() const;  // also true without CRI annotations (plain ctr)
@@ -36,6 +38,9 @@ struct BundleSpec {
 // InvalidArgument names `what` (the file) and what is wrong in it.
 absl::StatusOr<BundleSpec> ParseSpec(const std::string& json, const std::string& what);
 absl::StatusOr<BundleSpec> ReadSpec(const std::string& bundle);
+
+// What an update leaves of `limits`: the resources (OCI LinuxResources, JSON) that it names are replaced.
+absl::StatusOr<sizing::Limits> UpdatedLimits(const sizing::Limits& limits, const std::string& resources_json);
 
 // The spec for the guest: bind mounts come from `guest_sources` (by index in mounts; "" drops the mount),
 // pod-level namespaces are the VM's own, host paths and host devices are gone. `notes` receives what was

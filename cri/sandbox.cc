@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <google/protobuf/message_lite.h>
 #include <sys/socket.h>
-#include <sys/sysinfo.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -19,7 +18,6 @@
 #include "cri/cleanup.h"
 #include "cri/network.h"
 #include "cri/volumes.h"
-#include "sizing/annotations.h"
 #include "vmm/accel.h"
 #include "vmm/virtiofsd.h"
 
@@ -50,21 +48,6 @@ absl::StatusOr<UniqueFd> ConnectUnix(const std::string& path) {
     return ErrnoStatus(errno, "connect to " + path);
   }
   return fd;
-}
-
-sizing::PlanInput InputFrom(const Config& config) {
-  sizing::PlanInput input;
-  input.overhead_nano_cpus = config.sizing.overhead_nano_cpus;
-  input.overhead_memory_bytes = config.sizing.overhead_memory_bytes;
-  input.default_nano_cpus = config.sizing.default_nano_cpus;
-  input.default_memory_bytes = config.sizing.default_memory_bytes;
-  input.max_vcpus =
-      config.sizing.max_vcpus != 0 ? config.sizing.max_vcpus : static_cast<uint32_t>(get_nprocs_conf());
-  struct sysinfo info {};
-  sysinfo(&info);
-  input.max_memory_bytes =
-      config.sizing.max_memory_bytes != 0 ? config.sizing.max_memory_bytes : info.totalram * info.mem_unit;
-  return input;
 }
 
 }  // namespace
@@ -106,10 +89,7 @@ absl::Status Sandbox::CallAgent(const char* method, const google::protobuf::Mess
 }
 
 absl::Status Sandbox::ClaimMemory(const BundleSpec& spec, laminad::v1::ClaimResponse& claim) {
-  sizing::PlanInput input = InputFrom(config_);
-  RETURN_IF_ERROR(sizing::ApplyOverrides(spec.annotations, config_.sizing.allowed_annotations, input));
-  ASSIGN_OR_RETURN(input.pod, sizing::LimitsFromAnnotations(spec.annotations));
-  ASSIGN_OR_RETURN(const sizing::VmPlan plan, sizing::PlanVm(input));
+  ASSIGN_OR_RETURN(const sizing::VmPlan plan, PlanFirst(spec));
 
   laminad::v1::ClaimRequest request;
   request.set_sandbox_id(id_);
@@ -145,10 +125,14 @@ absl::Status Sandbox::ClaimMemory(const BundleSpec& spec, laminad::v1::ClaimResp
 }
 
 absl::Status Sandbox::Start(const std::string& id, const std::string& bundle) {
+  ASSIGN_OR_RETURN(const BundleSpec spec, ReadSpec(bundle));
+  return StartPod(id, bundle, spec);
+}
+
+absl::Status Sandbox::StartPod(const std::string& id, const std::string& bundle, const BundleSpec& spec) {
   MutexLock build(build_mutex_);
   if (started()) return MakeStatus(absl::StatusCode::kAlreadyExists, "sandbox {} runs already", id);
   if (!persist::IsSafeId(id)) return InvalidArgument("sandbox id \"{}\" is not safe as a file name", id);
-  ASSIGN_OR_RETURN(const BundleSpec spec, ReadSpec(bundle));
   if (!spec.has_network_namespace && !spec.Annotation("container-type").empty()) {
     return MakeStatus(absl::StatusCode::kFailedPrecondition,
                       "pod {}/{} asks for the host's network (hostNetwork: true), which a virtual machine "
@@ -178,6 +162,7 @@ absl::Status Sandbox::Start(const std::string& id, const std::string& bundle) {
     agent_.reset();
     mux_.reset();
     CleanUpSandbox(config_, state).IgnoreError();
+    resizer_.reset();
     vm_.reset();
     return status;
   }
@@ -211,9 +196,8 @@ absl::Status Sandbox::BuildVm(const BundleSpec& spec, laminad::v1::ReadyRequest&
   RETURN_IF_ERROR(FileSystem::Real().MakeDirectories(dir, 0700));
   RETURN_IF_ERROR(MakeSharedDir(dir + "/shared"));
   HostCgroup cgroup;
-  if (!spec.cgroups_path.empty()) {
-    ASSIGN_OR_RETURN(const std::string path, CgroupPath(spec.cgroups_path));
-    ASSIGN_OR_RETURN(cgroup, MakeHostCgroup("/sys/fs/cgroup", path));
+  if (!cgroup_path_.empty()) {
+    ASSIGN_OR_RETURN(cgroup, MakeHostCgroup("/sys/fs/cgroup", cgroup_path_));
     MutexLock lock(mutex_);
     state_.cgroup_dirs = cgroup.dirs;
   }
@@ -241,6 +225,11 @@ absl::Status Sandbox::BuildVm(const BundleSpec& spec, laminad::v1::ReadyRequest&
   vm.extra_kernel_args = config_.hypervisor.kernel_args;
   vm.vcpus = vcpus;
   vm.memory_bytes = memory_bytes;
+  {
+    MutexLock lock(mutex_);
+    vm.max_vcpus = state_.max_vcpus;
+    vm.max_hot_memory_bytes = state_.max_hot_memory_bytes;
+  }
   vm.hotplug_bytes = config_.layers.arena_bytes * config_.layers.max_arenas_per_pod;
   vm.hotplug_ports = config_.hypervisor.hotplug_ports;
   vm.runtime_dir = dir;
@@ -257,6 +246,7 @@ absl::Status Sandbox::BuildVm(const BundleSpec& spec, laminad::v1::ReadyRequest&
     options.tap_fd = network.tap.get();
   }
   ASSIGN_OR_RETURN(vm_, vmm::Vm::Start(vm, options));
+  if (config_.sizing.mode == "dynamic") resizer_ = std::make_unique<vmm::Resizer>(vm_->qmp(), memory_bytes);
   {
     MutexLock lock(mutex_);
     state_.vmm = {vm_->pid(), vm_->start_time()};

@@ -19,11 +19,14 @@
 #include "proto/agent.pb.h"
 #include "proto/containerd/task.pb.h"
 #include "proto/laminad.pb.h"
+#include "sizing/pod.h"
+#include "vmm/resize.h"
 #include "vmm/vm.h"
 
 namespace lamina::cri {
 
-// Thread-safe. Long steps run under `build_mutex_` (one at a time per pod); state and maps under `mutex_`.
+// Thread-safe. Long steps run under `build_mutex_` (one at a time per pod), changes of the VM's size under
+// `resize_mutex_`, state and maps under `mutex_`; taken in this order.
 class Sandbox {
  public:
   Sandbox(Config config, EventPublisher& events)
@@ -32,6 +35,8 @@ class Sandbox {
 
   // Builds the VM. On error nothing is left: no process, mount, tap, cgroup, claim, state.
   absl::Status Start(const std::string& id, const std::string& bundle);
+  // The same from a pod's description that is not in a file.
+  absl::Status StartPod(const std::string& id, const std::string& bundle, const BundleSpec& spec);
   bool started() const;
   uint32_t vmm_pid() const;
   const std::string& id() const { return id_; }
@@ -50,6 +55,8 @@ class Sandbox {
   // NotFound names the id. exec_id empty: the container's init; the sandbox's own id: the VM.
   absl::StatusOr<std::shared_ptr<Process>> Find(const std::string& id, const std::string& exec_id) const;
   std::string BundleOf(const std::string& id) const;
+  // The size and why, in words, for people.
+  std::map<std::string, std::string> Info() const;
   // Nothing is left but the shim itself.
   bool empty() const;
 
@@ -69,6 +76,22 @@ class Sandbox {
   absl::Status CallAgent(const char* method, const google::protobuf::MessageLite& request,
                          google::protobuf::MessageLite* response, std::chrono::nanoseconds timeout);
   absl::Status Save();
+
+  // resize.cc
+  absl::StatusOr<sizing::VmPlan> PlanFirst(const BundleSpec& spec);
+  absl::Status CheckCgroup(const sizing::VmPlan& plan) const;
+  // Grows the VM to what `limits` need: laminad is asked first, its refusal changes nothing. Never shrinks.
+  absl::Status GrowFor(const sizing::PodLimits& limits) REQUIRES(resize_mutex_);
+  absl::Status GrowTo(const sizing::VmPlan& plan, uint64_t hot_bytes) REQUIRES(resize_mutex_);
+  absl::Status SetVcpus(uint32_t vcpus, std::chrono::milliseconds timeout) REQUIRES(resize_mutex_);
+  // Asks for everything back that limits_ don't need. Waits for no memory; what fails is logged.
+  void ShrinkToFit() REQUIRES(resize_mutex_);
+  absl::Status Retarget(uint64_t claim_bytes) REQUIRES(resize_mutex_);
+  void WatchMemory();
+  absl::Status AdmitContainer(const std::string& id, const BundleSpec& spec);
+  void DismissContainer(const std::string& id);
+  void KeepLimits(const sizing::PodLimits& limits) REQUIRES(resize_mutex_);
+
   void WatchVm();
   void WatchProcess(std::shared_ptr<Process> process);
   void PublishExit(const Process& process, const ExitInfo& exit);
@@ -86,7 +109,8 @@ class Sandbox {
   persist::StateStore store_;
   std::string id_;
 
-  Mutex build_mutex_;  // before mutex_
+  Mutex build_mutex_;
+  Mutex resize_mutex_;
   mutable Mutex mutex_;
   persist::SandboxState state_ GUARDED_BY(mutex_);
   std::map<std::string, std::shared_ptr<Container>> containers_ GUARDED_BY(mutex_);
@@ -95,7 +119,14 @@ class Sandbox {
   bool stopping_ GUARDED_BY(mutex_) = false;
   std::unique_ptr<ttrpc::Client> laminad_ GUARDED_BY(mutex_);
 
+  sizing::PlanInput plan_input_;  // the node's values and the pod's overrides; set before the VM is there
+  std::string cgroup_path_;       // under a hierarchy; empty: none
+  std::optional<uint64_t> declared_cgroup_bytes_;  // limits + podFixed, where both are known
+  sizing::PodLimits limits_ GUARDED_BY(resize_mutex_);
+  bool watching_memory_ GUARDED_BY(resize_mutex_) = false;
+
   std::unique_ptr<vmm::Vm> vm_;
+  std::unique_ptr<vmm::Resizer> resizer_;  // null: the VM keeps its size
   std::unique_ptr<ttrpc::Client> agent_;
   std::unique_ptr<guest::StdioMux> mux_;
   std::atomic<uint32_t> next_stream_{1};

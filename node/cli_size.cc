@@ -65,19 +65,56 @@ absl::StatusOr<sizing::Limits> ParseContainer(const std::string& text, size_t in
   return limits;
 }
 
-absl::StatusOr<sizing::Annotations> ReadAnnotations(const std::string& path) {
+std::optional<int64_t> Number(const nlohmann::json& object, const char* key) {
+  const auto it = object.is_object() ? object.find(key) : object.end();
+  if (!object.is_object() || it == object.end() || !it->is_number_integer()) return std::nullopt;
+  return it->get<int64_t>();
+}
+
+// The limits of a container's own config.json.
+sizing::Limits LimitsFromSpec(const nlohmann::json& spec, const std::string& name) {
+  static const nlohmann::json none = nlohmann::json::object();
+  const auto child = [](const nlohmann::json& object, const char* key) -> const nlohmann::json& {
+    const auto it = object.is_object() ? object.find(key) : object.end();
+    return object.is_object() && it != object.end() ? *it : none;
+  };
+  const nlohmann::json& resources = child(child(spec, "linux"), "resources");
+  const nlohmann::json& cpu = child(resources, "cpu");
+  sizing::Limits limits;
+  limits.name = name.empty() ? "container" : "container " + name;
+  limits.cpu.quota = Number(cpu, "quota");
+  if (const auto period = Number(cpu, "period"); period.value_or(0) > 0)
+    limits.cpu.period = static_cast<uint64_t>(*period);
+  if (const auto shares = Number(cpu, "shares"); shares.value_or(0) > 0)
+    limits.cpu.shares = static_cast<uint64_t>(*shares);
+  limits.memory_bytes = Number(child(resources, "memory"), "limit");
+  for (const nlohmann::json& item : child(resources, "hugepageLimits"))
+    limits.extra_memory_bytes +=
+        static_cast<uint64_t>(std::max<int64_t>(0, Number(item, "limit").value_or(0)));
+  return limits;
+}
+
+// A config.json as containerd writes it: of the sandbox (the pod's sum in annotations), or of a container.
+absl::Status ReadSpec(const std::string& path, const std::vector<std::string>& allowed,
+                      sizing::PlanInput& input) {
   ASSIGN_OR_RETURN(const std::string text, ReadInput(path));
   const nlohmann::json spec = nlohmann::json::parse(text, nullptr, false);
   if (spec.is_discarded() || !spec.is_object()) return InvalidArgument("{}: not a config.json", path);
   sizing::Annotations annotations;
-  const auto it = spec.find("annotations");
-  if (it == spec.end()) return annotations;
-  if (!it->is_object()) return InvalidArgument("{}: \"annotations\" is not an object", path);
-  for (const auto& [name, value] : it->items()) {
-    if (!value.is_string()) return InvalidArgument("{}: annotation {} is not a text", path, name);
-    annotations[name] = value.get<std::string>();
+  if (const auto it = spec.find("annotations"); it != spec.end()) {
+    if (!it->is_object()) return InvalidArgument("{}: \"annotations\" is not an object", path);
+    for (const auto& [name, value] : it->items()) {
+      if (!value.is_string()) return InvalidArgument("{}: annotation {} is not a text", path, name);
+      annotations[name] = value.get<std::string>();
+    }
   }
-  return annotations;
+  RETURN_IF_ERROR(sizing::ApplyOverrides(annotations, allowed, input));
+  if (annotations["io.kubernetes.cri.container-type"] == "container") {
+    input.containers.push_back(LimitsFromSpec(spec, annotations["io.kubernetes.cri.container-name"]));
+  } else {
+    ASSIGN_OR_RETURN(input.pod, sizing::LimitsFromAnnotations(annotations));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<sizing::Limits> PodLimits(const SizeFlags& flags) {
@@ -115,6 +152,7 @@ absl::StatusOr<sizing::PlanInput> ReadPlanInput(const Common& common, const Size
   input.overhead_memory_bytes = config.sizing.overhead_memory_bytes;
   input.default_nano_cpus = config.sizing.default_nano_cpus;
   input.default_memory_bytes = config.sizing.default_memory_bytes;
+  if (!common.config.empty()) input.min_memory_bytes = config.sizing.min_memory_bytes;
   input.max_vcpus = config.sizing.max_vcpus;
   input.max_memory_bytes = config.sizing.max_memory_bytes;
   if (!flags.overhead_cpu.empty()) {
@@ -142,9 +180,7 @@ absl::StatusOr<sizing::PlanInput> ReadPlanInput(const Common& common, const Size
     if (by_flags)
       return absl::InvalidArgumentError(
           "--spec holds the pod's limits: --quota, --period, --shares and --memory go without it");
-    ASSIGN_OR_RETURN(const sizing::Annotations annotations, ReadAnnotations(flags.spec));
-    ASSIGN_OR_RETURN(input.pod, sizing::LimitsFromAnnotations(annotations));
-    RETURN_IF_ERROR(sizing::ApplyOverrides(annotations, config.sizing.allowed_annotations, input));
+    RETURN_IF_ERROR(ReadSpec(flags.spec, config.sizing.allowed_annotations, input));
   } else if (by_flags) {
     ASSIGN_OR_RETURN(input.pod, PodLimits(flags));
   }
@@ -166,7 +202,6 @@ absl::Status Size(const Common& common, const SizeFlags& flags) {
     out["vcpus_exact"] = plan.vcpus_exact;
     out["memory_mib"] = plan.memory_mib;
     out["vcpus_if_rounded_per_container"] = plan.vcpus_if_rounded_per_container;
-    out["memory_exact_bytes"] = plan.memory_exact_bytes;
     out["reasons"] = plan.reasons;
     fmt::print("{}\n", out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
     return absl::OkStatus();

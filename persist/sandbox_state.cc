@@ -20,7 +20,10 @@ template <typename T>
 bool Read(const json& object, const char* key, T& out) {
   const auto it = object.find(key);
   if (it == object.end()) return true;
-  if constexpr (std::is_same_v<T, std::string>) {
+  if constexpr (std::is_same_v<T, bool>) {
+    if (!it->is_boolean()) return false;
+    out = it->template get<bool>();
+  } else if constexpr (std::is_same_v<T, std::string>) {
     if (!it->is_string()) return false;
     out = it->get_ref<const std::string&>();
   } else if constexpr (std::is_integral_v<T>) {
@@ -56,6 +59,29 @@ bool ReadContainer(const json& object, ContainerState& container) {
          Read(object, "layer_ids", container.layer_ids) && Read(object, "mounts", container.mounts);
 }
 
+json ToJson(const LimitsState& limits) {
+  return {{"name", limits.name},
+          {"quota", limits.quota},
+          {"period", limits.period},
+          {"shares", limits.shares},
+          {"memory_bytes", limits.memory_bytes},
+          {"extra_memory_bytes", limits.extra_memory_bytes}};
+}
+
+bool ReadLimits(const json& object, const char* key, LimitsState& out) {
+  const auto it = object.find(key);
+  if (it == object.end()) return true;
+  return it->is_object() && Read(*it, "name", out.name) && Read(*it, "quota", out.quota) &&
+         Read(*it, "period", out.period) && Read(*it, "shares", out.shares) &&
+         Read(*it, "memory_bytes", out.memory_bytes) &&
+         Read(*it, "extra_memory_bytes", out.extra_memory_bytes);
+}
+
+bool ReadPart(const json& object, LimitedPart& part) {
+  return object.is_object() && Read(object, "name", part.name) && Read(object, "id", part.id) &&
+         ReadLimits(object, "first", part.first) && ReadLimits(object, "now", part.now);
+}
+
 bool ReadState(const json& root, SandboxState& state) {
   std::string life_cycle;
   if (!root.is_object() || !Read(root, "created_with_version", state.created_with_version) ||
@@ -63,7 +89,11 @@ bool ReadState(const json& root, SandboxState& state) {
       !Read(root, "pod_name", state.pod_name) || !Read(root, "pod_namespace", state.pod_namespace) ||
       !Read(root, "pod_uid", state.pod_uid) || !Read(root, "bundle", state.bundle) ||
       !Read(root, "vcpus", state.vcpus) || !Read(root, "memory_bytes", state.memory_bytes) ||
-      !Read(root, "claim_bytes", state.claim_bytes) ||
+      !Read(root, "max_vcpus", state.max_vcpus) ||
+      !Read(root, "boot_memory_bytes", state.boot_memory_bytes) ||
+      !Read(root, "max_hot_memory_bytes", state.max_hot_memory_bytes) ||
+      !Read(root, "has_pod_limits", state.has_pod_limits) ||
+      !ReadLimits(root, "pod_limits", state.pod_limits) || !Read(root, "claim_bytes", state.claim_bytes) ||
       !Read(root, "claim_generation", state.claim_generation) || !Read(root, "reasons", state.reasons) ||
       !ReadProcess(root, "shim", state.shim) || !ReadProcess(root, "vmm", state.vmm) ||
       !ReadProcess(root, "virtiofsd", state.virtiofsd) || !Read(root, "runtime_dir", state.runtime_dir) ||
@@ -78,6 +108,12 @@ bool ReadState(const json& root, SandboxState& state) {
     known = true;
   }
   if (!known || !IsSafeId(state.sandbox_id)) return false;
+  if (const auto parts = root.find("limited_parts"); parts != root.end()) {
+    if (!parts->is_array()) return false;
+    for (const json& object : *parts) {
+      if (!ReadPart(object, state.limited_parts.emplace_back())) return false;
+    }
+  }
   if (const auto layers = root.find("layers"); layers != root.end()) {
     if (!layers->is_array()) return false;
     for (const json& object : *layers) {
@@ -101,7 +137,11 @@ bool ReadState(const json& root, SandboxState& state) {
 const char* LifeCycleName(LifeCycle value) { return kLifeCycleNames[static_cast<int>(value)]; }
 
 std::string EncodeState(const SandboxState& state) {
-  json layers = json::array(), containers = json::array();
+  json layers = json::array(), containers = json::array(), parts = json::array();
+  for (const LimitedPart& part : state.limited_parts) {
+    parts.push_back(
+        {{"name", part.name}, {"id", part.id}, {"first", ToJson(part.first)}, {"now", ToJson(part.now)}});
+  }
   for (const PlacedLayer& layer : state.layers) {
     layers.push_back({{"id", layer.id},
                       {"kind", layer.kind},
@@ -128,6 +168,12 @@ std::string EncodeState(const SandboxState& state) {
                      {"bundle", state.bundle},
                      {"vcpus", state.vcpus},
                      {"memory_bytes", state.memory_bytes},
+                     {"max_vcpus", state.max_vcpus},
+                     {"boot_memory_bytes", state.boot_memory_bytes},
+                     {"max_hot_memory_bytes", state.max_hot_memory_bytes},
+                     {"has_pod_limits", state.has_pod_limits},
+                     {"pod_limits", ToJson(state.pod_limits)},
+                     {"limited_parts", parts},
                      {"claim_bytes", state.claim_bytes},
                      {"claim_generation", state.claim_generation},
                      {"reasons", state.reasons},

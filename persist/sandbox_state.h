@@ -38,13 +38,33 @@ struct PlacedLayer {
   std::string device;      // where the guest finds it
 };
 
+// Limits as sizing/plan.h has them; 0: none, or not said.
+struct LimitsState {
+  std::string name;
+  int64_t quota = 0;
+  uint64_t period = 0, shares = 0;
+  int64_t memory_bytes = 0;
+  uint64_t extra_memory_bytes = 0;
+};
+
+// What of the pod's limits a container stands for (sizing/pod.h).
+struct LimitedPart {
+  std::string name, id;
+  LimitsState first, now;
+};
+
 struct SandboxState {
   int created_with_version = kStateVersion;
   LifeCycle life_cycle = LifeCycle::kCreating;
   std::string sandbox_id, pod_name, pod_namespace, pod_uid, bundle;
   // The plan, as far as it is needed again.
-  uint32_t vcpus = 0;
-  uint64_t memory_bytes = 0;
+  uint32_t vcpus = 0;         // online
+  uint64_t memory_bytes = 0;  // at boot, and what was asked for since
+  uint32_t max_vcpus = 0;     // places for them
+  uint64_t boot_memory_bytes = 0, max_hot_memory_bytes = 0;
+  bool has_pod_limits = false;
+  LimitsState pod_limits;  // the pod's sum at its start
+  std::vector<LimitedPart> limited_parts;
   uint64_t claim_bytes = 0, claim_generation = 0;
   std::vector<std::string> reasons;
   ProcessId shim, vmm, virtiofsd;

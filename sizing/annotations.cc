@@ -46,6 +46,30 @@ absl::StatusOr<Limits> LimitsFromAnnotations(const Annotations& annotations) {
   return limits;
 }
 
+absl::StatusOr<Limits> LimitsFromCri(const CriResources& resources, const std::string& name) {
+  if (resources.cpu_quota < -1)
+    return InvalidArgument("{}: cpu_quota {} is negative", name, resources.cpu_quota);
+  for (const auto& [field, value] :
+       {std::pair("cpu_period", resources.cpu_period), std::pair("cpu_shares", resources.cpu_shares),
+        std::pair("memory_limit_in_bytes", resources.memory_bytes)}) {
+    if (value < 0) return InvalidArgument("{}: {} {} is negative", name, field, value);
+  }
+  Limits limits;
+  limits.name = name;
+  if (resources.cpu_quota != 0) limits.cpu.quota = resources.cpu_quota;
+  limits.cpu.period = Positive(resources.cpu_period);
+  limits.cpu.shares = Positive(resources.cpu_shares);
+  if (resources.memory_bytes != 0) limits.memory_bytes = resources.memory_bytes;
+  for (const uint64_t bytes : resources.hugepage_bytes) {
+    if (bytes > INT64_MAX - limits.extra_memory_bytes) {
+      return MakeStatus(absl::StatusCode::kOutOfRange, "{}: huge pages of {} bytes are too large", name,
+                        bytes);
+    }
+    limits.extra_memory_bytes += bytes;
+  }
+  return limits;
+}
+
 absl::Status ApplyOverrides(const Annotations& annotations, const std::vector<std::string>& allowed,
                             PlanInput& input) {
   for (auto it = annotations.lower_bound(kOwnPrefix);

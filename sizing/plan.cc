@@ -32,6 +32,7 @@ absl::StatusOr<std::optional<Rational>> CpusOf(const Limits& limits) {
 struct Sum {
   bool limited = false;
   bool unlimited_container = false;
+  bool beyond_pod = false;  // the containers want more than the pod's sum
   Rational cpus;
   uint64_t memory = 0;
   uint64_t cpus_rounded_each = 0;
@@ -42,6 +43,31 @@ absl::Status AddMemory(uint64_t& sum, uint64_t bytes, const std::string& name) {
     return MakeStatus(absl::StatusCode::kOutOfRange, "{}: memory of {} bytes is too large", name, bytes);
   sum += bytes;
   return absl::OkStatus();
+}
+
+uint64_t MemoryOf(const Limits& limits) {
+  return limits.memory_bytes.value_or(0) > 0 ? static_cast<uint64_t>(*limits.memory_bytes) : 0;
+}
+
+// The pod's own sum, as its containers' changes have left it; nullopt: no limit is known of it.
+absl::StatusOr<std::optional<Rational>> PodCpus(const PlanInput& input) {
+  if (!input.pod) return std::optional<Rational>();
+  ASSIGN_OR_RETURN(std::optional<Rational> sum, CpusOf(*input.pod));
+  Rational taken;
+  for (const Resized& change : input.resized) {
+    ASSIGN_OR_RETURN(const std::optional<Rational> before, CpusOf(change.before));
+    ASSIGN_OR_RETURN(const std::optional<Rational> after, CpusOf(change.after));
+    if (after) {
+      ASSIGN_OR_RETURN(sum, sum.value_or(Rational()).Plus(*after));
+    }
+    if (before) {
+      ASSIGN_OR_RETURN(taken, taken.Plus(*before));
+    }
+  }
+  if (sum) {
+    ASSIGN_OR_RETURN(sum, sum->MinusOrZero(taken));
+  }
+  return sum;
 }
 
 absl::StatusOr<Sum> SumCpus(const PlanInput& input) {
@@ -57,16 +83,18 @@ absl::StatusOr<Sum> SumCpus(const PlanInput& input) {
     ASSIGN_OR_RETURN(const uint64_t rounded, cpus->Ceil());
     sum.cpus_rounded_each += rounded;
   }
-  if (input.pod) {
-    ASSIGN_OR_RETURN(const std::optional<Rational> cpus, CpusOf(*input.pod));
-    if (cpus) {
-      if (!sum.limited) {
-        ASSIGN_OR_RETURN(sum.cpus_rounded_each, cpus->Ceil());
-      }
-      sum.limited = true;
-      sum.cpus = *cpus;
-    }
+  ASSIGN_OR_RETURN(const std::optional<Rational> pod, PodCpus(input));
+  if (!pod) return sum;
+  ASSIGN_OR_RETURN(const bool less, pod->Less(sum.cpus));
+  sum.beyond_pod = less;
+  if (!less) {
+    // What no container accounts for yet is rounded as one part.
+    ASSIGN_OR_RETURN(const Rational to_come, pod->MinusOrZero(sum.cpus));
+    ASSIGN_OR_RETURN(const uint64_t rounded, to_come.Ceil());
+    sum.cpus_rounded_each += rounded;
+    sum.cpus = *pod;
   }
+  sum.limited = sum.limited || !pod->is_zero();
   return sum;
 }
 
@@ -75,22 +103,33 @@ absl::StatusOr<Sum> SumMemory(const PlanInput& input) {
   uint64_t extra = 0;
   for (const Limits& container : input.containers) {
     RETURN_IF_ERROR(AddMemory(extra, container.extra_memory_bytes, container.name));
-    if (container.memory_bytes.value_or(0) <= 0) {
+    if (MemoryOf(container) == 0) {
       sum.unlimited_container = true;
       continue;
     }
     sum.limited = true;
-    RETURN_IF_ERROR(AddMemory(sum.memory, static_cast<uint64_t>(*container.memory_bytes), container.name));
+    RETURN_IF_ERROR(AddMemory(sum.memory, MemoryOf(container), container.name));
   }
   if (input.pod) {
-    RETURN_IF_ERROR(AddMemory(extra, input.pod->extra_memory_bytes, input.pod->name));
-    if (input.pod->memory_bytes.value_or(0) > 0) {
-      sum.limited = true;
-      sum.memory = static_cast<uint64_t>(*input.pod->memory_bytes);
+    uint64_t pod = MemoryOf(*input.pod), taken = 0;
+    for (const Resized& change : input.resized) {
+      RETURN_IF_ERROR(AddMemory(pod, MemoryOf(change.after), change.after.name));
+      RETURN_IF_ERROR(AddMemory(taken, MemoryOf(change.before), change.before.name));
     }
+    pod -= std::min(pod, taken);
+    extra = std::max(extra, input.pod->extra_memory_bytes);
+    sum.beyond_pod = pod > 0 && sum.memory > pod;
+    sum.limited = sum.limited || pod > 0;
+    sum.memory = std::max(sum.memory, pod);
   }
   RETURN_IF_ERROR(AddMemory(sum.memory, extra, "hugepages and memory-backed volumes"));
   return sum;
+}
+
+// "memory limits of 64MiB", or what else the sum is.
+std::string SumText(const char* what, const Sum& sum, const std::string& amount) {
+  return fmt::format("{} limits of {}{}", what, amount,
+                     sum.beyond_pod ? " (the containers' own: more than the pod's sum)" : "");
 }
 
 absl::Status PlanCpus(const PlanInput& input, VmPlan& plan) {
@@ -104,10 +143,10 @@ absl::Status PlanCpus(const PlanInput& input, VmPlan& plan) {
   } else if (sum.unlimited_container) {
     ASSIGN_OR_RETURN(wanted, wanted.Plus(fallback));
     plan.reasons.push_back(
-        fmt::format("CPU limits of {}, and the default of {} CPU for the containers without a limit",
-                    sum.cpus.ToString(), fallback.ToString()));
+        fmt::format("{}, and the default of {} CPU once for the containers without a limit",
+                    SumText("CPU", sum, sum.cpus.ToString()), fallback.ToString()));
   } else {
-    plan.reasons.push_back(fmt::format("CPU limits of {}", sum.cpus.ToString()));
+    plan.reasons.push_back(SumText("CPU", sum, sum.cpus.ToString()));
   }
   ASSIGN_OR_RETURN(const Rational total, wanted.Plus(overhead));
   ASSIGN_OR_RETURN(const uint64_t rounded, total.Ceil());
@@ -150,17 +189,18 @@ absl::Status PlanMemory(const PlanInput& input, VmPlan& plan) {
     plan.reasons.push_back(fmt::format("no memory limit: the default of {}", FormatBytes(wanted)));
   } else if (sum.unlimited_container) {
     RETURN_IF_ERROR(AddMemory(wanted, input.default_memory_bytes, "default memory"));
-    plan.reasons.push_back(
-        fmt::format("memory limits of {}, and the default of {} for the containers without a limit",
-                    FormatBytes(sum.memory), FormatBytes(input.default_memory_bytes)));
+    plan.reasons.push_back(fmt::format("{}, and the default of {} once for the containers without a limit",
+                                       SumText("memory", sum, FormatBytes(sum.memory)),
+                                       FormatBytes(input.default_memory_bytes)));
   } else {
-    plan.reasons.push_back(fmt::format("memory limits of {}", FormatBytes(wanted)));
+    plan.reasons.push_back(SumText("memory", sum, FormatBytes(wanted)));
   }
   uint64_t total = wanted;
   RETURN_IF_ERROR(AddMemory(total, input.overhead_memory_bytes, "overhead memory"));
-  if (total > INT64_MAX - kMemoryGranule) return absl::OutOfRangeError("the pod's memory is too large");
-  const uint64_t rounded =
-      std::max<uint64_t>((total + kMemoryGranule - 1) / kMemoryGranule * kMemoryGranule, kMemoryGranule);
+  if (std::max(total, input.min_memory_bytes) > INT64_MAX - kMemoryGranule)
+    return absl::OutOfRangeError("the pod's memory is too large");
+  const uint64_t least = std::max(input.min_memory_bytes, kMemoryGranule);
+  const uint64_t rounded = (std::max(total, least) + kMemoryGranule - 1) / kMemoryGranule * kMemoryGranule;
   if (input.max_memory_bytes != 0 && rounded > input.max_memory_bytes) {
     return MakeStatus(absl::StatusCode::kOutOfRange,
                       "the pod needs {} of memory (limit {} + overhead {}), more than the maximum of {}",
@@ -171,9 +211,13 @@ absl::Status PlanMemory(const PlanInput& input, VmPlan& plan) {
   plan.memory_exact_bytes = total;
   plan.limit_memory_bytes = sum.limited ? sum.memory : 0;
   plan.overhead_memory_bytes = input.overhead_memory_bytes;
-  plan.reasons.push_back(fmt::format("plus overhead of {} is {}, rounded up to 2 MiB: {} MiB",
-                                     FormatBytes(input.overhead_memory_bytes), FormatBytes(total),
-                                     plan.memory_mib));
+  plan.reasons.push_back(fmt::format(
+      "plus overhead of {} is {}, {} 2 MiB: {} MiB", FormatBytes(input.overhead_memory_bytes),
+      FormatBytes(total),
+      total < input.min_memory_bytes
+          ? fmt::format("raised to the minimum of {} in steps of", FormatBytes(input.min_memory_bytes))
+          : "rounded up to",
+      plan.memory_mib));
   return absl::OkStatus();
 }
 
@@ -188,6 +232,20 @@ absl::StatusOr<VmPlan> PlanVm(const PlanInput& input) {
   RETURN_IF_ERROR(PlanCpus(input, plan));
   RETURN_IF_ERROR(PlanMemory(input, plan));
   return plan;
+}
+
+std::string CgroupMisfit(const std::string& cgroup, uint64_t cgroup_bytes, const VmPlan& plan,
+                         uint64_t host_side_bytes) {
+  const uint64_t needed = plan.memory_bytes() + host_side_bytes;
+  if (needed <= cgroup_bytes) return "";
+  return fmt::format(
+      "the VM needs {} (guest {} = limits and defaults {} + overhead {}, rounded up; host side {}), but {} "
+      "allows {}: {} are missing; raise overhead.podFixed of the RuntimeClass, or lower "
+      "sizing.overhead_memory",
+      FormatBytes(needed), FormatBytes(plan.memory_bytes()),
+      FormatBytes(plan.memory_exact_bytes - plan.overhead_memory_bytes),
+      FormatBytes(plan.overhead_memory_bytes), FormatBytes(host_side_bytes), cgroup,
+      FormatBytes(cgroup_bytes), FormatBytes(needed - cgroup_bytes));
 }
 
 }  // namespace lamina::sizing

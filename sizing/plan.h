@@ -17,6 +17,7 @@ struct CpuLimit {
   std::optional<int64_t> quota;
   std::optional<uint64_t> period;  // microseconds; 100000 when absent
   std::optional<uint64_t> shares;
+  bool operator==(const CpuLimit&) const = default;
 };
 
 // What one container, or the pod as a whole, may use.
@@ -25,6 +26,12 @@ struct Limits {
   CpuLimit cpu;
   std::optional<int64_t> memory_bytes;  // 0, negative or absent: no limit
   uint64_t extra_memory_bytes = 0;      // hugepages and memory-backed volumes, on top of the memory limit
+  bool operator==(const Limits&) const = default;
+};
+
+// A container whose limits were changed in place. `before` is what the pod's sum contains.
+struct Resized {
+  Limits before, after;
 };
 
 struct PlanInput {
@@ -32,12 +39,14 @@ struct PlanInput {
   uint64_t overhead_memory_bytes = 0;
   int64_t default_nano_cpus = 1'000'000'000;
   uint64_t default_memory_bytes = 0;
+  uint64_t min_memory_bytes = 0;  // what a guest needs to boot; smaller sums are raised to it
   uint32_t max_vcpus = 0;         // 0: no maximum
   uint64_t max_memory_bytes = 0;  // 0: no maximum
-  // The pod's sum (the sandbox annotations) or each container's own limits. With both, the sum is what counts
-  // and the containers are used for reasons only, unless a container without a limit shows that the sum is
-  // not all.
+  // The pod's sum as it was at the start (the sandbox annotations), the changes since, and the containers
+  // that are there, each with its own limits. The sum covers containers that have not come yet, the
+  // containers show one that the sum does not know: in each dimension the larger of the two counts.
   std::optional<Limits> pod;
+  std::vector<Resized> resized;
   std::vector<Limits> containers;
 };
 
@@ -62,5 +71,10 @@ struct VmPlan {
 // so that it is not squeezed into the others' share. InvalidArgument names the limit and its value (quota
 // below -1, period 0); OutOfRange names limit, overhead and maximum.
 absl::StatusOr<VmPlan> PlanVm(const PlanInput& input);
+
+// Guest memory and the VM's host side must fit the pod's cgroup, or the kernel ends the VM when it is full.
+// Empty when they fit `cgroup_bytes`, else a sentence with the numbers; `cgroup` says where they are from.
+std::string CgroupMisfit(const std::string& cgroup, uint64_t cgroup_bytes, const VmPlan& plan,
+                         uint64_t host_side_bytes);
 
 }  // namespace lamina::sizing

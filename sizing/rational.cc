@@ -41,19 +41,42 @@ Rational::Rational(uint64_t numerator, uint64_t denominator) {
   denominator_ = denominator / divisor;
 }
 
-absl::StatusOr<Rational> Rational::Plus(const Rational& other) const {
+// Both over their least common denominator.
+absl::Status Rational::Align(const Rational& other, Wide& mine, Wide& theirs, Wide& denominator) const {
   const Wide divisor = Gcd(denominator_, other.denominator_);
-  Wide left, right, denominator;
-  if (!Multiply(numerator_, other.denominator_ / divisor, left) ||
-      !Multiply(other.numerator_, denominator_ / divisor, right) ||
-      !Multiply(denominator_, other.denominator_ / divisor, denominator) || left > (~Wide{0} >> 1) - right) {
+  if (!Multiply(numerator_, other.denominator_ / divisor, mine) ||
+      !Multiply(other.numerator_, denominator_ / divisor, theirs) ||
+      !Multiply(denominator_, other.denominator_ / divisor, denominator)) {
     return absl::OutOfRangeError("the CPU limits cannot be added exactly: their periods are too different");
   }
-  Rational sum;
-  const Wide common = Gcd(left + right, denominator);
-  sum.numerator_ = (left + right) / common;
-  sum.denominator_ = denominator / common;
-  return sum;
+  return absl::OkStatus();
+}
+
+Rational Rational::Reduced(Wide numerator, Wide denominator) {
+  const Wide common = Gcd(numerator, denominator);
+  Rational result;
+  result.numerator_ = numerator / common;
+  result.denominator_ = denominator / common;
+  return result;
+}
+
+absl::StatusOr<Rational> Rational::Plus(const Rational& other) const {
+  Wide mine, theirs, denominator;
+  RETURN_IF_ERROR(Align(other, mine, theirs, denominator));
+  if (mine > (~Wide{0} >> 1) - theirs) return absl::OutOfRangeError("the sum of the CPU limits is too large");
+  return Reduced(mine + theirs, denominator);
+}
+
+absl::StatusOr<Rational> Rational::MinusOrZero(const Rational& other) const {
+  Wide mine, theirs, denominator;
+  RETURN_IF_ERROR(Align(other, mine, theirs, denominator));
+  return mine > theirs ? Reduced(mine - theirs, denominator) : Rational();
+}
+
+absl::StatusOr<bool> Rational::Less(const Rational& other) const {
+  Wide mine, theirs, denominator;
+  RETURN_IF_ERROR(Align(other, mine, theirs, denominator));
+  return mine < theirs;
 }
 
 absl::StatusOr<uint64_t> Rational::Ceil() const {

@@ -16,6 +16,9 @@ class Rational {
 
   // OutOfRange when the exact sum does not fit 127 bits (limits with hundreds of unrelated periods).
   absl::StatusOr<Rational> Plus(const Rational& other) const;
+  // This minus `other`, never below zero. OutOfRange as for Plus.
+  absl::StatusOr<Rational> MinusOrZero(const Rational& other) const;
+  absl::StatusOr<bool> Less(const Rational& other) const;
   // Rounded up to a whole number; OutOfRange over 2^63-1.
   absl::StatusOr<uint64_t> Ceil() const;
   bool is_zero() const { return numerator_ == 0; }
@@ -25,7 +28,11 @@ class Rational {
   int64_t ToNano() const;
 
  private:
-  unsigned __int128 numerator_ = 0, denominator_ = 1;
+  using Wide = unsigned __int128;
+  absl::Status Align(const Rational& other, Wide& mine, Wide& theirs, Wide& denominator) const;
+  static Rational Reduced(Wide numerator, Wide denominator);
+
+  Wide numerator_ = 0, denominator_ = 1;
 };
 
 }  // namespace lamina::sizing

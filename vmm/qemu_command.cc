@@ -11,7 +11,7 @@ namespace {
 
 // Fixed slots on the root bus, so that a path is known without asking the guest.
 constexpr int kSerialSlot = 0x01, kRngSlot = 0x02, kBalloonSlot = 0x03, kNetSlot = 0x04, kFsSlot = 0x05;
-constexpr int kFirstArenaSlot = 0x06, kFirstPortSlot = 0x10;
+constexpr int kFirstArenaSlot = 0x06, kHotMemorySlot = 0x0e, kFirstPortSlot = 0x10;
 constexpr uint32_t kFunctionsPerSlot = 8;
 
 // What was measured to shorten the boot without giving up a protection.
@@ -19,6 +19,11 @@ constexpr char kKernelArgs[] =
     "quiet loglevel=0 tsc=reliable no_timer_check noreplace-smp reboot=t panic=-1 cryptomgr.notests "
     "random.trust_cpu=on "
     "rcupdate.rcu_expedited=1 pci=noaer edd=off swiotlb=noforce rdinit=/init";
+
+// New memory is online at once, movable (so that it can be given back) as long as the kernel has enough of
+// the other kind beside it.
+constexpr char kHotMemoryKernelArgs[] =
+    " memhp_default_state=online memory_hotplug.online_policy=auto-movable";
 
 // QEMU reads a comma in a value as two.
 std::string Escape(const std::string& value) {
@@ -48,24 +53,27 @@ QemuCommand BuildQemuCommand(const VmSpec& spec) {
   add({"-no-reboot"});
   add({"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"});
   add({"-machine", "q35,memory-backend=ram,hpet=off,usb=off,vmport=off,smm=off,i8042=off"});
+  const uint32_t max_vcpus = std::max(spec.vcpus, spec.max_vcpus);
   if (spec.accel == "tcg") {
-    add({"-accel", spec.vcpus == 1 ? "tcg,thread=single" : "tcg,thread=multi", "-cpu", "max"});
+    add({"-accel", max_vcpus == 1 ? "tcg,thread=single" : "tcg,thread=multi", "-cpu", "max"});
   } else {
     add({"-accel", Escape(spec.accel), "-cpu", "host"});
   }
-  add({"-smp", std::to_string(spec.vcpus)});
+  add({"-smp", max_vcpus == spec.vcpus ? std::to_string(spec.vcpus)
+                                       : fmt::format("{},maxcpus={}", spec.vcpus, max_vcpus)});
   const uint64_t memory_mib = spec.memory_bytes / kMiB;
   uint64_t device_bytes = spec.hotplug_bytes;
   for (const ArenaDevice& arena : spec.boot_arenas) device_bytes += arena.bytes;
   // Each device may need up to its own alignment on top.
-  const uint64_t device_mib = (device_bytes + kGiB - 1) / kGiB * 1024 + 1024;
+  const uint64_t device_mib =
+      (device_bytes + kGiB - 1) / kGiB * 1024 + 1024 + spec.max_hot_memory_bytes / kMiB;
   add({"-m", fmt::format("{}M,slots=8,maxmem={}M", memory_mib, memory_mib + device_mib)});
   // Shared, because virtiofsd reads and writes the guest's buffers.
   add({"-object", fmt::format("memory-backend-memfd,id=ram,size={}M,share=on", memory_mib)});
   add({"-bios", Escape(spec.firmware), "-kernel", spec.kernel, "-initrd", spec.initramfs});
-  add({"-append", spec.extra_kernel_args.empty()
-                      ? kKernelArgs
-                      : fmt::format("{} {}", kKernelArgs, spec.extra_kernel_args)});
+  add({"-append",
+       fmt::format("{}{}{}{}", kKernelArgs, spec.max_hot_memory_bytes > 0 ? kHotMemoryKernelArgs : "",
+                   spec.extra_kernel_args.empty() ? "" : " ", spec.extra_kernel_args)});
 
   const auto socket = [&](const std::string& id, const std::string& path) {
     add({"-chardev", fmt::format("socket,id={},path={},server=on,wait=off", id, Escape(path))});
@@ -97,6 +105,14 @@ QemuCommand BuildQemuCommand(const VmSpec& spec) {
     add({"-chardev", fmt::format("socket,id=fs,path={}", Escape(spec.virtiofs_socket))});
     add({"-device", fmt::format("vhost-user-fs-pci,chardev=fs,tag={},bus=pcie.0,addr={:02x}.0",
                                 spec.virtiofs_tag, kFsSlot)});
+  }
+  // Before any other device with memory: there its addresses begin at a whole memory block of the guest's.
+  if (spec.max_hot_memory_bytes > 0) {
+    add({"-object",
+         fmt::format("memory-backend-memfd,id=hot-ram,size={}M,share=on", spec.max_hot_memory_bytes / kMiB)});
+    add({"-device", fmt::format("virtio-mem-pci,id=hot-memory,memdev=hot-ram,block-size=4M,requested-size=0,"
+                                "bus=pcie.0,addr={:02x}.0",
+                                kHotMemorySlot)});
   }
   int slot = kFirstArenaSlot;
   for (const ArenaDevice& arena : spec.boot_arenas) {

@@ -18,6 +18,7 @@
 #include "base/subprocess.h"
 #include "base/units.h"
 #include "vmm/balloon.h"
+#include "vmm/resize.h"
 
 namespace lamina::vmm {
 namespace {
@@ -87,6 +88,10 @@ absl::StatusOr<std::unique_ptr<Vm>> Vm::Start(const VmSpec& spec, const StartOpt
   if (spec.memory_bytes == 0 || spec.memory_bytes % kMiB != 0 || spec.vcpus == 0) {
     return InvalidArgument("a VM of {} bytes and {} vCPUs: whole MiB and at least 1 vCPU are needed",
                            spec.memory_bytes, spec.vcpus);
+  }
+  if (spec.max_hot_memory_bytes % kHotplugBlock != 0) {
+    return InvalidArgument("{} bytes of hot memory: whole blocks of {} are needed", spec.max_hot_memory_bytes,
+                           FormatBytes(kHotplugBlock));
   }
   if (spec.hotplug_ports > 64) return InvalidArgument("{} hotplug ports: at most 64", spec.hotplug_ports);
   if (spec.boot_arenas.size() > 8)

@@ -35,6 +35,8 @@ class Vm {
 
   pid_t pid() const { return pid_; }
   uint64_t start_time() const { return start_time_; }
+  // For Resizer; lives as long as this object.
+  QmpClient& qmp() { return *qmp_; }
 
   // Makes the first `arena.bytes` of an arena visible in the guest, as a device of its own, unless a device
   // of it is there that shows `end` bytes: then gives that one's path, always the same. ResourceExhausted: no

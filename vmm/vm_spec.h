@@ -19,10 +19,12 @@ struct VmSpec {
   std::string accel = "tcg";  // kvm or tcg
   std::string firmware, kernel, initramfs, extra_kernel_args;
   uint32_t vcpus = 1;
+  uint32_t max_vcpus = 0;  // can be plugged while it runs; 0: as many as at boot
   uint64_t memory_bytes = 0;
-  uint64_t hotplug_bytes = 0;  // address space for arenas attached later
-  uint32_t hotplug_ports = 8;  // PCIe root ports for arenas and SCSI controllers, at most 64
-  std::string runtime_dir;     // sockets qmp.sock, rpc.sock, stdio.sock (107 bytes a path); qemu.log
+  uint64_t max_hot_memory_bytes = 0;  // virtio-mem, empty at boot; multiple of 128 MiB, 0: no such device
+  uint64_t hotplug_bytes = 0;         // address space for arenas attached later
+  uint32_t hotplug_ports = 8;         // PCIe root ports for arenas and SCSI controllers, at most 64
+  std::string runtime_dir;            // sockets qmp.sock, rpc.sock, stdio.sock (107 bytes a path); qemu.log
   std::vector<ArenaDevice> boot_arenas;  // at most 8
   std::string virtiofs_socket;           // empty: no shared directory
   std::string virtiofs_tag = "lamina";
@@ -39,6 +41,9 @@ struct QemuCommand {
 inline std::string QmpSocket(const std::string& runtime_dir) { return runtime_dir + "/qmp.sock"; }
 inline std::string RpcSocket(const std::string& runtime_dir) { return runtime_dir + "/rpc.sock"; }
 inline std::string StdioSocket(const std::string& runtime_dir) { return runtime_dir + "/stdio.sock"; }
+
+// The virtio-mem device in QEMU's object tree.
+inline constexpr char kHotMemoryPath[] = "/machine/peripheral/hot-memory";
 
 // Pure. docs/vmm.md explains the machine.
 QemuCommand BuildQemuCommand(const VmSpec& spec);

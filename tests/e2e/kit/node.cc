@@ -137,7 +137,11 @@ absl::Status Node::Prepare() {
   config_["paths.guest_dir"] = '"' + options_.guest_dir + '"';
   config_["laminad.rest_address"] = '"' + rest_address() + '"';
   RETURN_IF_ERROR(Reconfigure(options_.config));
-  RETURN_IF_ERROR(WriteFile(dir_ + "/containerd.toml", fmt::format(kContainerdConfig, dir_, kPauseImage)));
+  std::string containerd = fmt::format(kContainerdConfig, dir_, kPauseImage);
+  // The last table is lamina's.
+  if (const char* sandboxer = getenv("LAMINA_E2E_SANDBOXER"))
+    containerd += fmt::format("      sandboxer = \"{}\"\n", sandboxer);
+  RETURN_IF_ERROR(WriteFile(dir_ + "/containerd.toml", containerd));
   cri_ = CriClient::Create({containerd_socket(), options_.handler, dir_ + "/logs", "/lamina-" + tag_});
   return absl::OkStatus();
 }

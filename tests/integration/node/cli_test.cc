@@ -38,7 +38,13 @@ TEST(LaminaSize, AddsExactlyAndRoundsOnce) {
   EXPECT_EQ(quarter["vcpus"], 1);
   EXPECT_EQ(quarter["vcpus_exact"], "0.75");
   EXPECT_EQ(quarter["memory_mib"], 320);  // no memory limit: overhead and default
+  EXPECT_EQ(quarter["vcpus_if_rounded_per_container"], 2);
   EXPECT_FALSE(quarter["reasons"].empty());
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : quarter.items()) keys.push_back(key);
+  EXPECT_THAT(keys, ::testing::UnorderedElementsAre("vcpus", "vcpus_exact", "memory_mib",
+                                                    "vcpus_if_rounded_per_container", "reasons"));
+  EXPECT_EQ(SizeJson({"--memory", "268435456"})["memory_mib"], 320);
 
   const json two = SizeJson({"--container", "cpu=250m,memory=128Mi", "--container", "cpu=250m,memory=64Mi"});
   EXPECT_EQ(two["vcpus"], 1);
@@ -71,6 +77,24 @@ TEST(LaminaSize, ReadsAConfigAndASpec) {
   ASSERT_EQ(answer.exit_code, 0) << answer.output;
   EXPECT_EQ(json::parse(answer.output)["vcpus"], 2);
   EXPECT_EQ(json::parse(answer.output)["memory_mib"], 192);
+}
+
+TEST(LaminaSize, TakesAContainersOwnSpecBesideOthers) {
+  const Laminad files("");
+  const std::string spec = files.directory() + "/config.json";
+  WriteFile(spec, R"({"annotations": {"io.kubernetes.cri.container-type": "container",
+                                      "io.kubernetes.cri.container-name": "web"},
+                      "linux": {"resources": {"cpu": {"quota": 125000, "period": 100000},
+                                              "memory": {"limit": 67108864},
+                                              "hugepageLimits": [{"pageSize": "2MB", "limit": 33554432}]}}})");
+  const json sized = SizeJson({"--spec", spec, "--container", "cpu=500m,memory=32Mi"});
+  EXPECT_EQ(sized["vcpus"], 3);
+  EXPECT_EQ(sized["vcpus_exact"], "2.25");
+  EXPECT_EQ(sized["memory_mib"], 192);
+  WriteFile(spec, R"({"annotations": {"lamina.io/overhead-cpu": "2"}})");
+  const CliAnswer answer = RunLamina(SizeOf({"--spec", spec}));
+  EXPECT_EQ(answer.exit_code, 2);
+  EXPECT_THAT(answer.output, HasSubstr("lamina.io/overhead-cpu"));
 }
 
 TEST(LaminaSize, NamesWhatIsInvalid) {

@@ -70,16 +70,14 @@ void WriteFile(const std::string& path, const std::string& content) {
   if (!status.ok()) abort();
 }
 
-Laminad::Laminad(const std::string& extra) {
+Laminad::Laminad(const std::string& extra, const std::string& paths) {
   char directory[] = "/tmp/lamina-node-XXXXXX";
   if (mkdtemp(directory) == nullptr) abort();
   directory_ = directory;
   rest_address_ = fmt::format("127.0.0.1:{}", FreePort());
-  WriteFile(
-      config_path(),
-      fmt::format(
-          "[paths]\nrun_dir = \"{0}/run\"\nstate_dir = \"{0}/state\"\n[laminad]\nrest_address = \"{1}\"\n{2}",
-          directory_, rest_address_, extra));
+  WriteFile(config_path(), fmt::format("[paths]\nrun_dir = \"{0}/run\"\nstate_dir = "
+                                       "\"{0}/state\"\n{3}[laminad]\nrest_address = \"{1}\"\n{2}",
+                                       directory_, rest_address_, extra, paths));
 }
 
 Laminad::~Laminad() {

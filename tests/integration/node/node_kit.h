@@ -40,9 +40,11 @@ struct HttpAnswer {
 
 class Laminad {
  public:
-  // `extra` is TOML for the config, whole sections other than paths and laminad.
+  // `extra` is TOML for the config, whole sections other than paths and laminad; `paths` more lines of
+  // [paths].
   explicit Laminad(
-      const std::string& extra = "[memory]\ncapacity = \"64GiB\"\nreserve = 0\nmin_available = 0\n");
+      const std::string& extra = "[memory]\ncapacity = \"64GiB\"\nreserve = 0\nmin_available = 0\n",
+      const std::string& paths = "");
   ~Laminad();  // ends it, removes its folder
 
   // Until /readyz says so; failing that, an error with the end of its log.

@@ -65,6 +65,8 @@ absl::StatusOr<std::unique_ptr<Machine>> Machine::Boot(const Options& options) {
   std::unique_ptr<Machine> machine(new Machine());
   VmSpec spec = TestSpec(machine->dir());
   spec.boot_arenas = options.boot_arenas;
+  spec.max_vcpus = options.max_vcpus;
+  spec.max_hot_memory_bytes = options.max_hot_memory_bytes;
   if (options.shared_dir) {
     const std::string shared = machine->shared_dir();
     fs::create_directory(shared);

@@ -35,6 +35,8 @@ class Machine {
   struct Options {
     bool shared_dir = false;
     std::vector<ArenaDevice> boot_arenas;
+    uint32_t max_vcpus = 0;
+    uint64_t max_hot_memory_bytes = 0;
   };
   static absl::StatusOr<std::unique_ptr<Machine>> Boot(const Options& options);
   ~Machine();

@@ -63,6 +63,11 @@ TEST(Config, SampleShowsTheDefaults) {
   EXPECT_EQ(sample->sizing.default_nano_cpus, defaults.sizing.default_nano_cpus);
   EXPECT_EQ(sample->sizing.default_memory_bytes, defaults.sizing.default_memory_bytes);
   EXPECT_EQ(sample->sizing.allowed_annotations, defaults.sizing.allowed_annotations);
+  EXPECT_EQ(sample->sizing.min_memory_bytes, defaults.sizing.min_memory_bytes);
+  EXPECT_EQ(sample->sizing.mode, defaults.sizing.mode);
+  EXPECT_EQ(sample->sizing.hotplug_vcpus, defaults.sizing.hotplug_vcpus);
+  EXPECT_EQ(sample->sizing.hotplug_memory_bytes, defaults.sizing.hotplug_memory_bytes);
+  EXPECT_EQ(sample->sizing.cgroup_fit, defaults.sizing.cgroup_fit);
   EXPECT_EQ(sample->hypervisor.accel, defaults.hypervisor.accel);
   EXPECT_EQ(sample->hypervisor.firmware, defaults.hypervisor.firmware);
   EXPECT_EQ(sample->hypervisor.virtiofsd, defaults.hypervisor.virtiofsd);

@@ -44,6 +44,23 @@ TEST(Annotations, BadOnesAreNamedWithTheirValue) {
   EXPECT_OK(LimitsFromAnnotations({{kQuota, ""}}));
 }
 
+TEST(CriResources, ZeroIsNotSetAndTheRestCounts) {
+  const auto none = LimitsFromCri({}, "sandbox");
+  ASSERT_OK(none);
+  EXPECT_EQ(*none, (Limits{"sandbox", {}, {}, 0}));
+  const auto all = LimitsFromCri({100'000, 25'000, 256, 1 << 20, {2 << 20, 1 << 30}}, "sandbox");
+  ASSERT_OK(all);
+  EXPECT_EQ(all->cpu, (CpuLimit{25'000, 100'000, 256}));
+  EXPECT_EQ(all->memory_bytes, 1 << 20);
+  EXPECT_EQ(all->extra_memory_bytes, (2ULL << 20) + (1ULL << 30));
+  EXPECT_THAT(LimitsFromCri({0, -2, 0, 0, {}}, "overhead"),
+              HasStatus(absl::StatusCode::kInvalidArgument, "overhead: cpu_quota -2"));
+  EXPECT_THAT(LimitsFromCri({0, 0, 0, -7, {}}, "overhead"),
+              HasStatus(absl::StatusCode::kInvalidArgument, "memory_limit_in_bytes -7"));
+  EXPECT_THAT(LimitsFromCri({0, 0, 0, 0, {INT64_MAX, 1}}, "sandbox"),
+              HasStatus(absl::StatusCode::kOutOfRange, "huge pages"));
+}
+
 TEST(Overrides, OnlyWhatTheNodeAllows) {
   PlanInput input;
   EXPECT_OK(ApplyOverrides({{"other.io/x", "1"}}, {}, input));

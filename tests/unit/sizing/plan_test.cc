@@ -152,6 +152,41 @@ TEST(Plan, AMaximumExceededNamesLimitOverheadAndMaximum) {
                                        "limit 100MiB + overhead 64MiB), more than the maximum of 128MiB"));
 }
 
+TEST(Plan, AMinimumRaisesWithAReason) {
+  PlanInput input = Input(0, 32 * kMiB);
+  input.min_memory_bytes = 96 * kMiB;
+  input.pod = Container(100, 16 << 20);
+  const VmPlan plan = Plan(input);
+  EXPECT_EQ(plan.memory_mib, 96u);
+  EXPECT_EQ(plan.memory_exact_bytes, 48 * kMiB);
+  EXPECT_THAT(plan.reasons, Contains(HasSubstr("raised to the minimum of 96MiB")));
+}
+
+TEST(Plan, TheLargerOfSumAndContainersCounts) {
+  PlanInput input = Input(0, 0);
+  input.pod = Container(1000, 64 << 20);
+  input.containers = {Container(250, 32 << 20)};
+  EXPECT_EQ(Plan(input).vcpus, 1u);
+  EXPECT_EQ(Plan(input).memory_mib, 64u);
+  EXPECT_EQ(Plan(input).vcpus_if_rounded_per_container, 2u) << "the container, and what is to come";
+  input.containers.push_back(Container(1000, 64 << 20));
+  const VmPlan plan = Plan(input);
+  EXPECT_EQ(plan.vcpus_exact, "1.25");
+  EXPECT_EQ(plan.memory_mib, 96u);
+  EXPECT_THAT(plan.reasons, Contains(HasSubstr("more than the pod's sum")));
+}
+
+TEST(CgroupMisfit, SpeaksWithNumbersOrNotAtAll) {
+  PlanInput input = Input(250, 96 * kMiB);
+  input.pod = Container(500, 160 << 20);
+  const VmPlan plan = Plan(input);
+  EXPECT_EQ(CgroupMisfit("pod cgroup /kubepods/x", 352 * kMiB, plan, 96 * kMiB), "");
+  EXPECT_THAT(CgroupMisfit("pod cgroup /kubepods/x", 320 * kMiB, plan, 96 * kMiB),
+              ::testing::AllOf(HasSubstr("needs 352MiB (guest 256MiB = limits and defaults 160MiB + overhead "
+                                         "96MiB, rounded up; host side 96MiB)"),
+                               HasSubstr("/kubepods/x allows 320MiB: 32MiB are missing")));
+}
+
 TEST(Plan, BadNumbersAreNamed) {
   PlanInput input = Input(0);
   input.pod = Limits{"sandbox", {-2, 100'000, {}}, {}, 0};

@@ -47,6 +47,28 @@ std::string Line(const VmSpec& spec, const std::string& part) {
   return it == lines.end() ? "none" : *it;
 }
 
+TEST(QemuCommandTest, RoomToGrow) {
+  VmSpec spec = Pod();
+  spec.max_vcpus = 8;
+  spec.max_hot_memory_bytes = 2 * kGiB;
+  spec.extra_kernel_args = "debug";
+  EXPECT_EQ(Line(spec, "-smp"), "-smp 1,maxcpus=8");
+  EXPECT_EQ(Line(spec, "-accel"), "-accel tcg,thread=multi");
+  EXPECT_EQ(Line(spec, "-m 352M"), "-m 352M,slots=8,maxmem=3424M");
+  EXPECT_EQ(Line(spec, "hot-ram,size"), "-object memory-backend-memfd,id=hot-ram,size=2048M,share=on");
+  EXPECT_EQ(Line(spec, "virtio-mem"),
+            "-device virtio-mem-pci,id=hot-memory,memdev=hot-ram,block-size=4M,requested-size=0,bus=pcie.0,"
+            "addr=0e.0");
+  EXPECT_THAT(Line(spec, "-append"), HasSubstr(" rdinit=/init memhp_default_state=online "
+                                               "memory_hotplug.online_policy=auto-movable debug"));
+  // The same number as at boot is no room, and costs nothing.
+  spec.max_vcpus = 1;
+  spec.max_hot_memory_bytes = 0;
+  EXPECT_EQ(Line(spec, "-smp"), "-smp 1");
+  EXPECT_EQ(Line(spec, "-accel"), "-accel tcg,thread=single");
+  EXPECT_EQ(Line(spec, "virtio-mem"), "none");
+}
+
 TEST(QemuCommandTest, AWholePod) {
   VmSpec spec = Pod();
   spec.boot_arenas = {{"arena-7", "/var/lib/lamina/arena-7", kGiB}};
