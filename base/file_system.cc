@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <system_error>
@@ -128,14 +129,25 @@ FileSystem& FileSystem::Real() {
 
 absl::Status WriteFileAtomically(FileSystem& fs, const std::string& path, std::string_view data, int mode) {
   const std::string temp = path + ".tmp";
+  const size_t slash = path.rfind('/');
+  const std::string dir = slash == std::string::npos ? "." : path.substr(0, std::max<size_t>(slash, 1));
+  // Kept for the one failure that comes after the rename.
+  absl::StatusOr<std::string> old = absl::NotFoundError(path);
+  if (fs.Exists(path)) {
+    old = fs.Read(path, SIZE_MAX);
+    if (!old.ok()) return old.status();
+  }
   absl::Status status = fs.WriteAndSync(temp, data, mode);
   if (status.ok()) status = fs.Rename(temp, path);
   if (!status.ok()) {
     fs.Remove(temp).IgnoreError();
     return status;
   }
-  const size_t slash = path.rfind('/');
-  return fs.SyncDirectory(slash == std::string::npos ? "." : path.substr(0, std::max<size_t>(slash, 1)));
+  status = fs.SyncDirectory(dir);
+  if (status.ok()) return status;
+  absl::Status undone = old.ok() ? fs.WriteAndSync(temp, *old, mode) : fs.Remove(path);
+  if (old.ok() && undone.ok()) undone = fs.Rename(temp, path);
+  return undone.ok() ? status : Annotate(status, "and the old content could not be put back");
 }
 
 absl::Status FaultyFileSystem::WriteAndSync(const std::string& path, std::string_view data, int mode) {

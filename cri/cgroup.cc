@@ -27,6 +27,7 @@ std::string ExpandSlice(const std::string& slice) {
   if (slice.size() <= suffix.size() ||
       slice.compare(slice.size() - suffix.size(), suffix.size(), suffix) != 0)
     return slice;
+  if (slice == "-.slice") return "";  // the root
   const std::string stem = slice.substr(0, slice.size() - suffix.size());
   std::string path;
   for (size_t dash = stem.find('-'); dash != std::string::npos; dash = stem.find('-', dash + 1)) {
@@ -85,8 +86,9 @@ absl::StatusOr<std::string> CgroupPath(const std::string& cgroups_path) {
   if (second != std::string::npos) {
     const std::string slice = path.substr(0, first), prefix = path.substr(first + 1, second - first - 1),
                       name = path.substr(second + 1);
-    path = "/" + ExpandSlice(slice.empty() ? "system.slice" : slice) + "/" +
-           (prefix.empty() ? "" : prefix + "-") + name + ".scope";
+    const std::string parent = ExpandSlice(slice.empty() ? "system.slice" : slice);
+    path =
+        (parent.empty() ? "/" : "/" + parent + "/") + (prefix.empty() ? "" : prefix + "-") + name + ".scope";
   }
   if (path.empty()) return InvalidArgument("linux.cgroupsPath is empty");
   if (path[0] != '/') path = "/" + path;

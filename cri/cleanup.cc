@@ -5,6 +5,7 @@
 #include "base/status.h"
 #include "base/ttrpc/client.h"
 #include "cri/cgroup.h"
+#include "cri/command_line.h"
 #include "cri/network.h"
 #include "cri/volumes.h"
 #include "persist/state_store.h"
@@ -29,7 +30,7 @@ absl::Status Release(const Config& config, const persist::SandboxState& state) {
 }  // namespace
 
 std::string RuntimeDir(const Config& config, const std::string& sandbox_id) {
-  return config.paths.run_dir + "/s/" + sandbox_id.substr(0, 16);
+  return config.paths.run_dir + "/s/" + ShortId(sandbox_id, 16);
 }
 
 absl::Status CleanUpSandbox(const Config& config, const persist::SandboxState& state) {

@@ -1,6 +1,8 @@
 #include "cri/command_line.h"
 
+#include <cstdint>
 #include <map>
+#include <utility>
 
 #include "base/status.h"
 #include "persist/sandbox_state.h"
@@ -40,13 +42,23 @@ absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& arg
     }
     if (const auto text = texts.find(word); text != texts.end()) *text->second = value;
   }
-  if (!line.id.empty() && !persist::IsSafeId(line.id))
-    return InvalidArgument("-id \"{}\" is not safe as a file name", line.id);
+  for (const auto& [flag, text] :
+       {std::pair<const char*, const std::string&>("id", line.id), {"namespace", line.ns}}) {
+    if (!text.empty() && !persist::IsSafeId(text))
+      return InvalidArgument("-{} \"{}\" is not safe as a file name", flag, text);
+  }
   return line;
 }
 
+std::string ShortId(const std::string& id, size_t max_length) {
+  if (id.size() <= max_length) return id;
+  uint32_t hash = 2166136261;  // FNV-1a
+  for (const char c : id) hash = (hash ^ static_cast<unsigned char>(c)) * 16777619;
+  return fmt::format("{}-{:08x}", id.substr(0, max_length - 9), hash);
+}
+
 std::string ShimSocket(const std::string& run_dir, const std::string& ns, const std::string& sandbox_id) {
-  return run_dir + "/shim/" + ns.substr(0, 16) + "-" + sandbox_id.substr(0, 24) + ".sock";
+  return run_dir + "/shim/" + ShortId(ns, 16) + "-" + ShortId(sandbox_id, 24) + ".sock";
 }
 
 }  // namespace lamina::cri

@@ -139,6 +139,16 @@ absl::Status Sandbox::MountLayers(const containerd::CreateTaskRequest& request, 
   return absl::OkStatus();
 }
 
+std::vector<std::string> Sandbox::DisksLocked(const Container& container) const {
+  std::vector<std::string> images;
+  for (const persist::PlacedLayer& layer : state_.layers) {
+    const auto& ids = container.layer_ids;
+    if (!layer.image_path.empty() && std::find(ids.begin(), ids.end(), layer.id) != ids.end())
+      images.push_back(layer.image_path);
+  }
+  return images;
+}
+
 absl::Status Sandbox::UnmountLayers(const Container& container) {
   agent::v1::UnmountLayersRequest request;
   {
@@ -172,8 +182,9 @@ absl::StatusOr<std::map<size_t, std::string>> Sandbox::BindVolumes(const BundleS
       sources[i] = "/run/lamina/shm";  // the pod's, in the guest's memory
       continue;
     }
-    const std::string name = fmt::format("{}-{}", container.id.substr(0, 32), i);
-    RETURN_IF_ERROR(BindVolume(RuntimeDir(config_, id_) + "/shared", name, mount.source, mount.read_only()));
+    const std::string name = fmt::format("{}-{}", container.id, i);
+    RETURN_IF_ERROR(BindVolume(RuntimeDir(config_, id_) + "/shared", name, mount.source,
+                               {mount.read_only(), mount.follows_host()}));
     container.volumes.push_back(name);
     sources[i] = "/run/lamina/shared/" + name;
   }
@@ -249,8 +260,8 @@ absl::StatusOr<uint32_t> Sandbox::CreateContainer(const containerd::CreateTaskRe
     {
       MutexLock lock(mutex_);
       containers_[request.id()] = container;
-      state_.containers[request.id()] = {request.id(),         request.bundle(),  "created", 0,
-                                         container->layer_ids, container->volumes};
+      state_.containers[request.id()] = {request.id(),         request.bundle(),   "created",        0,
+                                         container->layer_ids, container->volumes, DisksLocked(*container), *pid};
     }
     if (const absl::Status saved = Save(); !saved.ok()) {
       pid = saved;
@@ -443,6 +454,7 @@ absl::StatusOr<ExitInfo> Sandbox::DeleteProcess(const std::string& id, const std
 }
 
 absl::Status Sandbox::Resize(const containerd::ResizePtyRequest& request) {
+  RETURN_IF_ERROR(Find(request.id(), request.exec_id()).status());
   agent::v1::ResizeTerminalRequest resize;
   resize.set_container_id(request.id());
   resize.set_exec_id(request.exec_id());

@@ -12,7 +12,7 @@ namespace {
 constexpr size_t kMaxQueued = 1024;
 constexpr std::chrono::seconds kCallTimeout{5};
 constexpr std::chrono::seconds kRetryAfter{1};
-constexpr int kTries = 5;
+constexpr int kRefusals = 5;
 
 }  // namespace
 
@@ -81,7 +81,7 @@ void EventPublisher::Run(const std::shared_ptr<State>& state) {
       state->queue.pop_front();
       state->sending = true;
     }
-    for (int attempt = 1;; ++attempt) {
+    for (int answers = 0;;) {
       absl::Status status = absl::OkStatus();
       if (client == nullptr || !client->connected()) {
         auto dialled = ttrpc::Client::Dial(state->address, "containerd");
@@ -94,13 +94,18 @@ void EventPublisher::Run(const std::shared_ptr<State>& state) {
                               kCallTimeout, {{"containerd-namespace-ttrpc", state->ns}});
       }
       if (status.ok()) break;
-      if (attempt == kTries) {
-        LogWarning("event {} is lost: {}", request.envelope().topic(), Message(status));
+      const bool away = status.code() == absl::StatusCode::kUnavailable ||
+                        status.code() == absl::StatusCode::kDeadlineExceeded ||
+                        status.code() == absl::StatusCode::kNotFound;  // no socket: it restarts
+      if (!away && ++answers == kRefusals) {
+        LogWarning("event {} is refused: {}", request.envelope().topic(), Message(status));
         break;
       }
       MutexLock lock(state->mutex);
-      if (state->stopping) break;
-      state->changed.WaitUntil(state->mutex, std::chrono::steady_clock::now() + kRetryAfter);
+      const auto again = std::chrono::steady_clock::now() + kRetryAfter;
+      while (!state->stopping && state->changed.WaitUntil(state->mutex, again)) {
+      }
+      if (state->stopping) return;
     }
   }
 }

@@ -14,7 +14,8 @@ class MessageLite;
 namespace lamina::cri {
 
 // Tells containerd what happened (topic "/tasks/exit", type "containerd.events.TaskExit"), in order, from a
-// thread of its own. Thread-safe. While containerd is away events wait; over 1024 the oldest are dropped.
+// thread of its own. Thread-safe. While containerd is away events wait; over 1024 the oldest are dropped. One
+// that containerd itself refuses five times is given up.
 class EventPublisher {
  public:
   // `address`: containerd's ttrpc socket ($TTRPC_ADDRESS); empty: events are dropped.

@@ -98,9 +98,16 @@ absl::Status Start(const CommandLine& line, const Config& config) {
     options.argv.push_back("serve");
     options.fds = {{listener.get(), kListenFd}};
     options.working_directory = bundle;
-    RETURN_IF_ERROR(Spawn(options).status());
+    // The server comes last: nothing that fails after it would leave it without an owner.
+    absl::Status status = WriteFileAtomically(FileSystem::Real(), bundle + "/address", answer, 0600);
+    if (status.ok()) status = Spawn(options).status();
+    if (!status.ok()) {
+      unlink(path.c_str());
+      return status;
+    }
+  } else {
+    RETURN_IF_ERROR(WriteFileAtomically(FileSystem::Real(), bundle + "/address", answer, 0600));
   }
-  RETURN_IF_ERROR(WriteFileAtomically(FileSystem::Real(), bundle + "/address", answer, 0600));
   Answer(answer);
   return absl::OkStatus();
 }

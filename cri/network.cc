@@ -136,7 +136,8 @@ absl::StatusOr<PodNetwork> ParseNetwork(const std::string& addresses, const std:
   if (!network.present) return network;
   for (const auto& [text, ipv6] : {std::pair<const std::string&, bool>(routes4, false), {routes6, true}}) {
     const json routes = json::parse(text.empty() ? "[]" : text, nullptr, false);
-    if (routes.is_array()) AddRoutes(routes, ipv6, network.device, network.config);
+    if (!routes.is_array()) return InvalidArgument("ip -{} route: not a JSON list", ipv6 ? 6 : 4);
+    AddRoutes(routes, ipv6, network.device, network.config);
   }
   return network;
 }

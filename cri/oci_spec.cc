@@ -1,6 +1,7 @@
 #include "cri/oci_spec.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -13,10 +14,26 @@ namespace {
 
 using nlohmann::json;
 
+constexpr int kMaxDepth = 64;  // the agent's limit too
 constexpr char kCri[] = "io.kubernetes.cri.";
 // Nodes that every guest has; other devices are the host's and mean nothing in a VM.
 const std::set<std::string> kGuestDevices = {"/dev/null",   "/dev/zero",    "/dev/full",
                                              "/dev/random", "/dev/urandom", "/dev/tty"};
+
+absl::StatusOr<json> ParseObject(const std::string& text, const std::string& what) {
+  bool too_deep = false, has_nul = false;
+  const auto check = [&](int depth, json::parse_event_t, const json& parsed) {
+    too_deep = too_deep || depth > kMaxDepth;
+    has_nul = has_nul ||
+              (parsed.is_string() && parsed.get_ref<const std::string&>().find('\0') != std::string::npos);
+    return depth <= kMaxDepth;
+  };
+  json root = json::parse(text, check, false);
+  if (too_deep) return InvalidArgument("{}: nested deeper than {} levels", what, kMaxDepth);
+  if (has_nul) return InvalidArgument("{}: a text in it contains a NUL character", what);
+  if (!root.is_object()) return InvalidArgument("{}: not a JSON object", what);
+  return root;
+}
 
 const json& Child(const json& object, const char* key) {
   static const json null;
@@ -42,6 +59,7 @@ std::map<std::string, std::string> TextMap(const json& object) {
 std::optional<int64_t> Number(const json& object, const char* key) {
   const json& value = Child(object, key);
   if (!value.is_number_integer()) return std::nullopt;
+  if (value.is_number_unsigned() && value.get<uint64_t>() > INT64_MAX) return INT64_MAX;
   return value.get<int64_t>();
 }
 
@@ -59,7 +77,8 @@ void ReadLimits(const json& resources, sizing::Limits& limits) {
   limits.extra_memory_bytes = 0;
   for (const json& item : huge_pages) {
     const auto bytes = static_cast<uint64_t>(std::max<int64_t>(0, Number(item, "limit").value_or(0)));
-    limits.extra_memory_bytes += std::min(bytes, INT64_MAX - limits.extra_memory_bytes);
+    // No VM is that large, however the sum is read.
+    limits.extra_memory_bytes = std::min<uint64_t>(limits.extra_memory_bytes + bytes, INT64_MAX);
   }
 }
 
@@ -72,12 +91,16 @@ bool SpecMount::is_bind() const {
 
 bool SpecMount::read_only() const { return std::find(options.begin(), options.end(), "ro") != options.end(); }
 
+bool SpecMount::follows_host() const {
+  return std::any_of(options.begin(), options.end(), [](const std::string& o) {
+    return o == "slave" || o == "rslave" || o == "shared" || o == "rshared";
+  });
+}
+
 std::string BundleSpec::Annotation(const std::string& key) const {
   const auto it = annotations.find(kCri + key);
   return it == annotations.end() ? std::string() : it->second;
 }
-
-bool BundleSpec::is_sandbox() const { return Annotation("container-type") != "container"; }
 
 std::string BundleSpec::sandbox_id(const std::string& fallback) const {
   const std::string id = Annotation("sandbox-id");
@@ -85,8 +108,7 @@ std::string BundleSpec::sandbox_id(const std::string& fallback) const {
 }
 
 absl::StatusOr<BundleSpec> ParseSpec(const std::string& text, const std::string& what) {
-  const json root = json::parse(text, nullptr, false);
-  if (root.is_discarded() || !root.is_object()) return InvalidArgument("{}: not a JSON object", what);
+  ASSIGN_OR_RETURN(const json root, ParseObject(text, what));
   BundleSpec spec;
   spec.annotations = TextMap(Child(root, "annotations"));
   spec.hostname = Text(root, "hostname");
@@ -142,25 +164,31 @@ absl::StatusOr<sizing::Limits> UpdatedLimits(const sizing::Limits& limits,
 absl::StatusOr<std::string> GuestSpec(const std::string& text,
                                       const std::map<size_t, std::string>& guest_sources,
                                       std::vector<std::string>& notes) {
-  json root = json::parse(text, nullptr, false);
-  if (root.is_discarded() || !root.is_object()) return InvalidArgument("config.json: not a JSON object");
+  ASSIGN_OR_RETURN(json root, ParseObject(text, "config.json"));
   root.erase("hooks");
   json& linux_part = root["linux"];
   if (!linux_part.is_object()) linux_part = json::object();
-  for (const char* key : {"cgroupsPath", "mountLabel", "intelRdt", "sysctl"}) linux_part.erase(key);
-  if (json& process = root["process"]; process.is_object()) {
-    process.erase("apparmorProfile");
-    process.erase("selinuxLabel");
-    process.erase("oomScoreAdj");  // would compare with the agent, not with other pods
+  // ID mappings belong to a user namespace of the host's making.
+  for (const char* key : {"cgroupsPath", "mountLabel", "intelRdt", "sysctl", "uidMappings", "gidMappings"})
+    linux_part.erase(key);
+  if (const auto process = root.find("process"); process != root.end() && process->is_object()) {
+    process->erase("apparmorProfile");
+    process->erase("selinuxLabel");
+    process->erase("oomScoreAdj");  // would compare with the agent, not with other pods
+  }
+  if (const auto seccomp = linux_part.find("seccomp"); seccomp != linux_part.end() && seccomp->is_object()) {
+    for (const char* key : {"listenerPath", "listenerMetadata"}) {
+      if (seccomp->erase(key) != 0) notes.push_back(fmt::format("seccomp.{} is the host's", key));
+    }
   }
   // Network, IPC and UTS are the pod's, which is the VM; a shared PID namespace is the guest's own.
   json namespaces = json::array();
   for (const json& item :
        Child(linux_part, "namespaces").is_array() ? linux_part["namespaces"] : json::array()) {
     const std::string type = Text(item, "type");
-    if (type == "network" || type == "ipc" || type == "uts" || type == "user") continue;
-    if (!Text(item, "path").empty()) continue;
-    if (type != "cgroup") namespaces.push_back({{"type", type}});
+    // What is none of these is the VM's, or unknown to it.
+    if ((type == "pid" || type == "mount") && Text(item, "path").empty())
+      namespaces.push_back({{"type", type}});
   }
   // The guest has cgroup v2 whatever the host has: the container's limits are at /sys/fs/cgroup itself.
   namespaces.push_back({{"type", "cgroup"}});
@@ -194,6 +222,7 @@ absl::StatusOr<std::string> GuestSpec(const std::string& text,
     json mount = old_mounts[i];
     if (const auto it = guest_sources.find(i); it != guest_sources.end()) {
       if (it->second.empty()) continue;
+      if (!mount.is_object()) return InvalidArgument("config.json: mounts[{}] is not an object", i);
       mount["source"] = it->second;
     }
     mounts.push_back(std::move(mount));

@@ -16,6 +16,7 @@ struct SpecMount {
   std::vector<std::string> options;
   bool is_bind() const;
   bool read_only() const;
+  bool follows_host() const;  // mount propagation from the host: slave or shared
 };
 
 struct BundleSpec {
@@ -31,20 +32,20 @@ struct BundleSpec {
   std::optional<sizing::Limits> pod_limits, pod_overhead;
 
   std::string Annotation(const std::string& key) const;
-  bool is_sandbox() const;  // also true without CRI annotations (plain ctr)
   std::string sandbox_id(const std::string& fallback) const;
 };
 
-// InvalidArgument names `what` (the file) and what is wrong in it.
+// InvalidArgument names `what` (the file) and what is wrong in it: no JSON object, deeper than 64 levels, a
+// NUL in a text (which would cut paths short), a mount without a destination.
 absl::StatusOr<BundleSpec> ParseSpec(const std::string& json, const std::string& what);
 absl::StatusOr<BundleSpec> ReadSpec(const std::string& bundle);
 
 // What an update leaves of `limits`: the resources (OCI LinuxResources, JSON) that it names are replaced.
 absl::StatusOr<sizing::Limits> UpdatedLimits(const sizing::Limits& limits, const std::string& resources_json);
 
-// The spec for the guest: bind mounts come from `guest_sources` (by index in mounts; "" drops the mount),
-// pod-level namespaces are the VM's own, host paths and host devices are gone. `notes` receives what was
-// dropped, in words.
+// The spec for the guest, from a text that ParseSpec takes: bind mounts come from `guest_sources` (by index
+// in mounts; "" drops the mount), pod-level namespaces are the VM's own, host paths and host devices are
+// gone. `notes` receives what was dropped, in words.
 absl::StatusOr<std::string> GuestSpec(const std::string& json,
                                       const std::map<size_t, std::string>& guest_sources,
                                       std::vector<std::string>& notes);

@@ -126,6 +126,12 @@ absl::Status Sandbox::ClaimMemory(const BundleSpec& spec, laminad::v1::ClaimResp
 
 absl::Status Sandbox::Start(const std::string& id, const std::string& bundle) {
   ASSIGN_OR_RETURN(const BundleSpec spec, ReadSpec(bundle));
+  if (spec.Annotation("container-type").empty()) {
+    return InvalidArgument(
+        "{}/config.json has no annotation io.kubernetes.cri.container-type: Lamina runs the pods that "
+        "containerd's CRI plugin makes, no single container",
+        bundle);
+  }
   return StartPod(id, bundle, spec);
 }
 
@@ -133,16 +139,16 @@ absl::Status Sandbox::StartPod(const std::string& id, const std::string& bundle,
   MutexLock build(build_mutex_);
   if (started()) return MakeStatus(absl::StatusCode::kAlreadyExists, "sandbox {} runs already", id);
   if (!persist::IsSafeId(id)) return InvalidArgument("sandbox id \"{}\" is not safe as a file name", id);
-  if (!spec.has_network_namespace && !spec.Annotation("container-type").empty()) {
+  if (!spec.has_network_namespace) {
     return MakeStatus(absl::StatusCode::kFailedPrecondition,
                       "pod {}/{} asks for the host's network (hostNetwork: true), which a virtual machine "
                       "cannot share; use another "
                       "runtime class for it",
                       spec.Annotation("sandbox-namespace"), spec.Annotation("sandbox-name"));
   }
-  id_ = id;
   {
     MutexLock lock(mutex_);
+    id_ = id;
     state_ = persist::SandboxState();
     state_.sandbox_id = id;
     state_.bundle = bundle;
@@ -204,6 +210,8 @@ absl::Status Sandbox::BuildVm(const BundleSpec& spec, laminad::v1::ReadyRequest&
   PodNetwork network;
   if (!spec.netns_path.empty()) {
     ASSIGN_OR_RETURN(network, SetUpNetwork(spec.netns_path));
+    MutexLock lock(mutex_);
+    state_.mac = network.mac;
   }
   ASSIGN_OR_RETURN(const vmm::VirtiofsdProcess virtiofsd,
                    vmm::StartVirtiofsd(config_.hypervisor.virtiofsd, dir + "/shared", dir + "/virtiofsd.sock",

@@ -100,6 +100,8 @@ class Sandbox {
   // containers.cc
   absl::Status MountLayers(const containerd::CreateTaskRequest& request, Container& container);
   absl::Status UnmountLayers(const Container& container);
+  // The images that the container has as disks.
+  std::vector<std::string> DisksLocked(const Container& container) const REQUIRES(mutex_);
   absl::StatusOr<std::map<size_t, std::string>> BindVolumes(const BundleSpec& spec, Container& container);
   absl::Status UndoContainer(const Container& container);
   absl::StatusOr<std::shared_ptr<ProcessStdio>> OpenStdio(const StdioPaths& paths);

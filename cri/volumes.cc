@@ -16,7 +16,11 @@
 namespace lamina::cri {
 namespace {
 
-// Mount points at or below `dir`, deepest first.
+constexpr int kUnmountPasses = 256;  // mounts stacked on one point
+
+std::string PointsDir(const std::string& shared_dir) { return shared_dir + ".points"; }
+
+// Mount points at or below `dir`, outer ones first.
 absl::StatusOr<std::vector<std::string>> MountsBelow(const std::string& dir) {
   ASSIGN_OR_RETURN(const std::string info, FileSystem::Real().Read("/proc/self/mountinfo", 64 * kMiB));
   std::vector<std::string> points;
@@ -37,74 +41,85 @@ absl::StatusOr<std::vector<std::string>> MountsBelow(const std::string& dir) {
     if (point == dir || point.rfind(dir + "/", 0) == 0) points.push_back(std::move(point));
     start = end + 1;
   }
-  std::reverse(points.begin(), points.end());
+  std::sort(points.begin(), points.end());
   return points;
+}
+
+// A copy of the mounts at `source` that is mounted nowhere yet. Only when it is as it shall be it is put
+// somewhere, so nobody ever sees it otherwise.
+absl::StatusOr<UniqueFd> CopyMounts(const std::string& source, bool recursive, VolumeOptions options) {
+  const unsigned recurse = recursive ? AT_RECURSIVE : 0;
+  UniqueFd tree(open_tree(AT_FDCWD, source.c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recurse));
+  if (!tree) return ErrnoStatus(errno, "open " + source);
+  mount_attr attributes{};
+  // A copy is its original's peer at first: unmounting something in it would unmount it on the host.
+  attributes.propagation = options.follows_host ? MS_SLAVE : MS_PRIVATE;
+  if (options.read_only) attributes.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
+  if (mount_setattr(tree.get(), "", AT_EMPTY_PATH | recurse, &attributes, sizeof attributes) != 0)
+    return ErrnoStatus(errno, "set the mount attributes of " + source);
+  return tree;
+}
+
+absl::Status PutMounts(const UniqueFd& tree, const std::string& target) {
+  if (move_mount(tree.get(), "", AT_FDCWD, target.c_str(), MOVE_MOUNT_F_EMPTY_PATH) != 0)
+    return ErrnoStatus(errno, "mount at " + target);
+  return absl::OkStatus();
 }
 
 }  // namespace
 
 absl::Status MakeSharedDir(const std::string& dir) {
-  RETURN_IF_ERROR(FileSystem::Real().MakeDirectories(dir, 0700));
-  // The share's root is what the guest sees as /run/lamina/shared; its parent directories keep strangers out.
-  chmod(dir.c_str(), 0755);
   ASSIGN_OR_RETURN(const std::vector<std::string> mounted, MountsBelow(dir));
   if (!mounted.empty()) return absl::OkStatus();
-  if (mount(dir.c_str(), dir.c_str(), nullptr, MS_BIND, nullptr) != 0)
-    return ErrnoStatus(errno, "bind " + dir);
-  if (mount(nullptr, dir.c_str(), nullptr, MS_SHARED, nullptr) != 0) {
-    const absl::Status status = ErrnoStatus(errno, "share " + dir);
-    umount2(dir.c_str(), MNT_DETACH);
-    return status;
-  }
-  return absl::OkStatus();
+  const std::string points = PointsDir(dir);
+  for (const std::string& made : {points, dir})
+    RETURN_IF_ERROR(FileSystem::Real().MakeDirectories(made, 0700));
+  // The share's root is what the guest sees as /run/lamina/shared; the parent directory keeps strangers out.
+  if (chmod(points.c_str(), 0755) != 0) return ErrnoStatus(errno, "chmod " + points);
+  ASSIGN_OR_RETURN(const UniqueFd tree, CopyMounts(points, false, {.read_only = true}));
+  return PutMounts(tree, dir);
 }
 
 absl::Status BindVolume(const std::string& shared_dir, const std::string& name, const std::string& source,
-                        bool read_only) {
-  const std::string target = shared_dir + "/" + name;
-  // One look-up of the source: what was checked is what is bound.
-  const UniqueFd fd(open(source.c_str(), O_PATH | O_CLOEXEC));
-  if (!fd) return ErrnoStatus(errno, "volume " + source);
+                        VolumeOptions options) {
+  absl::StatusOr<UniqueFd> tree = CopyMounts(source, true, options);
+  if (!tree.ok()) return Annotate(tree.status(), "volume " + source);
   struct stat info {};
-  if (fstat(fd.get(), &info) != 0) return ErrnoStatus(errno, "stat volume " + source);
+  if (fstat(tree->get(), &info) != 0) return ErrnoStatus(errno, "stat volume " + source);
+  const std::string point = PointsDir(shared_dir) + "/" + name;
   if (S_ISDIR(info.st_mode)) {
-    if (mkdir(target.c_str(), 0755) != 0 && errno != EEXIST) return ErrnoStatus(errno, "mkdir " + target);
+    if (mkdir(point.c_str(), 0755) != 0 && errno != EEXIST) return ErrnoStatus(errno, "mkdir " + point);
   } else {
-    const UniqueFd file(open(target.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
-    if (!file) return ErrnoStatus(errno, "create " + target);
+    const UniqueFd file(open(point.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
+    if (!file) return ErrnoStatus(errno, "create " + point);
   }
-  const std::string from = fmt::format("/proc/self/fd/{}", fd.get());
-  absl::Status status;
-  if (mount(from.c_str(), target.c_str(), nullptr, MS_BIND | MS_REC, nullptr) != 0) {
-    status = ErrnoStatus(errno, fmt::format("bind {} to {}", source, target));
-  } else if (read_only) {
-    ASSIGN_OR_RETURN(const std::vector<std::string> points, MountsBelow(target));
-    for (const std::string& point : points) {
-      if (mount(nullptr, point.c_str(), nullptr, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV,
-                nullptr) != 0) {
-        status = ErrnoStatus(errno, "make " + point + " read-only");
-      }
-    }
-  }
+  const absl::Status status = PutMounts(*tree, shared_dir + "/" + name);
   if (!status.ok()) UnbindVolume(shared_dir, name).IgnoreError();
-  return status;
+  return Annotate(status, "volume " + source);
 }
 
 absl::Status UnbindVolume(const std::string& shared_dir, const std::string& name) {
-  const std::string target = shared_dir + "/" + name;
-  RETURN_IF_ERROR(UnmountTree(target));
-  if (remove(target.c_str()) != 0 && errno != ENOENT) return ErrnoStatus(errno, "remove " + target);
+  RETURN_IF_ERROR(UnmountTree(shared_dir + "/" + name));
+  const std::string point = PointsDir(shared_dir) + "/" + name;
+  if (remove(point.c_str()) != 0 && errno != ENOENT) return ErrnoStatus(errno, "remove " + point);
   return absl::OkStatus();
 }
 
 absl::Status UnmountTree(const std::string& dir) {
-  ASSIGN_OR_RETURN(const std::vector<std::string> points, MountsBelow(dir));
-  for (const std::string& point : points) {
-    if (umount2(point.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW) != 0 && errno != EINVAL && errno != ENOENT) {
-      return ErrnoStatus(errno, "unmount " + point);
+  for (int pass = 0; pass < kUnmountPasses; ++pass) {
+    ASSIGN_OR_RETURN(const std::vector<std::string> points, MountsBelow(dir));
+    if (points.empty()) return absl::OkStatus();
+    std::string outer;
+    for (const std::string& point : points) {
+      // Detaching the outer one takes along what is mounted in it.
+      if (!outer.empty() && (point == outer || point.rfind(outer + "/", 0) == 0)) continue;
+      outer = point;
+      if (umount2(point.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW) != 0 && errno != EINVAL && errno != ENOENT)
+        return ErrnoStatus(errno, "unmount " + point);
     }
   }
-  return absl::OkStatus();
+  return MakeStatus(absl::StatusCode::kInternal, "unmount {}: more than {} mounts on one point", dir,
+                    kUnmountPasses);
 }
 
 }  // namespace lamina::cri

@@ -8,19 +8,27 @@
 
 namespace lamina::cri {
 
-// Makes `dir` a mount of its own with shared propagation. Repeated: OK.
+// Makes `dir` a read-only mount of <dir>.points, where the mount points of volumes are made: what is in `dir`
+// itself only this side can change, so that the guest can neither fill the host's /run nor put a link in a
+// mount point's way. Repeated: OK.
 absl::Status MakeSharedDir(const std::string& dir);
 
-// Binds `source` (file or directory, with what is mounted below it) to <shared_dir>/<name>, which is made.
-// Read-only on the host's side, so that the guest cannot write whatever it does. On error nothing stays.
-// NotFound names a missing source.
+struct VolumeOptions {
+  bool read_only = false;     // on the host's side, so that the guest cannot write whatever it does
+  bool follows_host = false;  // what the host mounts below it later appears too (HostToContainer)
+};
+
+// Puts `source` (file or directory, with what is mounted below it) at <shared_dir>/<name>. What happens to
+// these mounts never reaches the host's own. On error nothing stays. NotFound names a missing source.
+// Needs Linux 5.12 (mount_setattr).
 absl::Status BindVolume(const std::string& shared_dir, const std::string& name, const std::string& source,
-                        bool read_only);
+                        VolumeOptions options);
 
 // Unmounts and removes one; gone already: OK.
 absl::Status UnbindVolume(const std::string& shared_dir, const std::string& name);
 
-// Unmounts all below `dir`, and `dir` itself.
+// Unmounts all below `dir`, and `dir` itself. Paths inside a volume, which the guest may change meanwhile,
+// are not followed.
 absl::Status UnmountTree(const std::string& dir);
 
 }  // namespace lamina::cri

@@ -1,6 +1,7 @@
 #include "persist/sandbox_state.h"
 
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "base/status.h"
 #include "persist/crc32.h"
@@ -28,6 +29,10 @@ bool Read(const json& object, const char* key, T& out) {
     out = it->get_ref<const std::string&>();
   } else if constexpr (std::is_integral_v<T>) {
     if (!it->is_number_integer()) return false;
+    if (it->is_number_unsigned() ? !std::in_range<T>(it->template get<uint64_t>())
+                                 : !std::in_range<T>(it->template get<int64_t>())) {
+      return false;
+    }
     out = it->template get<T>();
   } else {
     if (!it->is_array()) return false;
@@ -56,7 +61,29 @@ bool ReadLayer(const json& object, PlacedLayer& layer) {
 bool ReadContainer(const json& object, ContainerState& container) {
   return object.is_object() && Read(object, "id", container.id) && Read(object, "bundle", container.bundle) &&
          Read(object, "state", container.state) && Read(object, "exit_status", container.exit_status) &&
-         Read(object, "layer_ids", container.layer_ids) && Read(object, "mounts", container.mounts);
+         Read(object, "layer_ids", container.layer_ids) && Read(object, "mounts", container.mounts) &&
+         Read(object, "disks", container.disks) && Read(object, "pid", container.pid);
+}
+
+bool ReadNetwork(const json& root, SandboxState& state) {
+  const auto it = root.find("network");
+  if (it == root.end()) return true;
+  return it->is_object() && Read(*it, "netns_path", state.netns_path) &&
+         Read(*it, "tap_name", state.tap_name) && Read(*it, "mac", state.mac);
+}
+
+// Makes a document of `version` one of the present version. Each step is one version's.
+bool Migrate(int version, json& root) {
+  if (!root.is_object()) return false;
+  if (version < 2) {
+    json network = json::object();
+    for (const char* key : {"netns_path", "tap_name"}) {
+      if (const auto it = root.find(key); it != root.end()) network[key] = std::move(*it);
+      root.erase(key);
+    }
+    root["network"] = std::move(network);
+  }
+  return true;
 }
 
 json ToJson(const LimitsState& limits) {
@@ -97,8 +124,8 @@ bool ReadState(const json& root, SandboxState& state) {
       !Read(root, "claim_generation", state.claim_generation) || !Read(root, "reasons", state.reasons) ||
       !ReadProcess(root, "shim", state.shim) || !ReadProcess(root, "vmm", state.vmm) ||
       !ReadProcess(root, "virtiofsd", state.virtiofsd) || !Read(root, "runtime_dir", state.runtime_dir) ||
-      !Read(root, "netns_path", state.netns_path) || !Read(root, "tap_name", state.tap_name) ||
-      !Read(root, "cgroup_dirs", state.cgroup_dirs) || !Read(root, "arenas", state.arenas)) {
+      !ReadNetwork(root, state) || !Read(root, "cgroup_dirs", state.cgroup_dirs) ||
+      !Read(root, "arenas", state.arenas)) {
     return false;
   }
   bool known = false;
@@ -157,7 +184,9 @@ std::string EncodeState(const SandboxState& state) {
                           {"state", container.state},
                           {"exit_status", container.exit_status},
                           {"layer_ids", container.layer_ids},
-                          {"mounts", container.mounts}});
+                          {"mounts", container.mounts},
+                          {"disks", container.disks},
+                          {"pid", container.pid}});
   }
   const json root = {{"created_with_version", state.created_with_version},
                      {"life_cycle", LifeCycleName(state.life_cycle)},
@@ -181,8 +210,7 @@ std::string EncodeState(const SandboxState& state) {
                      {"vmm", ToJson(state.vmm)},
                      {"virtiofsd", ToJson(state.virtiofsd)},
                      {"runtime_dir", state.runtime_dir},
-                     {"netns_path", state.netns_path},
-                     {"tap_name", state.tap_name},
+                     {"network", {{"netns_path", state.netns_path}, {"tap_name", state.tap_name}, {"mac", state.mac}}},
                      {"cgroup_dirs", state.cgroup_dirs},
                      {"arenas", state.arenas},
                      {"layers", layers},
@@ -215,9 +243,10 @@ absl::StatusOr<SandboxState> DecodeState(std::string_view content, const std::st
     return MakeStatus(absl::StatusCode::kDataLoss, "{}: damaged: checksum {:08x}, header says {:08x}", what,
                       Crc32(body), crc);
   }
-  const json root = json::parse(body, nullptr, false);
+  json root = json::parse(body, nullptr, false);
   SandboxState state;
-  if (root.is_discarded() || !ReadState(root, state)) {
+  if (root.is_discarded() || !Migrate(version, root) || !ReadState(root, state) ||
+      state.created_with_version < 1 || state.created_with_version > version) {
     return MakeStatus(absl::StatusCode::kDataLoss, "{}: its content is not a sandbox state", what);
   }
   return state;

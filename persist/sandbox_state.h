@@ -11,7 +11,8 @@
 
 namespace lamina::persist {
 
-inline constexpr int kStateVersion = 1;
+// 1: the first. 2: what belongs to the network stands together; containers name their disks and pid.
+inline constexpr int kStateVersion = 2;
 
 enum class LifeCycle { kCreating, kReady, kStopping, kStopped };
 
@@ -27,6 +28,8 @@ struct ContainerState {
   uint32_t exit_status = 0;
   std::vector<std::string> layer_ids;  // topmost first
   std::vector<std::string> mounts;     // names under the shared directory
+  std::vector<std::string> disks;      // image files attached as SCSI disks for it
+  uint32_t pid = 0;                    // of its init, in the guest
 };
 
 struct PlacedLayer {
@@ -54,7 +57,7 @@ struct LimitedPart {
 };
 
 struct SandboxState {
-  int created_with_version = kStateVersion;
+  int created_with_version = kStateVersion;  // kept when a newer Lamina writes the file anew
   LifeCycle life_cycle = LifeCycle::kCreating;
   std::string sandbox_id, pod_name, pod_namespace, pod_uid, bundle;
   // The plan, as far as it is needed again.
@@ -69,7 +72,7 @@ struct SandboxState {
   std::vector<std::string> reasons;
   ProcessId shim, vmm, virtiofsd;
   std::string runtime_dir;  // sockets, shared directory
-  std::string netns_path, tap_name;
+  std::string netns_path, tap_name, mac;
   std::vector<std::string> cgroup_dirs;  // made by the shim, removed at the end
   std::vector<std::string> arenas;       // attached
   std::vector<PlacedLayer> layers;
@@ -81,7 +84,8 @@ const char* LifeCycleName(LifeCycle value);
 // The file's content: a header line "lamina-state <version> <crc32 of the rest, 8 hex digits>", then JSON.
 std::string EncodeState(const SandboxState& state);
 
-// DataLoss when damaged; FailedPrecondition when of a newer version; `what` (the path) stands in the message.
+// A file of an older version is migrated. DataLoss when damaged; FailedPrecondition when of a newer version;
+// `what` (the path) stands in the message.
 absl::StatusOr<SandboxState> DecodeState(std::string_view content, const std::string& what);
 
 // True for ids that are safe as a file name: 1-128 of [A-Za-z0-9._-], not starting with a dot.

@@ -8,9 +8,15 @@ namespace lamina::persist {
 absl::Status StateStore::Save(const SandboxState& state) {
   if (!IsSafeId(state.sandbox_id))
     return InvalidArgument("sandbox id \"{}\" is not safe as a file name", state.sandbox_id);
-  RETURN_IF_ERROR(fs_.MakeDirectories(root_ + "/" + state.sandbox_id, 0700));
-  return Annotate(WriteFileAtomically(fs_, Path(state.sandbox_id), EncodeState(state), 0600),
-                  "save the sandbox's state");
+  const std::string dir = root_ + "/" + state.sandbox_id, path = Path(state.sandbox_id);
+  const bool is_new = !fs_.Exists(path);
+  absl::Status status = fs_.MakeDirectories(dir, 0700);
+  if (status.ok()) status = WriteFileAtomically(fs_, path, EncodeState(state), 0600);
+  // A new directory is safe only when its parents name it.
+  if (status.ok() && is_new) status = fs_.SyncDirectory(root_);
+  if (status.ok() && is_new) status = fs_.SyncDirectory(root_.substr(0, root_.rfind('/')));
+  if (!status.ok() && is_new) fs_.RemoveTree(dir).IgnoreError();
+  return Annotate(status, "save the sandbox's state");
 }
 
 absl::StatusOr<SandboxState> StateStore::Load(const std::string& id) const {
@@ -22,13 +28,19 @@ absl::StatusOr<SandboxState> StateStore::Load(const std::string& id) const {
 absl::StatusOr<std::vector<std::string>> StateStore::List() const {
   absl::StatusOr<std::vector<std::string>> names = fs_.List(root_);
   if (names.status().code() == absl::StatusCode::kNotFound) return std::vector<std::string>();
+  RETURN_IF_ERROR(names.status());
+  std::erase_if(*names, [this](const std::string& id) { return !IsSafeId(id) || !fs_.Exists(Path(id)); });
   return names;
 }
 
 absl::Status StateStore::Remove(const std::string& id) {
   if (!IsSafeId(id)) return InvalidArgument("sandbox id \"{}\" is not safe as a file name", id);
-  RETURN_IF_ERROR(fs_.RemoveTree(root_ + "/" + id));
-  return fs_.Exists(root_) ? fs_.SyncDirectory(root_) : absl::OkStatus();
+  const std::string dir = root_ + "/" + id;
+  if (!fs_.Exists(dir)) return absl::OkStatus();
+  // The file first: a directory without one is nothing, whenever this is interrupted.
+  RETURN_IF_ERROR(fs_.Remove(Path(id)));
+  RETURN_IF_ERROR(fs_.RemoveTree(dir));
+  return fs_.SyncDirectory(root_);
 }
 
 }  // namespace lamina::persist

@@ -16,13 +16,13 @@ class StateStore {
   StateStore(FileSystem& fs, std::string state_dir) : fs_(fs), root_(std::move(state_dir) + "/sandboxes") {}
 
   std::string Path(const std::string& id) const { return root_ + "/" + id + "/state.json"; }
-  // Replaces the file atomically. On error the old content stays.
+  // Replaces the file atomically. On error the old content stays, or no file where there was none.
   absl::Status Save(const SandboxState& state);
   // NotFound, DataLoss, FailedPrecondition (newer version) name the file.
   absl::StatusOr<SandboxState> Load(const std::string& id) const;
-  // Sandbox ids that have a directory.
+  // Ids of sandboxes that have a file; what an interrupted Save or Remove left is none.
   absl::StatusOr<std::vector<std::string>> List() const;
-  // Idempotent.
+  // Idempotent. On error it may be called again.
   absl::Status Remove(const std::string& id);
 
  private:

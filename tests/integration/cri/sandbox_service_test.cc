@@ -69,7 +69,6 @@ TEST(PodConfig, BecomesWhatAConfigJsonWouldSay) {
   ASSERT_OK(spec);
   EXPECT_EQ(spec->Annotation("sandbox-name"), "web");
   EXPECT_EQ(spec->Annotation("sandbox-namespace"), "shop");
-  EXPECT_TRUE(spec->is_sandbox());
   EXPECT_EQ(spec->annotations.at("lamina.io/default-cpu"), "2");
   EXPECT_EQ(spec->sysctls.at("net.core.somaxconn"), "99");
   EXPECT_EQ(spec->cgroups_path, std::string("/kubepods/pod1234/") + kId);

@@ -1,0 +1,181 @@
+#include "persist/sandbox_state.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "tests/testing/status_matchers.h"
+#include "tests/unit/persist/random_state.h"
+
+namespace lamina::persist {
+namespace {
+
+using absl::StatusCode;
+using nlohmann::json;
+using testing::HasStatus;
+
+SandboxState Decoded(const std::string& content) {
+  auto state = DecodeState(content, "f");
+  EXPECT_OK(state.status());
+  return state.value_or(SandboxState());
+}
+
+// A file with a right header over any body, as a writer of `version` would have left it.
+std::string WithHeader(int version, const std::string& body) {
+  // The checksum is told by the error about a wrong one.
+  const std::string wrong = fmt::format("lamina-state {} 00000000\n{}", version, body);
+  const std::string message = Message(DecodeState(wrong, "f").status());
+  const size_t at = message.find("checksum ");
+  if (at == std::string::npos) return wrong;
+  return fmt::format("lamina-state {} {}\n{}", version, message.substr(at + 9, 8), body);
+}
+
+TEST(SandboxState, ComesBackAsItWas) {
+  RandomState random(1);
+  for (int i = 0; i < 300; ++i) {
+    const SandboxState state = random.Make("pod-" + std::to_string(i));
+    const std::string content = EncodeState(state);
+    const SandboxState read = Decoded(content);
+    // The encoding says every field: equal texts are equal states.
+    ASSERT_EQ(EncodeState(read), content);
+    ASSERT_EQ(read.vmm.pid, state.vmm.pid);
+    ASSERT_EQ(read.claim_generation, state.claim_generation);
+    ASSERT_EQ(read.containers.size(), state.containers.size());
+    ASSERT_EQ(read.netns_path, state.netns_path);
+    ASSERT_EQ(read.life_cycle, state.life_cycle);
+  }
+}
+
+TEST(SandboxState, AChangeOfAnyFieldChangesTheFile) {
+  RandomState random(7);
+  SandboxState state = random.Make("p");
+  state.containers["c"] = {"c", "/b", "created", 0, {"l"}, {"v"}, {"d"}, 3};
+  state.layers = {{"l", "vpmem", "a", 1, 2, "", "p"}};
+  std::set<std::string> seen = {EncodeState(state)};
+  const auto changed = [&](const char* what) { EXPECT_TRUE(seen.insert(EncodeState(state)).second) << what; };
+  state.mac += "1", changed("mac");
+  state.netns_path += "1", changed("netns");
+  state.tap_name += "1", changed("tap");
+  state.vmm.start_time ^= 1, changed("vmm");
+  state.virtiofsd.pid ^= 1, changed("virtiofsd");
+  state.shim.pid ^= 1, changed("shim");
+  state.cgroup_dirs.push_back("/x"), changed("cgroups");
+  state.arenas.push_back("x"), changed("arenas");
+  state.layers[0].offset ^= 1, changed("layer");
+  state.containers["c"].disks.push_back("x"), changed("disks");
+  state.containers["c"].pid ^= 1, changed("pid");
+  state.containers["c"].exit_status ^= 1, changed("exit status");
+  state.containers.erase("c"), changed("a container less");
+  state.life_cycle = static_cast<LifeCycle>((static_cast<int>(state.life_cycle) + 1) % 4), changed("life");
+}
+
+TEST(SandboxState, DamageAtAnyByteIsSeen) {
+  RandomState random(2);
+  const std::string content = EncodeState(random.Make("damaged"));
+  for (size_t i = 0; i < content.size(); ++i) {
+    for (const int bit : {0, 5}) {
+      std::string bad = content;
+      bad[i] = static_cast<char>(bad[i] ^ (1 << bit));
+      const auto state = DecodeState(bad, "/x/state.json");
+      if (state.ok()) {
+        // Upper and lower case of the checksum's digits say the same.
+        ASSERT_LT(i, content.find('\n'));
+        ASSERT_EQ(EncodeState(*state), content) << "byte " << i;
+        continue;
+      }
+      ASSERT_TRUE(state.status().code() == StatusCode::kDataLoss ||
+                  state.status().code() == StatusCode::kFailedPrecondition)
+          << i << ": " << state.status();
+      ASSERT_NE(Message(state.status()).find("/x/state.json"), std::string::npos);
+    }
+  }
+}
+
+TEST(SandboxState, EveryTruncationIsSeen) {
+  RandomState random(3);
+  const std::string content = EncodeState(random.Make("cut"));
+  for (size_t size = 0; size < content.size(); ++size)
+    ASSERT_THAT(DecodeState(content.substr(0, size), "/x"), HasStatus(StatusCode::kDataLoss, "/x")) << size;
+  EXPECT_THAT(DecodeState(content + " ", "/x"), HasStatus(StatusCode::kDataLoss, "checksum"));
+}
+
+TEST(SandboxState, ANewerVersionIsRefusedWhateverItHolds) {
+  const std::string content = fmt::format("lamina-state {} 12345678\nnot even JSON", kStateVersion + 1);
+  EXPECT_THAT(DecodeState(content, "/x"), HasStatus(StatusCode::kFailedPrecondition, "newer Lamina"));
+  EXPECT_THAT(DecodeState("lamina-state 0 00000000\n", "/x"), HasStatus(StatusCode::kDataLoss, "version 0"));
+  EXPECT_THAT(DecodeState("lamina-state -1 00000000\n", "/x"), HasStatus(StatusCode::kDataLoss, "never"));
+}
+
+TEST(SandboxState, VersionOneIsMigratedAndKeepsWhatItWasCreatedWith) {
+  // As the first Lamina wrote it: the network's values stand among the others.
+  const json old = {{"created_with_version", 1},
+                    {"life_cycle", "ready"},
+                    {"sandbox_id", "pod"},
+                    {"vmm", {{"pid", 7}, {"start_time", 8}}},
+                    {"netns_path", "/run/netns/x"},
+                    {"tap_name", "lamina-tap0"},
+                    {"containers", {{{"id", "c"}, {"state", "running"}, {"mounts", {"c-0"}}}}}};
+  const SandboxState state = Decoded(WithHeader(1, old.dump()));
+  EXPECT_EQ(state.created_with_version, 1);
+  EXPECT_EQ(state.life_cycle, LifeCycle::kReady);
+  EXPECT_EQ(state.netns_path, "/run/netns/x");
+  EXPECT_EQ(state.tap_name, "lamina-tap0");
+  EXPECT_EQ(state.mac, "");
+  EXPECT_EQ(state.vmm.pid, 7);
+  ASSERT_EQ(state.containers.count("c"), 1U);
+  EXPECT_EQ(state.containers.at("c").mounts, std::vector<std::string>{"c-0"});
+  // Written anew it is of the present version, and still tells where it comes from.
+  const std::string again = EncodeState(state);
+  EXPECT_EQ(again.rfind(fmt::format("lamina-state {} ", kStateVersion), 0), 0U);
+  EXPECT_EQ(Decoded(again).created_with_version, 1);
+  EXPECT_EQ(Decoded(again).netns_path, "/run/netns/x");
+}
+
+TEST(SandboxState, AContentThatIsNoStateIsDataLoss) {
+  const std::string id = R"("sandbox_id":"p","life_cycle":"ready")";
+  EXPECT_OK(DecodeState(WithHeader(kStateVersion, "{" + id + "}"), "/x").status());
+  for (const std::string& body : {
+           std::string(""),
+           std::string("[]"),
+           std::string("null"),
+           std::string("{}"),
+           std::string(R"({"sandbox_id":"../up","life_cycle":"ready"})"),
+           std::string(R"({"sandbox_id":"p","life_cycle":"asleep"})"),
+           "{" + id + R"(,"vcpus":-1})",
+           "{" + id + R"(,"vcpus":4294967296})",
+           "{" + id + R"(,"vcpus":1.5})",
+           "{" + id + R"(,"memory_bytes":-1})",
+           "{" + id + R"(,"shim":{"pid":18446744073709551615}})",
+           "{" + id + R"(,"shim":[]})",
+           "{" + id + R"(,"network":7})",
+           "{" + id + R"(,"network":{"mac":7}})",
+           "{" + id + R"(,"arenas":["a",1]})",
+           "{" + id + R"(,"layers":{}})",
+           "{" + id + R"(,"layers":[7]})",
+           "{" + id + R"(,"containers":[{"id":"a/b"}]})",
+           "{" + id + R"(,"containers":[[]]})",
+           "{" + id + R"(,"created_with_version":0})",
+           "{" + id + fmt::format(R"(,"created_with_version":{}}})", kStateVersion + 1),
+       }) {
+    EXPECT_THAT(DecodeState(WithHeader(kStateVersion, body), "/x"), HasStatus(StatusCode::kDataLoss, "/x"))
+        << body;
+  }
+  for (const int version : {1, kStateVersion}) {
+    EXPECT_THAT(DecodeState(WithHeader(version, std::string(1 << 20, '[')), "/x"),
+                HasStatus(StatusCode::kDataLoss, "/x"));
+  }
+}
+
+TEST(SandboxState, IdsAreSafeAsFileNames) {
+  for (const char* good : {"a", "0", "a.b", "A_b-c", "a..b"}) EXPECT_TRUE(IsSafeId(good)) << good;
+  EXPECT_TRUE(IsSafeId(std::string(128, 'x')));
+  for (const char* bad : {"", ".", "..", ".a", "a/b", "/", "a b", "a\n", "ü", "a\\b"}) {
+    EXPECT_FALSE(IsSafeId(bad)) << bad;
+  }
+  EXPECT_FALSE(IsSafeId(std::string(129, 'x')));
+  EXPECT_FALSE(IsSafeId(std::string_view("a\0b", 3)));
+}
+
+}  // namespace
+}  // namespace lamina::persist
