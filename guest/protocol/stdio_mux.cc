@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <sched.h>
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -31,8 +30,6 @@ constexpr size_t kOutLimitBytes =
 constexpr size_t kMaxStreams = 4096;
 constexpr size_t kMaxEarlyStreams = 1024;  // streams that the peer writes to before they are attached here
 constexpr int kPortPollMs = 20;
-// Of one read: a virtio-serial port takes 32 KiB at a time, and a frame with its header should fill two.
-constexpr size_t kReadBytes = kStdioMaxFrameBytes - kHeaderBytes;
 constexpr size_t kThreadStackBytes = 64 * 1024;
 
 void PutU32(std::string& out, uint32_t value) {
@@ -158,12 +155,6 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
   }
 
   void Loop() {
-    if (persistent_) {
-      // In a guest of one CPU, being woken must not interrupt a process that writes: its pipe would be read,
-      // and sent, page by page. Interactive output loses nothing: its writer waits after it.
-      const sched_param none{};
-      sched_setscheduler(0, SCHED_BATCH, &none);
-    }
     Callbacks callbacks;
     for (;;) {
       std::vector<pollfd> fds;
@@ -238,7 +229,7 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
 
   void ReadSource(uint32_t id, Stream& stream) REQUIRES(mutex_) {
     if (!stream.source || stream.credit == 0 || out_.size() >= kOutLimitBytes) return;
-    const size_t want = std::min(stream.credit, kReadBytes);
+    const size_t want = std::min({stream.credit, kStdioMaxFrameBytes, kOutLimitBytes});
     const size_t start = out_.size();
     Append(id, kData, 0);
     const size_t at = out_.size();
@@ -281,11 +272,9 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
     Grant(id, stream);
   }
 
-  // Credit goes back by the quarter window, so that not each piece is answered; at the stream's end all of
-  // it, which tells the sender that everything has been written.
   void Grant(uint32_t id, Stream& stream) REQUIRES(mutex_) {
-    const bool last = stream.peer_ended && stream.received.empty();
-    if (stream.ungranted == 0 || (stream.ungranted < kStdioWindowBytes / 4 && !last)) return;
+    if (stream.ungranted == 0 || (stream.ungranted < kStdioWindowBytes / 4 && !stream.received.empty()))
+      return;
     Append(id, kCredit, static_cast<uint32_t>(stream.ungranted));
     stream.window += stream.ungranted;
     stream.ungranted = 0;
@@ -394,7 +383,6 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
         return;
       case kEof:
         stream.peer_ended = true;
-        Grant(id, stream);
         return;
       default:  // kReset: nobody reads our direction any more
         if (stream.has_source && !stream.source_ended) {

@@ -182,39 +182,6 @@ TEST(MuxPeer, OneThatBreaksTheRulesLosesTheChannel) {
   }
 }
 
-TEST(MuxPeer, GetsItsCreditBackByTheQuarterWindowAndTheRestAtTheEnd) {
-  int fds[2];
-  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
-  const UniqueFd peer(fds[1]);
-  const auto mux = StdioMux::Create(UniqueFd(fds[0]), false);
-  Pipe out;
-  ASSERT_OK(mux->AttachSink(1, std::move(out.write), nullptr));
-  const auto send_data = [&](size_t bytes) {
-    std::string frame("\1\0\0\0\1\0\0\0", 8);
-    for (int shift = 0; shift < 32; shift += 8) frame.push_back(static_cast<char>(bytes >> shift));
-    WriteAll(peer.get(), frame + std::string(bytes, 'x'));
-    std::string got(bytes, '\0');
-    for (size_t at = 0; at < bytes;) {
-      const ssize_t n = read(out.read.get(), got.data() + at, bytes - at);
-      ASSERT_GT(n, 0);
-      at += static_cast<size_t>(n);
-    }
-  };
-  const auto credit = [&]() -> uint32_t {
-    unsigned char frame[12];
-    if (recv(peer.get(), frame, sizeof frame, MSG_WAITALL) != sizeof frame || frame[4] != 2) return 0;
-    return static_cast<uint32_t>(frame[8] | frame[9] << 8 | frame[10] << 16 | frame[11] << 24);
-  };
-  send_data(100);
-  send_data(kStdioWindowBytes / 4 - 200);
-  send_data(100);
-  // One answer to three pieces: had each been answered, this would be 100.
-  EXPECT_EQ(credit(), kStdioWindowBytes / 4);
-  send_data(7);
-  WriteAll(peer.get(), std::string_view("\1\0\0\0\3\0\0\0\0\0\0\0", 12));
-  EXPECT_EQ(credit(), 7u);
-}
-
 TEST(MuxPeer, ASenderOverItsWindowLosesTheChannel) {
   int fds[2];
   ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
