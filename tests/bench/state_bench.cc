@@ -1,6 +1,7 @@
 // A sandbox's state: encoding, decoding, and the durable save that each step of a pod's life waits for.
 #include <benchmark/benchmark.h>
 
+#include "base/status.h"
 #include "persist/state_store.h"
 #include "tests/testing/temp_dir.h"
 

@@ -39,8 +39,8 @@ void Report::Show(std::string figure, double value, std::string unit, std::strin
 }
 
 std::string Report::Text() const {
-  size_t width = 0;
-  for (const Line& line : lines_) width = std::max(width, line.figure.size());
+  size_t width = std::string("**figure**").size();
+  for (const Line& line : lines_) width = std::max(width, line.figure.size() + (line.value.empty() ? 4 : 0));
   const auto row = [&](const Line& line) {
     return fmt::format("| {:<{}} | {:>12} | {:>12} | {:<4} | {}\n", line.figure, width, line.value,
                        line.budget, line.verdict, line.how);

@@ -99,33 +99,35 @@ absl::StatusOr<double> ExecSeconds(e2e::Node& node, const std::string& container
   return Since(start);
 }
 
-// Seconds that `command` takes in a container, mean of `times`, by the container's own clock.
-absl::StatusOr<double> LoopSeconds(e2e::Node& node, const std::string& container, const std::string& command,
-                                   int times) {
+// MB/s through a pipe between two processes of the container, by the container's clock: what is left of the
+// machine for the guest, without Lamina in the way.
+absl::StatusOr<double> PipeRate(e2e::Node& node, const std::string& container) {
   const std::string script = fmt::format(
-      "read a x < /proc/uptime; i=0; while [ $i -lt {} ]; do {} || exit 1; i=$((i+1)); done; "
-      "read b x < /proc/uptime; echo $a $b",
-      times, command);
+      "read a x < /proc/uptime; dd if=/dev/zero bs=65536 count={} 2>/dev/null | "
+      "dd of=/dev/null bs=65536 2>/dev/null; read b x < /proc/uptime; echo $a $b",
+      kStreamBytes / 65536);
   ASSIGN_OR_RETURN(const e2e::ExecResult result, node.cri().ExecSync(container, {"sh", "-c", script}));
   double begin = 0, end = 0;
-  if (result.exit_code != 0 || sscanf(result.out.c_str(), "%lf %lf", &begin, &end) != 2 || end <= begin) {
-    return MakeStatus(absl::StatusCode::kInternal, "`{}` exited with {}: {}{}", command, result.exit_code,
-                      result.out, result.err);
+  if (sscanf(result.out.c_str(), "%lf %lf", &begin, &end) != 2 || end <= begin) {
+    return MakeStatus(absl::StatusCode::kInternal, "no times from the container: {}{}", result.out,
+                      result.err);
   }
-  return (end - begin) / times;
+  return static_cast<double>(kStreamBytes) / 1e6 / (end - begin);
 }
 
-// The guest's own crun, reached by a privileged container through PID 1's root, without agent, shim and
-// containerd. What fork and chroot cost is taken off.
+// The guest's own crun, run beside PID 1 by a privileged container: without agent, shim and containerd.
 absl::StatusOr<double> BareExecSeconds(e2e::Node& node, const Target& target) {
-  const std::string enter =
-      "chroot /proc/1/root /usr/bin/crun --root /run/lamina/crun "
-      "--cgroup-manager=cgroupfs exec ";
-  ASSIGN_OR_RETURN(const double exec, LoopSeconds(node, target.privileged, enter + target.main + " /bin/true",
-                                                  2 * kExecsPerRound));
-  ASSIGN_OR_RETURN(const double fork,
-                   LoopSeconds(node, target.privileged, "chroot / /bin/true", 4 * kExecsPerRound));
-  return exec - fork;
+  ASSIGN_OR_RETURN(const e2e::ExecResult result,
+                   node.cri().ExecSync(
+                       target.privileged,
+                       {"/probe", "beside-init", std::to_string(kExecsPerRound), "/usr/bin/crun", "--root",
+                        "/run/lamina/crun", "--cgroup-manager=cgroupfs", "exec", target.main, "/bin/true"}));
+  const double micros = atof(result.out.c_str());
+  if (result.exit_code != 0 || micros <= 0) {
+    return MakeStatus(absl::StatusCode::kInternal, "crun exec beside PID 1 exited with {}: {}{}",
+                      result.exit_code, result.out, result.err);
+  }
+  return micros / 1e6;
 }
 
 }  // namespace
@@ -143,7 +145,7 @@ absl::Status MeasureStreams(Bench& bench) {
   ASSIGN_OR_RETURN(const persist::SandboxState state, store.Load(vm.pod));
   const auto shim_pid = static_cast<pid_t>(state.shim.pid), vmm_pid = static_cast<pid_t>(state.vmm.pid);
 
-  std::vector<double> fifo, shim_cpu, vmm_cpu, stream[2], log[2], exec[2], shim_exec, bare_exec;
+  std::vector<double> fifo, pipe, shim_cpu, vmm_cpu, stream[2], log[2], exec[2], shim_exec, bare_exec;
   for (int round = 0; round < bench.rounds; ++round) {
     ASSIGN_OR_RETURN(const double shim_before, CpuSeconds(shim_pid));
     ASSIGN_OR_RETURN(const double vmm_before, CpuSeconds(vmm_pid));
@@ -156,6 +158,7 @@ absl::Status MeasureStreams(Bench& bench) {
     fifo.push_back(static_cast<double>(output.bytes) / 1e6 / output.seconds);
     shim_cpu.push_back((shim_after - shim_before) / output.seconds);
     vmm_cpu.push_back((vmm_after - vmm_before) / output.seconds);
+    ASSIGN_OR_RETURN(pipe.emplace_back(), PipeRate(bench.node, vm.main));
     for (int i = 0; i < 2; ++i) {
       ASSIGN_OR_RETURN(stream[i].emplace_back(), StreamRate(bench.node, targets[i].main));
       ASSIGN_OR_RETURN(log[i].emplace_back(), LogRate(bench.node, targets[i].pod));
@@ -173,6 +176,7 @@ absl::Status MeasureStreams(Bench& bench) {
   bench.report.Section(fmt::format("output of a container (median of {})", bench.rounds));
   bench.report.AtLeast("to its FIFO", Median(fifo), kMegabytesPerSecond, "MB/s",
                        "what containerd reads from");
+  bench.report.Show("- a pipe inside the container", Median(pipe), "MB/s", "the guest alone, for comparison");
   bench.report.Show("- shim's CPU meanwhile", Median(shim_cpu), "cores");
   bench.report.Show("- QEMU's CPU meanwhile", Median(vmm_cpu), "cores");
   bench.report.Show("to an exec's client", Median(stream[0]), "MB/s",

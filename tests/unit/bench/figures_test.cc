@@ -31,7 +31,7 @@ TEST(Report, ShowsFigureBudgetAndVerdict) {
   Report report;
   report.Section("a group");
   report.AtMost("ratio", 1.5, 1.25, "", "how");
-  EXPECT_THAT(report.Text(), HasSubstr("| **a group** |"));
+  EXPECT_THAT(report.Text(), HasSubstr("| **a group** |\n"));
   EXPECT_THAT(report.Text(), HasSubstr("| ratio       |        1.500 |      <= 1.25 | OVER | how\n"));
 }
 
