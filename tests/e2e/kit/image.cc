@@ -10,6 +10,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "base/file_system.h"
 #include "base/status.h"
 
 namespace lamina::e2e {
@@ -194,6 +195,20 @@ absl::StatusOr<Layer> ReadTar(const std::string& path, const std::function<bool(
   }
   if (result != ARCHIVE_EOF) return ArchiveStatus(a.get(), "read " + path);
   return layer;
+}
+
+absl::Status ExtendInitramfs(const std::string& initramfs, const Layer& files, const std::string& path) {
+  ASSIGN_OR_RETURN(std::string bytes, FileSystem::Real().Read(initramfs, 256 << 20));
+  // LZ4 ends at a chunk of no bytes; an archive begins at a multiple of four.
+  bytes.append(4 + (4 - bytes.size() % 4) % 4, '\0');
+  const Writer a(archive_write_new());
+  archive_write_set_format_cpio_newc(a.get());
+  archive_write_set_bytes_in_last_block(a.get(), 1);
+  if (archive_write_open(a.get(), &bytes, nullptr, AppendTo, nullptr) != ARCHIVE_OK)
+    return ArchiveStatus(a.get(), "open an archive");
+  for (const Entry& entry : files.entries()) RETURN_IF_ERROR(WriteEntry(a.get(), entry));
+  if (archive_write_close(a.get()) != ARCHIVE_OK) return ArchiveStatus(a.get(), "close an archive");
+  return FileSystem::Real().WriteAndSync(path, bytes, 0644);
 }
 
 absl::Status WriteOciArchive(const Image& image, const std::string& path) {

@@ -63,6 +63,9 @@ struct Image {
 
 absl::Status WriteOciArchive(const Image& image, const std::string& path);
 
+// `initramfs` with these files over it, at `path`: the kernel unpacks archives that follow one another.
+absl::Status ExtendInitramfs(const std::string& initramfs, const Layer& files, const std::string& path);
+
 // One line for each path that a container of this image shows, sorted: the form that the probe program prints
 // (see probe.cc): "path type mode uid gid nlink mtime what xattrs".
 std::vector<std::string> ExpectedTree(const Image& image);

@@ -99,6 +99,7 @@ bool Missing(const std::string& path) { return access(path.c_str(), R_OK) != 0; 
 
 std::string CacheDir() { return LAMINA_E2E_CACHE; }
 std::string ProbePath() { return LAMINA_E2E_PROBE; }
+std::string StandInPath() { return LAMINA_E2E_STAND_IN; }
 
 absl::Status LaminaIsBuilt() {
   for (const std::string path : {LAMINA_BIN_DIR "/containerd-shim-lamina-v2", LAMINA_BIN_DIR "/laminad",

@@ -39,6 +39,7 @@ class Node {
   CriClient& cri() { return *cri_; }
   const std::string& dir() const { return dir_; }
   const std::string& handler() const { return options_.handler; }
+  const std::string& guest_dir() const { return options_.guest_dir; }
   std::string config_path() const { return dir_ + "/lamina.toml"; }
   std::string run_dir() const { return dir_ + "/run"; }    // paths.run_dir
   std::string state_dir() const { return dir_ + "/var"; }  // paths.state_dir
@@ -106,8 +107,9 @@ class Node {
 // lacks.
 absl::Status LaminaIsBuilt();
 
-// Folder of downloaded packages, and the probe program, of this build.
+// Folder of downloaded packages, the probe program, and the guest's stand-in, of this build.
 std::string CacheDir();
 std::string ProbePath();
+std::string StandInPath();
 
 }  // namespace lamina::e2e

@@ -1,0 +1,200 @@
+// What a node meets that is broken or hostile below the pods' authors: guests that are not Lamina's, disks
+// without room, sizes that cannot be. Each gets an error in time that says what and where, and leaves
+// nothing.
+#include <sys/stat.h>
+
+#include <filesystem>
+
+#include "base/subprocess.h"
+#include "tests/e2e/kit/leftovers.h"
+#include "tests/e2e/support.h"
+
+namespace lamina::e2e {
+namespace {
+
+namespace fs = std::filesystem;
+using std::chrono::seconds;
+using std::chrono::steady_clock;
+using ::testing::AllOf;
+using ::testing::AnyOf;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+std::string Quoted(const std::string& text) { return '"' + text + '"'; }
+
+class BadInputTest : public ::testing::Test {
+ protected:
+  void SetUp() override { LAMINA_ONLY(); }
+  void TearDown() override {
+    if (!IsLamina()) return;
+    EXPECT_THAT(TestNode().Leftovers(In(seconds(15))), IsEmpty());
+  }
+
+  // What RunPod says; it must say no within `limit`.
+  std::string Refusal(const PodSpec& spec, seconds limit) {
+    const auto begin = steady_clock::now();
+    const auto pod = Cri().RunPod(spec);
+    EXPECT_LT(steady_clock::now() - begin, limit);
+    EXPECT_FALSE(pod.ok());
+    if (pod.ok()) {
+      EXPECT_OK(Cri().RemovePod(*pod));
+    }
+    return Message(pod.status());
+  }
+};
+
+// A guest image whose init is the stand-in.
+class HostileGuestTest : public BadInputTest {
+ protected:
+  void SetUp() override {
+    LAMINA_ONLY();
+    dir_ = TestNode().volumes_dir() + "/hostile-guest";
+    fs::create_directories(dir_);
+    fs::create_symlink(TestNode().guest_dir() + "/vmlinux", dir_ + "/vmlinux");
+    Layer files;
+    files.File("stand-in", ReadText(StandInPath()), 0755);
+    ASSERT_OK(ExtendInitramfs(TestNode().guest_dir() + "/initramfs.img", files, dir_ + "/initramfs.img"));
+  }
+  void TearDown() override {
+    if (!IsLamina()) return;
+    fs::remove_all(dir_);
+    BadInputTest::TearDown();
+  }
+
+  std::string RefusalOf(const std::string& mode, int boot_timeout, seconds limit) {
+    EXPECT_OK(
+        TestNode().Reconfigure({{"paths.guest_dir", Quoted(dir_)},
+                                {"hypervisor.boot_timeout_seconds", std::to_string(boot_timeout)},
+                                {"hypervisor.kernel_args", Quoted("rdinit=/stand-in stand_in=" + mode)}}));
+    PodSpec spec;
+    spec.name = "hostile-" + mode;
+    const std::string message = Refusal(spec, limit);
+    EXPECT_OK(TestNode().Reconfigure({{"paths.guest_dir", Quoted(TestNode().guest_dir())},
+                                      {"hypervisor.boot_timeout_seconds", "60"},
+                                      {"hypervisor.kernel_args", Quoted("")}}));
+    return message;
+  }
+
+  std::string dir_;
+};
+
+TEST_F(HostileGuestTest, AnAgentThatNeverAnswersIsGivenUp) {
+  EXPECT_THAT(RefusalOf("silent", 5, seconds(40)), AllOf(HasSubstr("boot the VM"), HasSubstr("agent")));
+}
+
+TEST_F(HostileGuestTest, AnAnswerThatNeverEndsIsGivenUp) {
+  EXPECT_THAT(RefusalOf("half", 8, seconds(40)), AllOf(HasSubstr("boot the VM"), HasSubstr("agent")));
+}
+
+TEST_F(HostileGuestTest, GarbageIsNoAnswer) {
+  // Long before the time to boot is over: the connection is lost with the first frame that is none.
+  EXPECT_THAT(RefusalOf("garbage", 300, seconds(90)), AllOf(HasSubstr("boot the VM"), HasSubstr("agent")));
+}
+
+TEST_F(HostileGuestTest, AGuestOfAnotherVersionIsNamed) {
+  EXPECT_THAT(RefusalOf("stranger", 300, seconds(90)),
+              AllOf(HasSubstr("protocol 99"), HasSubstr("guest image")));
+}
+
+TEST_F(BadInputTest, NoInitramfs) {
+  const std::string dir = TestNode().volumes_dir() + "/half-a-guest";
+  fs::create_directories(dir);
+  fs::create_symlink(TestNode().guest_dir() + "/vmlinux", dir + "/vmlinux");
+  ASSERT_OK(TestNode().Reconfigure({{"paths.guest_dir", Quoted(dir)}}));
+  EXPECT_THAT(Refusal({}, seconds(30)), HasSubstr(dir + "/initramfs.img"));
+  ASSERT_OK(TestNode().Reconfigure({{"paths.guest_dir", Quoted(TestNode().guest_dir())}}));
+}
+
+TEST_F(BadInputTest, SizesThatCannotBe) {
+  PodSpec spec;
+  spec.resources.cpu_quota = -7;
+  spec.resources.cpu_period = 100'000;
+  EXPECT_THAT(Refusal(spec, seconds(30)), AllOf(HasSubstr("sandbox-cpu-quota"), HasSubstr("-7")));
+  spec.resources = {};
+  spec.resources.memory = -4096;
+  EXPECT_THAT(Refusal(spec, seconds(30)), AllOf(HasSubstr("sandbox-memory"), HasSubstr("-4096")));
+  spec.resources.memory = int64_t{1} << 62;
+  EXPECT_THAT(Refusal(spec, seconds(30)), AnyOf(HasSubstr("memory"), HasSubstr("GiB")));
+  spec.resources = {};
+  spec.resources.cpu_quota = int64_t{1} << 40;
+  EXPECT_THAT(Refusal(spec, seconds(30)), HasSubstr("vCPUs"));
+}
+
+TEST_F(BadInputTest, AContainerWithoutAPodIsNotLaminas) {
+  const absl::Status status = TestNode().Ctr(
+      {"run", "--rm", "--runtime", "io.containerd.lamina.v2", kBusyboxImage, "no-pod", "true"});
+  ASSERT_FALSE(status.ok());
+  EXPECT_THAT(Message(status), HasSubstr("io.kubernetes.cri.container-type"));
+  EXPECT_THAT(FindProcesses("no-pod", {}), IsEmpty());
+}
+
+// laminad's files on a small disk of their own, which is full three times in different places.
+TEST_F(BadInputTest, AFullDiskUnderTheArenas) {
+  const std::string disk = TestNode().volumes_dir() + "/full";
+  fs::create_directories(disk);
+  const auto size = [&](const char* how, int64_t kib) {
+    return RunChecked(
+        {"mount", "-t", "tmpfs", "-o", fmt::format("{}size={}k,mode=700", how, kib), "none", disk},
+        seconds(10));
+  };
+  const int64_t image_kib = static_cast<int64_t>(fs::file_size("/bin/busybox") >> 10);
+  ASSERT_OK(TestNode().StopLaminad());
+  ASSERT_OK(size("", image_kib / 2));
+  ASSERT_OK(TestNode().Reconfigure({{"paths.state_dir", Quoted(disk)}}));
+  ASSERT_OK(TestNode().StartLaminad());
+  PodSpec spec;
+  spec.name = "full";
+  auto pod = Cri().RunPod(spec);
+  EXPECT_OK(pod.status());
+  if (pod.ok()) {
+    // No room for the conversion, then none for its copy in the arena.
+    for (const int64_t kib : {image_kib / 2, image_kib * 3 / 2}) {
+      EXPECT_OK(size("remount,", kib));
+      const auto begin = steady_clock::now();
+      const auto refused = Cri().CreateContainer(*pod, Sleeper());
+      EXPECT_LT(steady_clock::now() - begin, seconds(60));
+      EXPECT_FALSE(refused.ok()) << kib << " KiB";
+      EXPECT_THAT(Message(refused.status()), AllOf(HasSubstr("No space left"), HasSubstr(disk))) << kib;
+      uint64_t bytes = 0;
+      for (const auto& entry : fs::recursive_directory_iterator(disk)) {
+        struct stat st {};
+        if (lstat(entry.path().c_str(), &st) == 0 && S_ISREG(st.st_mode)) bytes += st.st_blocks * 512;
+      }
+      EXPECT_LT(bytes, 512U << 10) << "what the failure wrote is still there";
+    }
+    // With room it works, on the same pod.
+    EXPECT_OK(size("remount,", image_kib * 8));
+    EXPECT_OK(Cri().RunContainer(*pod, Sleeper()).status());
+    EXPECT_OK(Cri().RemovePod(*pod));
+  }
+  ASSERT_OK(TestNode().StopLaminad());
+  EXPECT_OK(RunChecked({"umount", disk}, seconds(10)));
+  ASSERT_OK(TestNode().Reconfigure({{"paths.state_dir", Quoted(TestNode().state_dir())}}));
+  ASSERT_OK(TestNode().StartLaminad());
+}
+
+// Not even the state of the sandbox fits.
+TEST_F(BadInputTest, ADiskWithoutRoomForTheState) {
+  const std::string disk = TestNode().volumes_dir() + "/none";
+  fs::create_directories(disk);
+  ASSERT_OK(
+      RunChecked({"mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=4,mode=700", "none", disk}, seconds(10)));
+  ASSERT_OK(TestNode().Reconfigure({{"paths.state_dir", Quoted(disk)}}));
+  EXPECT_THAT(Refusal({}, seconds(30)), AllOf(HasSubstr("No space left"), HasSubstr(disk)));
+  EXPECT_THAT(ListFolder(disk + "/sandboxes"), IsEmpty());
+  ASSERT_OK(TestNode().Reconfigure({{"paths.state_dir", Quoted(TestNode().state_dir())}}));
+  EXPECT_OK(RunChecked({"umount", disk}, seconds(10)));
+}
+
+TEST_F(BadInputTest, AnImageThatIsNotThere) {
+  PodSpec spec;
+  ASSERT_OK_AND_ASSIGN(const ScopedPod pod, ScopedPod::Run(spec));
+  ContainerSpec container = Sleeper();
+  container.image = "localhost/lamina/none:1";
+  const auto created = Cri().CreateContainer(pod.id(), container);
+  ASSERT_FALSE(created.ok());
+  EXPECT_THAT(Message(created.status()), HasSubstr("localhost/lamina/none:1"));
+}
+
+}  // namespace
+}  // namespace lamina::e2e
