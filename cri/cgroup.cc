@@ -139,9 +139,8 @@ absl::StatusOr<HostCgroup> MakeHostCgroup(const std::string& root, const std::st
 std::optional<uint64_t> PodMemoryLimit(const std::string& root, const std::string& path) {
   const std::string pod = path.substr(0, path.rfind('/'));
   if (pod.empty()) return std::nullopt;  // the root has no limit of its own
-  const std::string file =
-      IsCgroup2(root) ? root + pod + "/memory.max" : root + "/memory" + pod + "/memory.limit_in_bytes";
-  const absl::StatusOr<std::string> text = FileSystem::Real().Read(file, 64);
+  absl::StatusOr<std::string> text = FileSystem::Real().Read(root + pod + "/memory.max", 64);
+  if (!text.ok()) text = FileSystem::Real().Read(root + "/memory" + pod + "/memory.limit_in_bytes", 64);
   if (!text.ok()) return std::nullopt;
   uint64_t bytes = 0;
   const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), bytes);

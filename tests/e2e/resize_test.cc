@@ -94,15 +94,14 @@ TEST_F(ResizeTest, UpAndDownInPlace) {
   for (int repeated = 0; repeated < 2; ++repeated) {
     ASSERT_OK(Cri().UpdateResources(main_, Of(2000, 384)));
     EXPECT_EQ(Eventually([&] { return Nproc(); }, std::string("3")), "3");  // 0.5 + 2, rounded up
-    EXPECT_EQ(MemTotal(), total_ + 256 * kMiB);
+    EXPECT_EQ(Eventually([&] { return MemTotal(); }, total_ + 256 * kMiB), total_ + 256 * kMiB);
     EXPECT_EQ(Cgroup("memory.max"), std::to_string(384 * kMiB));
     EXPECT_EQ(Cgroup("cpu.max"), "200000 100000");
     EXPECT_EQ(Claimed(pod_.id()), kBoot + 256 * kMiB + kHostSide);
   }
-  // The new memory holds more than the VM had, and the shared directory works out of it.
-  EXPECT_OK(ShellIn(main_, "dd if=/dev/zero of=/big bs=1M count=280 2>/dev/null && cp /big /volume/big"));
+  // A process may hold more than the whole VM had, and the shared directory takes it from there.
+  ASSERT_OK(ShellIn(main_, "dd if=/dev/zero of=/volume/big bs=280M count=1 2>/dev/null"));
   EXPECT_EQ(std::filesystem::file_size(volume_ + "/big"), 280 * kMiB);
-  EXPECT_OK(ShellIn(main_, "rm /big /volume/big"));
 
   const auto begin = steady_clock::now();
   ASSERT_OK(Cri().UpdateResources(main_, Of(250, 128)));
@@ -117,7 +116,7 @@ TEST_F(ResizeTest, UpAndDownInPlace) {
   // Once more: the vCPUs that are offline come back.
   ASSERT_OK(Cri().UpdateResources(main_, Of(1500, 192)));
   EXPECT_EQ(Eventually([&] { return Nproc(); }, std::string("2")), "2");
-  EXPECT_EQ(MemTotal(), total_ + 64 * kMiB);
+  EXPECT_EQ(Eventually([&] { return MemTotal(); }, total_ + 64 * kMiB), total_ + 64 * kMiB);
 }
 
 TEST_F(ResizeTest, AContainerThatTheSumDoesNotKnow) {
@@ -125,7 +124,7 @@ TEST_F(ResizeTest, AContainerThatTheSumDoesNotKnow) {
   late.resources = Of(1500, 128);
   ASSERT_OK_AND_ASSIGN(const std::string id, Cri().RunContainer(pod_.id(), late));
   EXPECT_EQ(Eventually([&] { return Nproc(); }, std::string("3")), "3");  // 0.5 + 0.5 + 1.5
-  EXPECT_EQ(MemTotal(), total_ + 128 * kMiB);
+  EXPECT_EQ(Eventually([&] { return MemTotal(); }, total_ + 128 * kMiB), total_ + 128 * kMiB);
   EXPECT_EQ(Claimed(pod_.id()), kBoot + 128 * kMiB + kHostSide);
   ASSERT_OK(Cri().StopContainer(id, 0));
   ASSERT_OK(Cri().RemoveContainer(id));

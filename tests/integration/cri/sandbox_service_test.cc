@@ -219,7 +219,7 @@ TEST_F(SandboxServiceTest, APodsLife) {
   EXPECT_OK(Call(kService, "ShutdownSandbox", Named()));
   EXPECT_TRUE(Eventually([&] { return !fs::exists(socket_); })) << "the shim has ended";
   EXPECT_FALSE(fs::exists(laminad_.directory() + "/state/sandboxes/" + kId));
-  EXPECT_THAT(laminad_.Http("/v1/claims").body, HasSubstr("\"claims\":[]"));
+  EXPECT_THAT(laminad_.Http("/v1/claims").body, HasSubstr("\"claimed_bytes\": 0"));
 }
 
 TEST_F(SandboxServiceTest, APodThatDoesNotFitIsRefusedAndTheShimServesTheNextTry) {
