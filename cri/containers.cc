@@ -423,6 +423,7 @@ absl::StatusOr<ExitInfo> Sandbox::DeleteProcess(const std::string& id, const std
     persist::SandboxState state;
     {
       MutexLock lock(mutex_);
+      removed_ = true;
       state = state_;
     }
     RETURN_IF_ERROR(CleanUpSandbox(config_, state));

@@ -71,6 +71,7 @@ bool Sandbox::empty() const {
 
 absl::Status Sandbox::Save() {
   MutexLock lock(mutex_);
+  if (removed_) return absl::OkStatus();  // a late exit must not bring the file back
   return store_.Save(state_);
 }
 

@@ -119,6 +119,7 @@ class Sandbox {
   std::map<std::string, uint32_t> layer_users_ GUARDED_BY(mutex_);  // layer id -> containers
   std::shared_ptr<Process> init_ GUARDED_BY(mutex_);                // the VM
   bool stopping_ GUARDED_BY(mutex_) = false;
+  bool removed_ GUARDED_BY(mutex_) = false;  // the clean-up has begun: the state is only read any more
   std::unique_ptr<ttrpc::Client> laminad_ GUARDED_BY(mutex_);
 
   sizing::PlanInput plan_input_;  // the node's values and the pod's overrides; set before the VM is there
