@@ -33,16 +33,19 @@ double Since(steady_clock::time_point start) {
   return std::chrono::duration<double>(steady_clock::now() - start).count();
 }
 
+// Ends the bench from where it is: VMs and folders go with their scopes.
+struct Failed {
+  std::string why;
+};
+
 template <typename T>
 T Must(absl::StatusOr<T> result) {
   if (result.ok()) return std::move(*result);
-  fmt::print(stderr, "{}\n", Message(result.status()));
-  exit(1);
+  throw Failed{Message(result.status())};
 }
 void Must(const absl::Status& status) {
   if (status.ok()) return;
-  fmt::print(stderr, "{}\n", Message(status));
-  exit(1);
+  throw Failed{Message(status)};
 }
 
 // A directory of `files` files of random bytes, `bytes` in all.
@@ -140,8 +143,7 @@ double Run(Machine& machine, const std::vector<int>& layer_ids, const std::strin
   const double seconds = Since(start);
   Must(machine.Call("DeleteProcess", process).status());
   if (waited.exit_status() != 0) {
-    fmt::print(stderr, "\"{}\" in the guest ended with {}\n", script, waited.exit_status());
-    exit(1);
+    throw Failed{fmt::format("\"{}\" in the guest ended with {}", script, waited.exit_status())};
   }
   return seconds;
 }
@@ -275,7 +277,7 @@ int Main(int pods) {
   }
   const lamina::testing::TempDir dir;
   Stores stores(dir.path());
-  fs::create_directories(dir / "tools");
+  for (const char* name : {"dev", "proc", "sys", "tmp"}) fs::create_directories(dir / "tools/" + name);
   fs::copy_file(busybox, dir / "tools/busybox");
   const Placement tools = Must(stores.arena->Place(Ask(dir / "tools")));
   const std::string image = MakeDirectory(dir / "image", kImageBytes, 64);
@@ -296,4 +298,11 @@ int Main(int pods) {
 }  // namespace
 }  // namespace lamina::vmm
 
-int main(int argc, char** argv) { return lamina::vmm::Main(argc > 1 ? std::max(1, atoi(argv[1])) : 10); }
+int main(int argc, char** argv) {
+  try {
+    return lamina::vmm::Main(argc > 1 ? std::max(1, atoi(argv[1])) : 10);
+  } catch (const lamina::vmm::Failed& failed) {
+    fmt::print(stderr, "{}\n", failed.why);
+    return 1;
+  }
+}

@@ -352,5 +352,23 @@ TEST_F(RealImagesTest, AnEmptyLayerIsALayer) {
   EXPECT_TRUE(ExamineErofsImage(root_ + "/image").ok());
 }
 
+// A million of them: layers_bench --files 1000000.
+TEST_F(RealImagesTest, VeryManySmallFiles) {
+  options_.arena_bytes = 256 * kMiB;
+  options_.max_layer_bytes = 128 * kMiB;
+  auto store = *OpenReal();
+  const std::string layer = root_ + "/many";
+  constexpr int kFiles = 3'000;
+  for (int i = 0; i < kFiles; ++i) {
+    const std::string folder = layer + "/" + std::to_string(i / 1000);
+    if (i % 1000 == 0) std::filesystem::create_directories(folder);
+    std::ofstream(folder + "/" + std::to_string(i)) << i;
+  }
+  const auto placed = store->Place(Ask("s", layer));
+  ASSERT_TRUE(placed.ok()) << placed.status();
+  EXPECT_EQ(placed->kind, PlacementKind::kVpmem);
+  EXPECT_GE(placed->payload_bytes, kFiles * 4096u) << "each file's data in a page of its own";
+}
+
 }  // namespace
 }  // namespace lamina::layers
