@@ -1,8 +1,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <map>
 #include <nlohmann/json.hpp>
@@ -212,30 +210,6 @@ INSTANTIATE_TEST_SUITE_P(Domains, LaminadSharing,
                          ::testing::Values(std::tuple("pod", false, false),
                                            std::tuple("namespace", true, false),
                                            std::tuple("node", true, true)));
-
-TEST_F(LaminadLayers, ACorruptLayerIsNamedAndLeavesNothing) {
-  const uint64_t generation = Claim("one");
-  const std::string good = MakeLayer("good", 100'000);
-  const std::string noise = laminad_.directory() + "/noise", odd = laminad_.directory() + "/odd";
-  WriteFile(noise, std::string(8192, 'x'));
-  std::string header(5000, '\0');  // an image's magic, and an end within a block
-  header.replace(1024, 4, "\xe2\xe1\xf5\xe0");
-  WriteFile(odd, header);
-  const std::string link = laminad_.directory() + "/loop", pipe = laminad_.directory() + "/pipe";
-  ASSERT_EQ(symlink(link.c_str(), link.c_str()), 0);
-  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
-  for (const std::string& bad :
-       {noise, odd, link, pipe, std::string("/dev/null"), std::string("/proc/self/mem")}) {
-    // Beside one that is fine: all or nothing.
-    const auto placed = laminad_.Place("one", generation, {good, bad});
-    ASSERT_FALSE(placed.ok()) << bad;
-    EXPECT_THAT(std::string(placed.status().message()), HasSubstr(bad));
-  }
-  const json layers = json::parse(laminad_.Http("/v1/layers").body)["layers"];
-  EXPECT_LE(layers.size(), 1U) << layers;
-  const auto placed = laminad_.Place("one", generation, {good});
-  EXPECT_TRUE(placed.ok()) << placed.status();
-}
 
 }  // namespace
 }  // namespace lamina::node
