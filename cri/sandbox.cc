@@ -126,6 +126,7 @@ absl::Status Sandbox::ClaimMemory(const BundleSpec& spec, laminad::v1::ClaimResp
 }
 
 absl::Status Sandbox::Start(const std::string& id, const std::string& bundle) {
+  if (!persist::IsSafeId(id)) return InvalidArgument("sandbox id \"{}\" is not safe as a file name", id);
   ASSIGN_OR_RETURN(const BundleSpec spec, ReadSpec(bundle));
   if (spec.Annotation("container-type").empty()) {
     return InvalidArgument(
@@ -139,7 +140,6 @@ absl::Status Sandbox::Start(const std::string& id, const std::string& bundle) {
 absl::Status Sandbox::StartPod(const std::string& id, const std::string& bundle, const BundleSpec& spec) {
   MutexLock build(build_mutex_);
   if (started()) return MakeStatus(absl::StatusCode::kAlreadyExists, "sandbox {} runs already", id);
-  if (!persist::IsSafeId(id)) return InvalidArgument("sandbox id \"{}\" is not safe as a file name", id);
   if (!spec.has_network_namespace) {
     return MakeStatus(absl::StatusCode::kFailedPrecondition,
                       "pod {}/{} asks for the host's network (hostNetwork: true), which a virtual machine "

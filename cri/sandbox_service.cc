@@ -124,14 +124,14 @@ class SandboxService {
     return Nothing();
   }
 
-  absl::StatusOr<Nothing> Shutdown(const SandboxRequest& request) {
+  absl::StatusOr<Nothing> Shutdown(const ttrpc::CallContext& context, const SandboxRequest& request) {
     RETURN_IF_ERROR(Known(request.sandbox_id()));
     RETURN_IF_ERROR(End());
     if (sandbox_.started()) {
       uint32_t pid = 0;
       RETURN_IF_ERROR(sandbox_.DeleteProcess(request.sandbox_id(), "", pid).status());
     }
-    shut_down_();
+    *context.after_answer = shut_down_;
     return Nothing();
   }
 
@@ -221,8 +221,9 @@ void RegisterSandboxService(ttrpc::Server& server, Sandbox& sandbox, std::functi
       kService, "SandboxStatus", [service](auto&, auto& r) { return service->Status(r); });
   server.Handle<SandboxRequest, Nothing>(kService, "PingSandbox",
                                          [service](auto&, auto& r) { return service->Ping(r); });
-  server.Handle<SandboxRequest, Nothing>(kService, "ShutdownSandbox",
-                                         [service](auto&, auto& r) { return service->Shutdown(r); });
+  server.Handle<SandboxRequest, Nothing>(kService, "ShutdownSandbox", [service](auto& context, auto& r) {
+    return service->Shutdown(context, r);
+  });
 }
 
 }  // namespace lamina::cri

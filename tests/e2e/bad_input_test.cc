@@ -137,7 +137,11 @@ TEST_F(BadInputTest, AFullDiskUnderTheArenas) {
         {"mount", "-t", "tmpfs", "-o", fmt::format("{}size={}k,mode=700", how, kib), "none", disk},
         seconds(10));
   };
-  const int64_t image_kib = static_cast<int64_t>(fs::file_size("/bin/busybox") >> 10);
+  int64_t image_kib = 0;
+  for (const Layer& layer : Images().Busybox().layers) {
+    for (const Entry& entry : layer.entries())
+      image_kib = std::max(image_kib, static_cast<int64_t>(entry.content.size() >> 10));
+  }
   ASSERT_OK(TestNode().StopLaminad());
   ASSERT_OK(size("", image_kib / 2));
   ASSERT_OK(TestNode().Reconfigure({{"paths.state_dir", Quoted(disk)}}));
@@ -151,7 +155,8 @@ TEST_F(BadInputTest, AFullDiskUnderTheArenas) {
     for (const int64_t kib : {image_kib / 2, image_kib * 3 / 2}) {
       EXPECT_OK(size("remount,", kib));
       const auto begin = steady_clock::now();
-      const auto refused = Cri().CreateContainer(*pod, Sleeper());
+      ContainerSpec container = Sleeper(fmt::format("main-{}", kib));
+      const auto refused = Cri().RunContainer(*pod, container);
       EXPECT_LT(steady_clock::now() - begin, seconds(60));
       EXPECT_FALSE(refused.ok()) << kib << " KiB";
       EXPECT_THAT(Message(refused.status()), AllOf(HasSubstr("No space left"), HasSubstr(disk))) << kib;

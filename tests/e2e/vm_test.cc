@@ -57,7 +57,9 @@ TEST_F(VmTest, TheSizeIsTheSumRoundedUpOnce) {
   spec.resources.cpu_quota = 25'000;  // 250m beside half a vCPU: 0.75, so 1 and not 2
   spec.resources.memory = 160 * kMiB;
   ASSERT_OK_AND_ASSIGN(const ScopedPod pod, ScopedPod::Run(spec));
-  ASSERT_OK_AND_ASSIGN(const std::string id, Cri().RunContainer(pod.id(), Sleeper()));
+  ContainerSpec container = Sleeper();
+  container.resources = spec.resources;
+  ASSERT_OK_AND_ASSIGN(const std::string id, Cri().RunContainer(pod.id(), container));
   EXPECT_EQ(Trim(ShellIn(id, "nproc").value_or("?")), "1");
   const uint64_t total =
       1024 * std::stoull(ShellIn(id, "awk '/MemTotal/{print $2}' /proc/meminfo").value_or("0"));
@@ -84,7 +86,9 @@ TEST_F(VmTest, SeveralCpusAreThere) {
   spec.name = "wide";
   spec.resources.cpu_quota = 150'000;
   ASSERT_OK_AND_ASSIGN(const ScopedPod pod, ScopedPod::Run(spec));
-  ASSERT_OK_AND_ASSIGN(const std::string id, Cri().RunContainer(pod.id(), Sleeper()));
+  ContainerSpec container = Sleeper();
+  container.resources = spec.resources;
+  ASSERT_OK_AND_ASSIGN(const std::string id, Cri().RunContainer(pod.id(), container));
   EXPECT_EQ(Trim(ShellIn(id, "nproc").value_or("?")), "2");
   EXPECT_EQ(Find("/v1/sandboxes", "sandboxes", pod.id())["memory_bytes"], 288 * kMiB)
       << "no memory limit: the default beside the overhead, never the overhead alone";

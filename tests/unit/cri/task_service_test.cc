@@ -153,6 +153,7 @@ TEST_F(TaskServiceTest, ShutdownOfAnEmptyShimEndsIt) {
   containerd::ShutdownRequest request;
   request.set_id("pod");
   ASSERT_OK(Call("Shutdown", request));
+  shut_downs_.wait(0);  // it follows the answer
   EXPECT_EQ(shut_downs_, 1);
 }
 
@@ -216,6 +217,7 @@ TEST_F(TaskServiceTest, AFailedStartGivesTheClaimBackAndAnotherMayFollow) {
   }
   containerd::ShutdownRequest request;
   ASSERT_OK(Call("Shutdown", request));
+  shut_downs_.wait(0);  // it follows the answer
   EXPECT_EQ(shut_downs_, 1) << "the shim is as empty as before";
 }
 
