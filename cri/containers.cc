@@ -260,8 +260,9 @@ absl::StatusOr<uint32_t> Sandbox::CreateContainer(const containerd::CreateTaskRe
     {
       MutexLock lock(mutex_);
       containers_[request.id()] = container;
-      state_.containers[request.id()] = {request.id(),         request.bundle(),   "created",        0,
-                                         container->layer_ids, container->volumes, DisksLocked(*container), *pid};
+      state_.containers[request.id()] = {
+          request.id(),       request.bundle(),        "created", 0, container->layer_ids,
+          container->volumes, DisksLocked(*container), *pid};
     }
     if (const absl::Status saved = Save(); !saved.ok()) {
       pid = saved;
