@@ -87,7 +87,7 @@ absl::Status Run(const Config& config) {
 }
 
 int Main(int argc, char** argv) {
-  mallopt(M_ARENA_MAX, 2);
+  mallopt(M_ARENA_MAX, 1);
   std::string path;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
