@@ -144,7 +144,7 @@ absl::Status ClaimsJournal::Wait(const Ticket& ticket) {
   MutexLock lock(mutex_);
   while (!ticket->done) {
     if (writing_) {
-      written_.Wait(mutex_);
+      ticket->changed.Wait(mutex_);
       continue;
     }
     // All that is pending now, this caller's change among it, is written in one go.
@@ -154,10 +154,10 @@ absl::Status ClaimsJournal::Wait(const Ticket& ticket) {
     mutex_.Unlock();
     const absl::Status status = Annotate(Write(payload), "save the claims");
     mutex_.Lock();
-    writing_ = false;
     mine->done = true;
     mine->status = status;
-    written_.NotifyAll();
+    mine->changed.NotifyAll();
+    WrittenLocked();
   }
   return ticket->status;
 }
@@ -170,9 +170,15 @@ absl::Status ClaimsJournal::Repair() {
   mutex_.Unlock();
   const absl::Status status = Annotate(Rewrite(), "save the claims");
   mutex_.Lock();
+  WrittenLocked();
+  return status;
+}
+
+void ClaimsJournal::WrittenLocked() {
   writing_ = false;
   written_.NotifyAll();
-  return status;
+  // Of all who wait for the next batch one is woken: it writes for them.
+  next_->changed.NotifyOne();
 }
 
 absl::Status ClaimsJournal::Write(const std::string& payload) {

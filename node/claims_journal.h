@@ -21,6 +21,7 @@ class ClaimsJournal {
   struct Batch {
     bool done = false;
     absl::Status status;
+    CondVar changed;  // it is done, or one of those who wait for it is to write it
   };
   using Ticket = std::shared_ptr<Batch>;
 
@@ -41,13 +42,14 @@ class ClaimsJournal {
 
  private:
   ClaimsJournal(FileSystem& fs, std::string path) : fs_(fs), path_(std::move(path)) {}
+  void WrittenLocked() REQUIRES(mutex_);
   absl::Status Write(const std::string& payload);
   absl::Status Rewrite();
 
   FileSystem& fs_;
   const std::string path_;
   Mutex mutex_;
-  CondVar written_;
+  CondVar written_;  // for Repair
   bool writing_ GUARDED_BY(mutex_) = false;
   std::string pending_ GUARDED_BY(mutex_);  // a ClaimBatch
   Ticket next_ GUARDED_BY(mutex_) = std::make_shared<Batch>();

@@ -28,6 +28,7 @@ using std::chrono::steady_clock;
 
 constexpr size_t kLoopStackBytes = 128 * 1024;
 constexpr size_t kMaxQueuedBytes = 16 << 20;  // a peer that does not read this much is dropped
+constexpr std::chrono::milliseconds kLinger{500};
 constexpr int kPortPollMs = 20;               // a virtio-serial port without a peer: how often to look again
 
 struct Connection {
@@ -265,9 +266,14 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
   void Worker() {
     mutex_.Lock();
     for (;;) {
+      // After a burst a thread stays a while: to start one costs as much as a whole call.
+      const auto until = steady_clock::now() + kLinger;
       while (queue_.empty() && !stopping_) {
-        if (idle_ > options_.idle_threads) break;
-        work_.Wait(mutex_);
+        if (idle_ <= options_.idle_threads) {
+          work_.Wait(mutex_);
+        } else if (!work_.WaitUntil(mutex_, until) && queue_.empty()) {
+          break;
+        }
       }
       if (queue_.empty()) break;
       --idle_;

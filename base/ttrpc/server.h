@@ -34,7 +34,7 @@ using Handler = std::function<absl::StatusOr<std::string>(const CallContext&, st
 struct ServerOptions {
   size_t max_concurrent_calls = 1024;  // over it: ResourceExhausted at once
   size_t thread_stack_bytes = 128 * 1024;
-  size_t idle_threads = 2;  // finished call threads kept for reuse
+  size_t idle_threads = 2;  // finished call threads kept for reuse; others end after half a second
 };
 
 // Thread-safe. Unknown service or method: Unimplemented with its name. A handler's exception is not caught:
