@@ -20,7 +20,8 @@ constexpr char kHeader[] = "lamina-claims ";
 constexpr int kVersion = 1;
 constexpr char kFrameMagic[] = "LCfr";
 constexpr size_t kFrameHeader = 16;  // magic, length, CRC of the payload, CRC of these twelve bytes
-constexpr size_t kRewriteAtLeast = 4 * kMiB, kReadLimit = 256 * kMiB;
+constexpr uint32_t kDone = UINT32_MAX;
+constexpr size_t kReadLimit = 256 * kMiB;
 
 std::string Little(uint32_t value) {
   std::string out;
@@ -54,10 +55,15 @@ absl::Status Damaged(const std::string& what, const std::string& why) {
                     "{}: damaged ({}); move it away when no Lamina pod runs on this node", what, why);
 }
 
+// The field of a ClaimBatch that holds the record: fields put one after another are one batch.
 std::string OneRecord(const ClaimRecord& record) {
-  ClaimBatch batch;
-  *batch.add_records() = record;
-  return batch.SerializeAsString();  // batches put one after another are one batch
+  std::string one = "\x0A";  // field 1, of a length
+  for (size_t left = record.ByteSizeLong();; left >>= 7) {
+    one.push_back(static_cast<char>((left & 0x7F) | (left > 0x7F ? 0x80 : 0)));
+    if (left <= 0x7F) break;
+  }
+  record.AppendToString(&one);
+  return one;
 }
 
 // Refused where a record or a whole journal could not be read back.
@@ -121,8 +127,8 @@ absl::StatusOr<ClaimRecords> DecodeJournal(const std::string& content, const std
 }
 
 absl::StatusOr<std::unique_ptr<ClaimsJournal>> ClaimsJournal::Open(FileSystem& fs, std::string path,
-                                                                   ClaimRecords& records) {
-  std::unique_ptr<ClaimsJournal> journal(new ClaimsJournal(fs, std::move(path)));
+                                                                   ClaimRecords& records, size_t rewrite_at) {
+  std::unique_ptr<ClaimsJournal> journal(new ClaimsJournal(fs, std::move(path), rewrite_at));
   records.clear();
   if (fs.Exists(journal->path_)) {
     ASSIGN_OR_RETURN(const std::string content, fs.Read(journal->path_, kReadLimit));
@@ -134,32 +140,39 @@ absl::StatusOr<std::unique_ptr<ClaimsJournal>> ClaimsJournal::Open(FileSystem& f
 }
 
 ClaimsJournal::Ticket ClaimsJournal::Add(const ClaimRecord& record) {
-  const std::string one = OneRecord(record);
+  Change change{record.claim().sandbox_id(), OneRecord(record), record.removed()};
   MutexLock lock(mutex_);
-  pending_ += one;
+  pending_.push_back(std::move(change));
   return next_;
 }
 
 absl::Status ClaimsJournal::Wait(const Ticket& ticket) {
-  MutexLock lock(mutex_);
-  while (!ticket->done) {
+  for (;;) {
+    const uint32_t seen = ticket->word.load();
+    if (seen == kDone) return ticket->status;
+    mutex_.Lock();
     if (writing_) {
-      ticket->changed.Wait(mutex_);
+      // Its end moves the word: what is seen moving before the wait begins is not slept over.
+      mutex_.Unlock();
+      ticket->word.wait(seen);
+      continue;
+    }
+    if (ticket->word.load() == kDone) {
+      mutex_.Unlock();
       continue;
     }
     // All that is pending now, this caller's change among it, is written in one go.
     writing_ = true;
     const Ticket mine = std::exchange(next_, std::make_shared<Batch>());
-    const std::string payload = std::exchange(pending_, "");
+    std::vector<Change> changes = std::exchange(pending_, {});
     mutex_.Unlock();
-    const absl::Status status = Annotate(Write(payload), "save the claims");
+    mine->status = Annotate(Write(std::move(changes)), "save the claims");
     mutex_.Lock();
-    mine->done = true;
-    mine->status = status;
-    mine->changed.NotifyAll();
     WrittenLocked();
+    mutex_.Unlock();
+    mine->word = kDone;
+    mine->word.notify_all();
   }
-  return ticket->status;
 }
 
 absl::Status ClaimsJournal::Repair() {
@@ -178,18 +191,22 @@ void ClaimsJournal::WrittenLocked() {
   writing_ = false;
   written_.NotifyAll();
   // Of all who wait for the next batch one is woken: it writes for them.
-  next_->changed.NotifyOne();
+  ++next_->word;
+  next_->word.notify_one();
 }
 
-absl::Status ClaimsJournal::Write(const std::string& payload) {
-  ASSIGN_OR_RETURN(const ClaimBatch batch, ParseBatch(payload));
+absl::Status ClaimsJournal::Write(std::vector<Change> changes) {
+  std::string payload;
   std::vector<std::pair<std::string, std::string>> before;  // id -> record, "" for none
-  for (const ClaimRecord& record : batch.records()) {
-    const std::string& id = record.claim().sandbox_id();
-    std::string& mine = live_[id];
-    before.emplace_back(id, mine);
-    mine = record.removed() ? "" : OneRecord(record);
-    if (record.removed()) live_.erase(id);
+  for (Change& change : changes) {
+    payload += change.record;
+    const auto it = live_.find(change.id);
+    before.emplace_back(change.id, it == live_.end() ? "" : std::move(it->second));
+    if (!change.removed) {
+      live_[change.id] = std::move(change.record);
+    } else if (it != live_.end()) {
+      live_.erase(it);
+    }
   }
   absl::Status status;
   if (!whole_ || size_ > rewrite_at_) {
@@ -202,8 +219,11 @@ absl::Status ClaimsJournal::Write(const std::string& payload) {
   if (status.ok()) return status;
   whole_ = false;
   for (auto undo = before.rbegin(); undo != before.rend(); ++undo) {
-    live_[undo->first] = undo->second;
-    if (undo->second.empty()) live_.erase(undo->first);
+    if (undo->second.empty()) {
+      live_.erase(undo->first);
+    } else {
+      live_[undo->first] = std::move(undo->second);
+    }
   }
   return status;
 }
@@ -216,7 +236,7 @@ absl::Status ClaimsJournal::Rewrite() {
   RETURN_IF_ERROR(WriteFileAtomically(fs_, path_, content, 0600));
   whole_ = true;
   size_ = content.size();
-  rewrite_at_ = std::max(kRewriteAtLeast, 4 * size_);
+  rewrite_at_ = std::max(rewrite_at_least_, 4 * size_);
   return absl::OkStatus();
 }
 

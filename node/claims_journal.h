@@ -2,9 +2,11 @@
 // at the same time. docs/laminad.md has the format.
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "base/file_system.h"
@@ -18,18 +20,21 @@ using ClaimRecords = std::map<std::string, laminad::v1::ClaimRecord>;  // by san
 // Thread-safe.
 class ClaimsJournal {
  public:
+  // The changes that one append makes durable. Those who wait for it sleep on `word`, without a lock to queue
+  // up for when all are woken at once.
   struct Batch {
-    bool done = false;
-    absl::Status status;
-    CondVar changed;  // it is done, or one of those who wait for it is to write it
+    std::atomic<uint32_t> word{0};  // kDone; otherwise it moves when one who waits is to write it
+    absl::Status status;            // once done
   };
   using Ticket = std::shared_ptr<Batch>;
 
   // Reads `path` (none: no claims) into `records`, and writes it anew. A last frame that a crash cut short is
   // dropped: nobody was told that it is durable. DataLoss: damaged elsewhere; FailedPrecondition: of a newer
-  // version. The file is untouched then.
+  // version. The file is untouched then. It is written anew when it is larger than `rewrite_at` bytes and
+  // four times what it says.
   static absl::StatusOr<std::unique_ptr<ClaimsJournal>> Open(FileSystem& fs, std::string path,
-                                                             ClaimRecords& records);
+                                                             ClaimRecords& records,
+                                                             size_t rewrite_at = 16 << 20);
 
   // Puts the record among the changes that are written next. Those of one sandbox become durable in the order
   // of these calls; whoever owns the records makes them under its lock.
@@ -41,20 +46,26 @@ class ClaimsJournal {
   absl::Status Repair();
 
  private:
-  ClaimsJournal(FileSystem& fs, std::string path) : fs_(fs), path_(std::move(path)) {}
+  ClaimsJournal(FileSystem& fs, std::string path, size_t rewrite_at)
+      : fs_(fs), path_(std::move(path)), rewrite_at_least_(rewrite_at) {}
+  struct Change {
+    std::string id, record;  // as in a ClaimBatch
+    bool removed = false;
+  };
   void WrittenLocked() REQUIRES(mutex_);
-  absl::Status Write(const std::string& payload);
+  absl::Status Write(std::vector<Change> changes);
   absl::Status Rewrite();
 
   FileSystem& fs_;
   const std::string path_;
+  const size_t rewrite_at_least_;
   Mutex mutex_;
   CondVar written_;  // for Repair
   bool writing_ GUARDED_BY(mutex_) = false;
-  std::string pending_ GUARDED_BY(mutex_);  // a ClaimBatch
+  std::vector<Change> pending_ GUARDED_BY(mutex_);
   Ticket next_ GUARDED_BY(mutex_) = std::make_shared<Batch>();
   // The writer's alone (writing_).
-  std::map<std::string, std::string> live_;  // what the file says: id -> record
+  std::map<std::string, std::string> live_;  // what the file says: id -> record, as in a ClaimBatch
   size_t size_ = 0, rewrite_at_ = 0;
   bool whole_ = true;
 };

@@ -62,12 +62,12 @@ absl::StatusOr<std::unique_ptr<NodeState>> NodeState::Open(const Config& config,
 }
 
 NodeState::Turn::Turn(NodeState& node, const std::string& id) : node_(node), id_(id) {
-  MutexLock lock(node_.mutex_);
-  while (!node_.turns_.insert(id_).second) node_.turn_ended_.Wait(node_.mutex_);
+  MutexLock lock(node_.turn_mutex_);
+  while (!node_.turns_.insert(id_).second) node_.turn_ended_.Wait(node_.turn_mutex_);
 }
 
 NodeState::Turn::~Turn() {
-  MutexLock lock(node_.mutex_);
+  MutexLock lock(node_.turn_mutex_);
   node_.turns_.erase(id_);
   node_.turn_ended_.NotifyAll();
 }
@@ -77,12 +77,16 @@ uint64_t NodeState::TargetOf(const Record& record) const {
   return bytes > record.lowered_bytes() ? bytes - record.lowered_bytes() : std::min<uint64_t>(bytes, 1);
 }
 
-absl::Status NodeState::SaveLocked(const std::string& id) {
+ClaimsJournal::Ticket NodeState::WriteLocked(const std::string& id) {
+  if (const auto it = records_.find(id); it != records_.end()) return journal_->Add(it->second);
   Record gone;
   gone.mutable_claim()->set_sandbox_id(id);
   gone.set_removed(true);
-  const auto it = records_.find(id);
-  const ClaimsJournal::Ticket ticket = journal_->Add(it != records_.end() ? it->second : gone);
+  return journal_->Add(gone);
+}
+
+absl::Status NodeState::SaveLocked(const std::string& id) {
+  const ClaimsJournal::Ticket ticket = WriteLocked(id);
   mutex_.Unlock();
   const absl::Status status = journal_->Wait(ticket);
   mutex_.Lock();
@@ -110,13 +114,19 @@ bool NodeState::Lives(const Record& record) const {
   return host_.Alive(record.claim().shim_pid(), record.claim().shim_start_time()) || VmmLives(record);
 }
 
-absl::Status NodeState::DropLocked(const std::string& id) {
-  const auto it = records_.find(id);
-  if (it == records_.end()) return absl::OkStatus();
-  Record record = std::move(it->second);
-  records_.erase(it);
-  const absl::Status saved = SaveLocked(id);
-  if (!saved.ok()) {
+absl::Status NodeState::Drop(const std::string& id) {
+  Record record;
+  ClaimsJournal::Ticket ticket;
+  {
+    MutexLock lock(mutex_);
+    const auto it = records_.find(id);
+    if (it == records_.end()) return absl::OkStatus();
+    record = std::move(it->second);
+    records_.erase(it);
+    ticket = WriteLocked(id);
+  }
+  if (const absl::Status saved = journal_->Wait(ticket); !saved.ok()) {
+    MutexLock lock(mutex_);
     records_[id] = std::move(record);
     return saved;
   }
@@ -130,11 +140,13 @@ absl::Status NodeState::Reconcile() {
   RETURN_IF_ERROR(Observe(dead, living));
   for (const std::string& id : dead) {
     const Turn turn(*this, id);
-    MutexLock lock(mutex_);
-    const auto it = records_.find(id);
-    if (it == records_.end() || Lives(it->second)) continue;  // released, or taken over, meanwhile
+    {
+      MutexLock lock(mutex_);
+      const auto it = records_.find(id);
+      if (it == records_.end() || Lives(it->second)) continue;  // released, or taken over, meanwhile
+    }
     LogInfo("sandbox {}: neither its VM nor its shim lives; its claim is dropped", id);
-    RETURN_IF_ERROR(DropLocked(id));
+    RETURN_IF_ERROR(Drop(id));
   }
   if (!ready_) RETURN_IF_ERROR(layers_->RetainSandboxes(living));
   WatchPressure();
@@ -287,8 +299,7 @@ absl::StatusOr<laminad::v1::ClaimResponse> NodeState::Claim(const laminad::v1::C
     }
     // A sandbox's shim that starts anew loses what the one before had reserved and never used.
     if (known && !Lives(*known)) {
-      MutexLock lock(mutex_);
-      RETURN_IF_ERROR(DropLocked(id));
+      RETURN_IF_ERROR(Drop(id));
       known.reset();
     }
     const bool repeated = known && known->claim().bytes() == request.bytes();
@@ -299,13 +310,18 @@ absl::StatusOr<laminad::v1::ClaimResponse> NodeState::Claim(const laminad::v1::C
       metrics_.CountRefusal(RefusalReason(generation.status().code()));
       return generation.status();
     }
-    MutexLock lock(mutex_);
-    Record& record = records_[id];
-    *record.mutable_claim() = request;
-    record.set_generation(*generation);
-    if (!repeated) record.set_claimed_unix_nanos(UnixNanos(clock_.Wall()));
-    if (const absl::Status saved = SaveLocked(id); !saved.ok()) {
+    ClaimsJournal::Ticket ticket;
+    {
+      MutexLock lock(mutex_);
+      Record& record = records_[id];
+      *record.mutable_claim() = request;
+      record.set_generation(*generation);
+      if (!repeated) record.set_claimed_unix_nanos(UnixNanos(clock_.Wall()));
+      ticket = WriteLocked(id);
+    }
+    if (const absl::Status saved = journal_->Wait(ticket); !saved.ok()) {
       if (!repeated) {
+        MutexLock lock(mutex_);
         records_.erase(id);
         ledger_.Release(id, *generation);
       }
@@ -405,9 +421,8 @@ absl::Status NodeState::Release(const laminad::v1::ReleaseRequest& request) {
     return MakeStatus(absl::StatusCode::kFailedPrecondition, "release {}: its VM (pid {}) still lives", id,
                       record.vmm_pid());
   }
-  MutexLock lock(mutex_);
   // Without a claim too: the release before may have got no further than that.
-  return known ? DropLocked(id) : layers_->ReleaseSandbox(id);
+  return known ? Drop(id) : layers_->ReleaseSandbox(id);
 }
 
 }  // namespace lamina::node

@@ -92,10 +92,13 @@ class NodeState {
   absl::Status SettleLocked(const std::string& id, uint64_t inflated) REQUIRES(mutex_);
   uint64_t TargetOf(const Record& record) const;
   absl::Status CheckLocked(const std::string& id, uint64_t generation) const REQUIRES(mutex_);
-  // Durable when it returns OK; a sandbox without a record is written down as gone. Lets go of the mutex
-  // meanwhile.
+  // What to wait for, without the mutex, until the sandbox's record is durable; one without a record is
+  // written down as gone.
+  ClaimsJournal::Ticket WriteLocked(const std::string& id) REQUIRES(mutex_);
+  // Durable when it returns OK. Lets go of the mutex meanwhile.
   absl::Status SaveLocked(const std::string& id) REQUIRES(mutex_);
-  absl::Status DropLocked(const std::string& id) REQUIRES(mutex_);
+  // The caller has the sandbox's turn.
+  absl::Status Drop(const std::string& id);
   bool VmmLives(const Record& record) const;
   bool Lives(const Record& record) const;
   std::string DomainOf(const laminad::v1::ClaimRequest& claim) const;
@@ -112,7 +115,8 @@ class NodeState {
   metrics::NodeMetrics metrics_;
   mutable Mutex mutex_;  // before the ledger's, the store's, the journal's and the balloons'
   ClaimRecords records_ GUARDED_BY(mutex_);
-  std::set<std::string> turns_ GUARDED_BY(mutex_);
+  Mutex turn_mutex_;
+  std::set<std::string> turns_ GUARDED_BY(turn_mutex_);
   CondVar turn_ended_;
 };
 

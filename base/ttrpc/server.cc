@@ -29,7 +29,7 @@ using std::chrono::steady_clock;
 constexpr size_t kLoopStackBytes = 128 * 1024;
 constexpr size_t kMaxQueuedBytes = 16 << 20;  // a peer that does not read this much is dropped
 constexpr std::chrono::milliseconds kLinger{500};
-constexpr int kPortPollMs = 20;               // a virtio-serial port without a peer: how often to look again
+constexpr int kPortPollMs = 20;  // a virtio-serial port without a peer: how often to look again
 
 struct Connection {
   explicit Connection(UniqueFd f) : fd(std::move(f)) {}

@@ -70,10 +70,9 @@ void WriteFile(const std::string& path, const std::string& content) {
   if (!status.ok()) abort();
 }
 
-Laminad::Laminad(const std::string& extra, const std::string& paths) {
-  char directory[] = "/tmp/lamina-node-XXXXXX";
-  if (mkdtemp(directory) == nullptr) abort();
-  directory_ = directory;
+Laminad::Laminad(const std::string& extra, const std::string& paths, const std::string& parent) {
+  directory_ = parent + "/lamina-node-XXXXXX";
+  if (mkdtemp(directory_.data()) == nullptr) abort();
   rest_address_ = fmt::format("127.0.0.1:{}", FreePort());
   WriteFile(config_path(), fmt::format("[paths]\nrun_dir = \"{0}/run\"\nstate_dir = "
                                        "\"{0}/state\"\n{3}[laminad]\nrest_address = \"{1}\"\n{2}",

@@ -41,10 +41,10 @@ struct HttpAnswer {
 class Laminad {
  public:
   // `extra` is TOML for the config, whole sections other than paths and laminad; `paths` more lines of
-  // [paths].
+  // [paths]; its folder is made in `parent`.
   explicit Laminad(
       const std::string& extra = "[memory]\ncapacity = \"64GiB\"\nreserve = 0\nmin_available = 0\n",
-      const std::string& paths = "");
+      const std::string& paths = "", const std::string& parent = "/tmp");
   ~Laminad();  // ends it, removes its folder
 
   // Until /readyz says so; failing that, an error with the end of its log.
