@@ -136,17 +136,31 @@ absl::StatusOr<HostCgroup> MakeHostCgroup(const std::string& root, const std::st
   return cgroup;
 }
 
-std::optional<uint64_t> PodMemoryLimit(const std::string& root, const std::string& path) {
+sizing::CgroupLimits PodCgroupLimits(const std::string& root, const std::string& path) {
+  sizing::CgroupLimits limits;
   const std::string pod = path.substr(0, path.rfind('/'));
-  if (pod.empty()) return std::nullopt;  // the root has no limit of its own
-  absl::StatusOr<std::string> text = FileSystem::Real().Read(root + pod + "/memory.max", 64);
-  if (!text.ok()) text = FileSystem::Real().Read(root + "/memory" + pod + "/memory.limit_in_bytes", 64);
-  if (!text.ok()) return std::nullopt;
-  uint64_t bytes = 0;
-  const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), bytes);
-  // cgroup v2 says "max"; v1 says the largest whole page below 2^63.
-  if (error != std::errc() || end == text->data() || bytes >= (uint64_t{1} << 62)) return std::nullopt;
-  return bytes;
+  if (pod.empty()) return limits;  // the root has no limit of its own
+  const auto read = [&](const char* v2, const std::string& v1) {
+    absl::StatusOr<std::string> text = FileSystem::Real().Read(root + pod + v2, 64);
+    if (!text.ok()) text = FileSystem::Real().Read(root + v1, 64);
+    return text.value_or("");
+  };
+  const auto number = [](std::string_view text) -> std::optional<int64_t> {
+    int64_t value = 0;
+    if (std::from_chars(text.data(), text.data() + text.size(), value).ec != std::errc()) return std::nullopt;
+    return value;
+  };
+  // cgroup v2 says "max"; v1 says the largest whole page below 2^63, and -1 for CPUs.
+  const auto bytes = number(read("/memory.max", "/memory" + pod + "/memory.limit_in_bytes"));
+  if (bytes && *bytes >= 0 && *bytes < (int64_t{1} << 62))
+    limits.memory_bytes = static_cast<uint64_t>(*bytes);
+  std::string cpu = read("/cpu.max", "/cpu" + pod + "/cpu.cfs_quota_us");
+  if (cpu.find(' ') == std::string::npos)
+    cpu += " " + FileSystem::Real().Read(root + "/cpu" + pod + "/cpu.cfs_period_us", 64).value_or("");
+  const auto quota = number(cpu), period = number(std::string_view(cpu).substr(cpu.find(' ') + 1));
+  if (quota && *quota > 0 && period && *period > 0)
+    limits.nano_cpus = static_cast<int64_t>(static_cast<__int128>(*quota) * 1'000'000'000 / *period);
+  return limits;
 }
 
 absl::Status RemoveHostCgroup(const std::vector<std::string>& dirs, std::chrono::milliseconds timeout) {

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "sizing/plan.h"
 
 namespace lamina::cri {
 
@@ -28,9 +29,9 @@ absl::StatusOr<std::string> CgroupPath(const std::string& cgroups_path);
 // exists is reused. On error what was made is removed.
 absl::StatusOr<HostCgroup> MakeHostCgroup(const std::string& root, const std::string& path);
 
-// The memory limit of the pod's cgroup, which is the parent of the sandbox's `path`, of cgroup v1 or v2.
-// nullopt: none is set, or there is no such cgroup.
-std::optional<uint64_t> PodMemoryLimit(const std::string& root, const std::string& path);
+// The limits of the pod's cgroup, which is the parent of the sandbox's `path`, of cgroup v1 or v2. nullopt:
+// none is set, or there is no such cgroup.
+sizing::CgroupLimits PodCgroupLimits(const std::string& root, const std::string& path);
 
 // Kills what still runs in the directories, which are one sandbox's, waits for its end and removes them; the
 // pod's own cgroup above them is the kubelet's. Gone already: OK. DeadlineExceeded names a directory that is

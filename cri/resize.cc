@@ -15,7 +15,7 @@
 namespace lamina::cri {
 namespace {
 
-constexpr std::chrono::seconds kLaminadTimeout{10};
+constexpr std::chrono::seconds kLaminadTimeout{10};  // within it laminad asks balloons
 constexpr std::chrono::seconds kAgentTimeout{30};
 constexpr std::chrono::seconds kGrowTimeout{20};  // a busy host under emulation takes its time
 constexpr std::chrono::seconds kOfflineTimeout{5};
@@ -66,14 +66,20 @@ absl::StatusOr<sizing::VmPlan> Sandbox::PlanFirst(const BundleSpec& spec) {
   if (!spec.cgroups_path.empty()) {
     ASSIGN_OR_RETURN(cgroup_path_, CgroupPath(spec.cgroups_path));
   }
-  declared_cgroup_bytes_.reset();
+  declared_cgroup_ = {};
   sizing::PlanInput input = plan_input_;
   limits_.FillIn(input);
   ASSIGN_OR_RETURN(sizing::VmPlan plan, sizing::PlanVm(input));
   if (spec.pod_overhead) {
     const uint64_t fixed =
         static_cast<uint64_t>(std::max<int64_t>(0, spec.pod_overhead->memory_bytes.value_or(0)));
-    if (plan.limit_memory_bytes > 0) declared_cgroup_bytes_ = plan.limit_memory_bytes + fixed;
+    if (plan.limit_memory_bytes > 0) declared_cgroup_.memory_bytes = plan.limit_memory_bytes + fixed;
+    const sizing::CpuLimit& cpu = spec.pod_overhead->cpu;
+    if (plan.limit_nano_cpus > 0 && cpu.quota.value_or(0) > 0 && cpu.period.value_or(0) > 0) {
+      declared_cgroup_.nano_cpus =
+          plan.limit_nano_cpus + static_cast<int64_t>(static_cast<__int128>(*cpu.quota) * 1'000'000'000 /
+                                                      static_cast<__int128>(*cpu.period));
+    }
     plan.reasons.push_back(
         fmt::format("the RuntimeClass's overhead.podFixed is {}; guest overhead {} and host side {} come out "
                     "of it",
@@ -113,13 +119,13 @@ absl::Status Sandbox::CheckCgroup(const sizing::VmPlan& plan) const {
   if (config_.sizing.cgroup_fit == "off") return absl::OkStatus();
   std::string misfit;
   const uint64_t host_side = config_.hypervisor.vmm_overhead_memory_bytes;
-  const auto limit = cgroup_path_.empty() ? std::nullopt : PodMemoryLimit("/sys/fs/cgroup", cgroup_path_);
-  if (limit) {
+  const sizing::CgroupLimits limits =
+      cgroup_path_.empty() ? sizing::CgroupLimits() : PodCgroupLimits("/sys/fs/cgroup", cgroup_path_);
+  if (limits.memory_bytes || limits.nano_cpus) {
     misfit = sizing::CgroupMisfit("the pod's cgroup " + cgroup_path_.substr(0, cgroup_path_.rfind('/')),
-                                  *limit, plan, host_side);
-  } else if (declared_cgroup_bytes_) {
-    misfit = sizing::CgroupMisfit("the pod (limits + overhead.podFixed)", *declared_cgroup_bytes_, plan,
-                                  host_side);
+                                  limits, plan, host_side);
+  } else {
+    misfit = sizing::CgroupMisfit("the pod (limits + overhead.podFixed)", declared_cgroup_, plan, host_side);
   }
   if (misfit.empty()) return absl::OkStatus();
   if (config_.sizing.cgroup_fit == "refuse") return absl::FailedPreconditionError(misfit);
@@ -135,6 +141,28 @@ void Sandbox::KeepLimits(const sizing::PodLimits& limits) {
     state_.limited_parts.push_back({name, part.id, ToState(part.first), ToState(part.now)});
 }
 
+laminad::v1::SizingReport Sandbox::Report(const sizing::VmPlan& plan) {
+  laminad::v1::SizingReport report;
+  report.set_vcpus(plan.vcpus);
+  report.set_vcpus_exact(plan.vcpus_exact);
+  report.set_memory_bytes(plan.memory_bytes());
+  report.set_limit_nano_cpus(plan.limit_nano_cpus);
+  report.set_limit_memory_bytes(plan.limit_memory_bytes);
+  report.set_overhead_nano_cpus(plan.overhead_nano_cpus);
+  report.set_overhead_memory_bytes(plan.overhead_memory_bytes);
+  report.set_vcpus_if_rounded_per_container(plan.vcpus_if_rounded_per_container);
+  for (const std::string& reason : plan.reasons) report.add_reasons(reason);
+  return report;
+}
+
+void Sandbox::ShowPlan(const sizing::VmPlan& plan) {
+  unshown_ = plan;
+  if (watching_memory_) return;
+  const absl::Status started = ttrpc::StartThread(kWatchStackBytes, [this] { WatchMemory(); });
+  if (!started.ok()) return LogWarning("sandbox {}: {}", id_, Message(started));
+  watching_memory_ = true;
+}
+
 absl::Status Sandbox::Retarget(uint64_t claim_bytes) {
   laminad::v1::RetargetRequest request;
   request.set_sandbox_id(id_);
@@ -143,7 +171,9 @@ absl::Status Sandbox::Retarget(uint64_t claim_bytes) {
     request.set_generation(state_.claim_generation);
   }
   request.set_bytes(claim_bytes);
+  if (unshown_) *request.mutable_sizing() = Report(*unshown_);
   RETURN_IF_ERROR(CallLaminad("Retarget", request, nullptr, kLaminadTimeout));
+  unshown_.reset();
   MutexLock lock(mutex_);
   state_.claim_bytes = claim_bytes;
   return absl::OkStatus();
@@ -201,7 +231,10 @@ absl::Status Sandbox::GrowFor(const sizing::PodLimits& limits) {
   if (ceiling > 0) {
     ASSIGN_OR_RETURN(memory, resizer_->Memory());
   }
-  if (plan.vcpus <= vcpus && hot <= memory.requested) return absl::OkStatus();
+  if (plan.vcpus <= vcpus && hot <= memory.requested) {
+    ShowPlan(plan);
+    return absl::OkStatus();
+  }
   RETURN_IF_ERROR(CheckCgroup(plan));
   const uint64_t needed =
       boot + std::max(hot, memory.counted()) + config_.hypervisor.vmm_overhead_memory_bytes;
@@ -215,9 +248,12 @@ absl::Status Sandbox::GrowFor(const sizing::PodLimits& limits) {
   const absl::Status grown = GrowTo(plan, std::max(hot, memory.requested));
   if (grown.ok()) {
     LogInfo("sandbox {} grows to {} vCPUs, {} MiB", id_, std::max(plan.vcpus, vcpus), plan.memory_mib);
-    MutexLock lock(mutex_);
-    state_.memory_bytes = boot + std::max(hot, memory.requested);
-    state_.reasons = plan.reasons;
+    {
+      MutexLock lock(mutex_);
+      state_.memory_bytes = boot + std::max(hot, memory.requested);
+      state_.reasons = plan.reasons;
+    }
+    ShowPlan(plan);
     return absl::OkStatus();
   }
   ShrinkToFit();  // limits_ are still the old ones
@@ -266,13 +302,11 @@ void Sandbox::ShrinkToFit() {
     state_.memory_bytes = boot + hot;
     state_.reasons = plan->reasons;
   }
-  if (watching_memory_) return;
-  const absl::Status started = ttrpc::StartThread(kWatchStackBytes, [this] { WatchMemory(); });
-  if (!started.ok()) return LogWarning("sandbox {}: {}", id_, Message(started));
-  watching_memory_ = true;
+  ShowPlan(*plan);
 }
 
-// The claim follows what the guest has really given back.
+// The claim follows what the guest has really given back, and laminad, should it be away, is told when it is
+// back.
 void Sandbox::WatchMemory() {
   std::chrono::milliseconds look = kFirstLook;
   for (;; look = std::min(look * 2, kLongestLook)) {
@@ -293,12 +327,12 @@ void Sandbox::WatchMemory() {
       if (!over && memory.ok()) {
         const uint64_t needed = boot + memory->counted() + config_.hypervisor.vmm_overhead_memory_bytes;
         absl::Status lowered;
-        if (needed < claim) {
-          lowered = Retarget(needed);
+        if (needed < claim || unshown_) {
+          lowered = Retarget(std::min(needed, claim));
           if (lowered.ok()) lowered = Save();
           if (!lowered.ok()) LogWarning("sandbox {}: {}", id_, Message(lowered));
         }
-        over = lowered.ok() && memory->plugged <= memory->requested;
+        over = lowered.ok() && !unshown_ && memory->plugged <= memory->requested;
       }
       if (over) {
         watching_memory_ = false;

@@ -100,16 +100,7 @@ absl::Status Sandbox::ClaimMemory(const BundleSpec& spec, laminad::v1::ClaimResp
   request.set_bytes(plan.memory_bytes() + config_.hypervisor.vmm_overhead_memory_bytes);
   request.set_shim_pid(getpid());
   request.set_shim_start_time(ProcessStartTime(getpid()).value_or(0));
-  laminad::v1::SizingReport* sizing = request.mutable_sizing();
-  sizing->set_vcpus(plan.vcpus);
-  sizing->set_vcpus_exact(plan.vcpus_exact);
-  sizing->set_memory_bytes(plan.memory_bytes());
-  sizing->set_limit_nano_cpus(plan.limit_nano_cpus);
-  sizing->set_limit_memory_bytes(plan.limit_memory_bytes);
-  sizing->set_overhead_nano_cpus(plan.overhead_nano_cpus);
-  sizing->set_overhead_memory_bytes(plan.overhead_memory_bytes);
-  sizing->set_vcpus_if_rounded_per_container(plan.vcpus_if_rounded_per_container);
-  for (const std::string& reason : plan.reasons) sizing->add_reasons(reason);
+  *request.mutable_sizing() = Report(plan);
   RETURN_IF_ERROR(CallLaminad("Claim", request, &claim, kLaminadTimeout));
 
   MutexLock lock(mutex_);

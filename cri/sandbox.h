@@ -86,7 +86,10 @@ class Sandbox {
   absl::Status SetVcpus(uint32_t vcpus, std::chrono::milliseconds timeout) REQUIRES(resize_mutex_);
   // Asks for everything back that limits_ don't need. Waits for no memory; what fails is logged.
   void ShrinkToFit() REQUIRES(resize_mutex_);
+  static laminad::v1::SizingReport Report(const sizing::VmPlan& plan);
   absl::Status Retarget(uint64_t claim_bytes) REQUIRES(resize_mutex_);
+  // laminad shows this plan soon, and lowers the claim as the guest gives memory back. Waits for neither.
+  void ShowPlan(const sizing::VmPlan& plan) REQUIRES(resize_mutex_);
   void WatchMemory();
   absl::Status AdmitContainer(const std::string& id, const BundleSpec& spec);
   void DismissContainer(const std::string& id);
@@ -124,8 +127,9 @@ class Sandbox {
 
   sizing::PlanInput plan_input_;  // the node's values and the pod's overrides; set before the VM is there
   std::string cgroup_path_;       // under a hierarchy; empty: none
-  std::optional<uint64_t> declared_cgroup_bytes_;  // limits + podFixed, where both are known
+  sizing::CgroupLimits declared_cgroup_;  // limits + podFixed, where both are known
   sizing::PodLimits limits_ GUARDED_BY(resize_mutex_);
+  std::optional<sizing::VmPlan> unshown_ GUARDED_BY(resize_mutex_);  // laminad shows an older one
   bool watching_memory_ GUARDED_BY(resize_mutex_) = false;
 
   std::unique_ptr<vmm::Vm> vm_;

@@ -100,17 +100,18 @@ uint64_t Balloons::CanGiveLocked(const Guest& guest) const {
   return guest.sample.actual_bytes > floor ? guest.sample.actual_bytes - floor : 0;
 }
 
-std::vector<sizing::BalloonGuest> Balloons::CandidatesLocked() const {
+std::vector<sizing::BalloonGuest> Balloons::CandidatesLocked(const std::string& taker) const {
   std::vector<sizing::BalloonGuest> candidates;
   for (const auto& [id, guest] : guests_) {
+    if (id == taker) continue;
     if (const uint64_t can = CanGiveLocked(guest); can > 0) candidates.push_back({id, can});
   }
   return candidates;
 }
 
-absl::Status Balloons::CouldGive(uint64_t need) const {
+absl::Status Balloons::CouldGive(uint64_t need, const std::string& taker) const {
   MutexLock lock(mutex_);
-  const absl::Status status = sizing::PlanLowering(CandidatesLocked(), need).status();
+  const absl::Status status = sizing::PlanLowering(CandidatesLocked(taker), need).status();
   std::string names;
   for (const auto& [id, guest] : guests_) {
     if (guest.uncooperative) names += (names.empty() ? "" : ", ") + id;
@@ -144,12 +145,12 @@ absl::Status Balloons::SetTarget(const std::string& id, uint64_t bytes) {
   return Annotate(balloon->SetTarget(bytes), "sandbox " + id);
 }
 
-absl::Status Balloons::Ask(uint64_t need, std::map<std::string, Asked>& asked) {
+absl::Status Balloons::Ask(uint64_t need, const std::string& taker, std::map<std::string, Asked>& asked) {
   std::vector<sizing::BalloonGuest> candidates;
   std::map<std::string, uint64_t> actual;
   {
     MutexLock lock(mutex_);
-    for (sizing::BalloonGuest candidate : CandidatesLocked()) {
+    for (sizing::BalloonGuest candidate : CandidatesLocked(taker)) {
       uint64_t now = guests_[candidate.id].sample.actual_bytes;
       if (const auto before = asked.find(candidate.id); before != asked.end()) {
         if (before->second.passed_over) continue;
@@ -175,7 +176,7 @@ absl::Status Balloons::Ask(uint64_t need, std::map<std::string, Asked>& asked) {
   return absl::OkStatus();
 }
 
-BalloonRound Balloons::Lower(uint64_t need, MonotonicTime deadline) {
+BalloonRound Balloons::Lower(uint64_t need, const std::string& taker, MonotonicTime deadline) {
   BalloonRound round;
   std::vector<std::string> ids;
   {
@@ -191,7 +192,7 @@ BalloonRound Balloons::Lower(uint64_t need, MonotonicTime deadline) {
     }
   }
   std::map<std::string, Asked> asked;
-  round.status = Ask(need, asked);
+  round.status = Ask(need, taker, asked);
   while (round.status.ok()) {
     uint64_t freed = 0, promised = 0;  // promised: what those still asked have not brought yet
     bool replan = false;
@@ -235,7 +236,7 @@ BalloonRound Balloons::Lower(uint64_t need, MonotonicTime deadline) {
         if (one.passed_over) SetTarget(id, one.last).IgnoreError();  // it keeps what it has not given
       }
       const uint64_t missing = need - freed;
-      if (missing > promised) round.status = Ask(missing - promised, asked);
+      if (missing > promised) round.status = Ask(missing - promised, taker, asked);
       continue;
     }
     host_.Nap(kLookEvery);

@@ -47,11 +47,12 @@ class Balloons {
   // These VMs run: connects to the new, forgets those that are gone, asks all how they are. One that does not
   // answer is asked again the next time.
   void Update(const std::vector<BalloonVm>& vms);
-  // What is known already says that a round could (OK) or could not free `need` bytes. Asks nobody.
-  absl::Status CouldGive(uint64_t need) const;
+  // What is known already says that a round could (OK) or could not free `need` bytes for `taker`, who gives
+  // nothing itself. Asks nobody.
+  absl::Status CouldGive(uint64_t need, const std::string& taker) const;
   // Lowers guests until `need` bytes less are counted and not resident either, or until `deadline`. Only one
   // runs at a time; the caller holds `Turn` while it makes use of the result.
-  BalloonRound Lower(uint64_t need, MonotonicTime deadline);
+  BalloonRound Lower(uint64_t need, const std::string& taker, MonotonicTime deadline);
   // Gives a guest `bytes` of what its balloon holds back.
   absl::Status Raise(const std::string& id, uint64_t bytes);
 
@@ -80,13 +81,13 @@ class Balloons {
   uint64_t FloorLocked(const Guest& guest) const REQUIRES(mutex_);
   // 0 where it has no fresh statistics, or does not cooperate.
   uint64_t CanGiveLocked(const Guest& guest) const REQUIRES(mutex_);
-  std::vector<sizing::BalloonGuest> CandidatesLocked() const REQUIRES(mutex_);
+  std::vector<sizing::BalloonGuest> CandidatesLocked(const std::string& taker) const REQUIRES(mutex_);
   uint64_t CountedLocked(const Guest& guest) const REQUIRES(mutex_);
   absl::Status SetTarget(const std::string& id, uint64_t bytes);
   // The time without progress is over for this round.
   void StalledLocked(Guest& guest, const Asked& one) REQUIRES(mutex_);
   // Asks those not asked yet for `need` in all.
-  absl::Status Ask(uint64_t need, std::map<std::string, Asked>& asked);
+  absl::Status Ask(uint64_t need, const std::string& taker, std::map<std::string, Asked>& asked);
 
   const Config::Memory config_;
   Host& host_;

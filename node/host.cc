@@ -66,7 +66,11 @@ class RealHost : public Host {
  private:
   static std::string Meminfo() { return FileSystem::Real().Read("/proc/meminfo", kProcLimit).value_or(""); }
   static std::vector<std::pair<bool, std::string>> Cgroups() {
-    return PodCgroups(FileSystem::Real().Read("/proc/self/cgroup", kProcLimit).value_or(""));
+    auto found = PodCgroups(FileSystem::Real().Read("/proc/self/cgroup", kProcLimit).value_or(""));
+    for (const auto& kubepods : Kubepods("/sys/fs/cgroup")) {
+      if (std::find(found.begin(), found.end(), kubepods) == found.end()) found.push_back(kubepods);
+    }
+    return found;
   }
   static std::string CgroupDir(bool v2, const std::string& path) {
     return (v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory") + path;
@@ -110,6 +114,26 @@ std::vector<std::pair<bool, std::string>> PodCgroups(const std::string& text) {
     }
   }
   return found;
+}
+
+std::vector<std::pair<bool, std::string>> Kubepods(const std::string& root) {
+  std::vector<std::pair<bool, std::string>> found;
+  for (const char* path : {"/kubepods.slice", "/kubepods"}) {
+    if (FileSystem::Real().Exists(root + path + "/memory.max")) found.emplace_back(true, path);
+    if (FileSystem::Real().Exists(root + "/memory" + path + "/memory.limit_in_bytes"))
+      found.emplace_back(false, path);
+  }
+  return found;
+}
+
+std::string HiddenCgroups(const std::string& cgroup_namespace, const std::string& root) {
+  // The number of the host's own, fixed in the kernel (PROC_CGROUP_INIT_INO).
+  if (cgroup_namespace.empty() || cgroup_namespace == "cgroup:[4026531835]" || !Kubepods(root).empty())
+    return "";
+  return fmt::format(
+      "laminad runs in a cgroup namespace of its own ({}) and finds no kubepods in {}: a limit of the node's "
+      "pods is not seen; run it privileged, mount the host's /sys/fs/cgroup, or set memory.capacity",
+      cgroup_namespace, root);
 }
 
 Host& Host::Real() {

@@ -43,6 +43,13 @@ class Host {
 // limits are one pod's. Pairs of {version 2?, path below the mount}.
 std::vector<std::pair<bool, std::string>> PodCgroups(const std::string& text);
 
+// The cgroups of all the node's pods below `root` (/sys/fs/cgroup), whichever driver the kubelet uses: their
+// limit binds every VM, wherever laminad itself runs.
+std::vector<std::pair<bool, std::string>> Kubepods(const std::string& root);
+// A sentence where neither can be seen, because laminad has a cgroup namespace of its own: the target of
+// /proc/self/ns/cgroup. Empty: they can.
+std::string HiddenCgroups(const std::string& cgroup_namespace, const std::string& root);
+
 // What a cgroup has left: its limit less its usage, of which the inactive file cache could be dropped.
 // UINT64_MAX without a limit. `stat` is memory.stat.
 uint64_t CgroupLeft(bool v2, uint64_t limit, uint64_t usage, const std::string& stat);

@@ -6,6 +6,7 @@
 #include <spdlog/spdlog.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstdio>
@@ -37,6 +38,11 @@ absl::Status Run(const Config& config) {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
 
+  char cgroup_namespace[64] = "";
+  if (readlink("/proc/self/ns/cgroup", cgroup_namespace, sizeof cgroup_namespace - 1) < 0)
+    cgroup_namespace[0] = '\0';
+  if (const std::string hidden = HiddenCgroups(cgroup_namespace, "/sys/fs/cgroup"); !hidden.empty())
+    spdlog::warn("{}", hidden);
   ASSIGN_OR_RETURN(const std::unique_ptr<NodeState> state,
                    NodeState::Open(config, fs, Host::Real(), Clock::Real()));
   ASSIGN_OR_RETURN(const std::unique_ptr<RestServer> rest,

@@ -23,13 +23,30 @@ uint64_t NodeState::MissingFor(uint64_t bytes) const {
   return missing > UINT64_MAX - over ? UINT64_MAX : missing + over;
 }
 
+absl::Status NodeState::WithBalloons(const std::string& id, uint64_t bytes, MonotonicTime deadline,
+                                     const std::function<absl::Status()>& take) {
+  absl::Status taken = take();
+  if (taken.code() != absl::StatusCode::kResourceExhausted || !config_.memory.balloon) return taken;
+  // What is known says whether a round could help: most refusals stay as cheap as they were.
+  absl::Status lowered = balloons_.CouldGive(MissingFor(bytes), id);
+  if (lowered.ok()) {
+    MutexLock turn(balloons_.turn());
+    do {
+      taken = take();
+      if (taken.code() != absl::StatusCode::kResourceExhausted) return taken;
+      lowered = LowerFor(id, bytes, deadline);
+    } while (lowered.ok());
+  }
+  return MakeStatus(absl::StatusCode::kResourceExhausted, "{}; {}", Message(taken), Message(lowered));
+}
+
 absl::Status NodeState::LowerFor(const std::string& id, uint64_t bytes, MonotonicTime deadline) {
   if (clock_.Now() >= deadline)
     return MakeStatus(absl::StatusCode::kDeadlineExceeded,
                       "its time was over before the balloons' turn came");
   const auto start = clock_.Now();
   const uint64_t need = MissingFor(bytes);
-  const BalloonRound round = balloons_.Lower(need, deadline);
+  const BalloonRound round = balloons_.Lower(need, id, deadline);
   metrics_.CountBalloonRound(round.status.ok());
   LogInfo("balloon round for {}: {} MiB {} after {:.1f} s{}{}", id, need / kMiB,
           round.status.ok() ? "freed" : "not freed",

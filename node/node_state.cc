@@ -255,21 +255,12 @@ void NodeState::AdoptLocked(const persist::SandboxState& state) {
 
 absl::StatusOr<uint64_t> NodeState::Grant(const laminad::v1::ClaimRequest& request, MonotonicTime deadline) {
   const std::string& id = request.sandbox_id();
-  absl::StatusOr<uint64_t> generation = ledger_.Claim(id, request.bytes(), id);
-  if (generation.status().code() != absl::StatusCode::kResourceExhausted || !config_.memory.balloon)
-    return generation;
-  // What is known says whether a round could help: most refusals stay as cheap as they were.
-  absl::Status lowered = balloons_.CouldGive(MissingFor(request.bytes()));
-  if (lowered.ok()) {
-    MutexLock turn(balloons_.turn());
-    do {
-      generation = ledger_.Claim(id, request.bytes(), id);
-      if (generation.status().code() != absl::StatusCode::kResourceExhausted) return generation;
-      lowered = LowerFor(id, request.bytes(), deadline);
-    } while (lowered.ok());
-  }
-  return MakeStatus(absl::StatusCode::kResourceExhausted, "{}; {}", Message(generation.status()),
-                    Message(lowered));
+  absl::StatusOr<uint64_t> generation;
+  RETURN_IF_ERROR(WithBalloons(id, request.bytes(), deadline, [&] {
+    generation = ledger_.Claim(id, request.bytes(), id);
+    return generation.status();
+  }));
+  return generation;
 }
 
 absl::StatusOr<laminad::v1::ClaimResponse> NodeState::Claim(const laminad::v1::ClaimRequest& request,
@@ -370,34 +361,58 @@ absl::Status NodeState::Ready(const laminad::v1::ReadyRequest& request) {
   return SaveLocked(request.sandbox_id());
 }
 
-absl::Status NodeState::Retarget(const laminad::v1::RetargetRequest& request) {
+absl::Status NodeState::Retarget(const laminad::v1::RetargetRequest& request,
+                                 std::optional<MonotonicTime> deadline) {
   const std::string& id = request.sandbox_id();
-  const Turn turn(*this, id);
-  MutexLock lock(mutex_);
-  RETURN_IF_ERROR(CheckLocked(id, request.generation()));
   if (request.bytes() == 0) return InvalidArgument("retarget {}: 0 bytes", id);
-  // The turn keeps the record where it is while the lock is let go of.
-  Record& record = records_[id];
-  const uint64_t before = record.claim().bytes();
-  const auto set = [&](uint64_t bytes) { record.mutable_claim()->set_bytes(bytes); };
+  const auto start = clock_.Now();
+  const Turn turn(*this, id);
+  laminad::v1::ClaimRequest before;  // the turn keeps all of it as it is, but what a balloon took
+  {
+    MutexLock lock(mutex_);
+    RETURN_IF_ERROR(CheckLocked(id, request.generation()));
+    before = records_[id].claim();
+  }
+  const bool resized = request.bytes() != before.bytes(), grows = request.bytes() > before.bytes();
+  const bool reported =
+      request.has_sizing() && request.sizing().SerializeAsString() != before.sizing().SerializeAsString();
+  if (!resized && !reported) return absl::OkStatus();  // said before: durable before
+  const auto set = [&](uint64_t bytes) {
+    MutexLock lock(mutex_);
+    Record record = records_[id];
+    record.mutable_claim()->set_bytes(bytes);
+    RETURN_IF_ERROR(ledger_.Retarget(id, request.generation(), TargetOf(record)));
+    records_[id].mutable_claim()->set_bytes(bytes);
+    return absl::OkStatus();
+  };
   // Memory is taken before it is written down, and written down before it is given back: a crash between
   // never promises it twice.
-  const bool grows = request.bytes() > before;
-  set(request.bytes());
   if (grows) {
-    if (const absl::Status grown = ledger_.Retarget(id, request.generation(), TargetOf(record));
-        !grown.ok()) {
-      set(before);
+    const absl::Status grown = WithBalloons(id, request.bytes() - before.bytes(),
+                                            deadline ? *deadline - kAnswerTime : start + kBalloonTime,
+                                            [&] { return set(request.bytes()); });
+    if (!grown.ok()) {
       metrics_.CountRefusal(RefusalReason(grown.code()));
       return grown;
     }
   }
-  if (const absl::Status saved = SaveLocked(id); !saved.ok()) {
-    set(before);
-    if (grows) ledger_.Retarget(id, request.generation(), TargetOf(record)).IgnoreError();
-    return saved;
+  ClaimsJournal::Ticket ticket;
+  {
+    MutexLock lock(mutex_);
+    laminad::v1::ClaimRequest& claim = *records_[id].mutable_claim();
+    claim.set_bytes(request.bytes());
+    if (request.has_sizing()) *claim.mutable_sizing() = request.sizing();
+    ticket = WriteLocked(id);
   }
-  return grows ? absl::OkStatus() : ledger_.Retarget(id, request.generation(), TargetOf(record));
+  const absl::Status saved = journal_->Wait(ticket);
+  if (!saved.ok()) {
+    MutexLock lock(mutex_);
+    *records_[id].mutable_claim() = before;
+  }
+  if (!resized || saved.ok() == grows) return saved;
+  // Shrunk, or grown in vain.
+  const absl::Status given = set(saved.ok() ? request.bytes() : before.bytes());
+  return saved.ok() ? given : saved;
 }
 
 absl::Status NodeState::Release(const laminad::v1::ReleaseRequest& request) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -39,12 +40,13 @@ class NodeState {
   absl::Status Reconcile();
 
   // The shims' calls; see proto/laminad.proto for what each promises.
-  // `deadline`: how long a claim that does not fit may wait for balloons; none: 9 s.
+  // `deadline`: how long a claim or growth that does not fit may wait for balloons; none: 9 s.
   absl::StatusOr<laminad::v1::ClaimResponse> Claim(const laminad::v1::ClaimRequest& request,
                                                    std::optional<MonotonicTime> deadline = {});
   absl::Status Started(const laminad::v1::StartedRequest& request);
   absl::Status Ready(const laminad::v1::ReadyRequest& request);
-  absl::Status Retarget(const laminad::v1::RetargetRequest& request);
+  absl::Status Retarget(const laminad::v1::RetargetRequest& request,
+                        std::optional<MonotonicTime> deadline = {});
   absl::StatusOr<laminad::v1::PlaceLayersResponse> PlaceLayers(
       const laminad::v1::PlaceLayersRequest& request);
   absl::Status Release(const laminad::v1::ReleaseRequest& request);
@@ -84,7 +86,10 @@ class NodeState {
   void WatchPressure();
   void UpdateBalloons();
   void RaiseBalloons();
-  // The ledger's answer; where memory is missing, after a round of the balloons. Waits for other rounds.
+  // What `take` answers; where it misses memory (some `bytes` of it), once more after a round of the balloons
+  // of others. Waits for other rounds.
+  absl::Status WithBalloons(const std::string& id, uint64_t bytes, MonotonicTime deadline,
+                            const std::function<absl::Status()>& take);
   absl::StatusOr<uint64_t> Grant(const laminad::v1::ClaimRequest& request, MonotonicTime deadline);
   uint64_t MissingFor(uint64_t bytes) const;
   absl::Status LowerFor(const std::string& id, uint64_t bytes, MonotonicTime deadline);

@@ -28,8 +28,9 @@ void RegisterShimService(ttrpc::Server& server, NodeState& state) {
       kService, "Started", [&](auto&, auto& request) { return Plain(state.Started(request)); });
   server.Handle<laminad::v1::ReadyRequest, Empty>(
       kService, "Ready", [&](auto&, auto& request) { return Plain(state.Ready(request)); });
-  server.Handle<laminad::v1::RetargetRequest, Empty>(
-      kService, "Retarget", [&](auto&, auto& request) { return Plain(state.Retarget(request)); });
+  server.Handle<laminad::v1::RetargetRequest, Empty>(kService, "Retarget", [&](auto& context, auto& request) {
+    return Plain(state.Retarget(request, context.deadline));
+  });
   server.Handle<laminad::v1::PlaceLayersRequest, laminad::v1::PlaceLayersResponse>(
       kService, "PlaceLayers", [&](auto&, auto& request) { return state.PlaceLayers(request); });
   server.Handle<laminad::v1::ReleaseRequest, Empty>(

@@ -8,7 +8,7 @@
 namespace lamina::sizing {
 namespace {
 
-constexpr uint64_t kMemoryGranule = 2 * kMiB;
+constexpr uint64_t kMemoryGranule = 2 * kMiB, kPage = 4096;
 constexpr uint64_t kDefaultPeriod = 100'000;  // the kernel's default, microseconds
 constexpr uint64_t kNano = 1'000'000'000;
 
@@ -168,6 +168,7 @@ absl::Status PlanCpus(const PlanInput& input, VmPlan& plan) {
                              : fallback_rounded;
   plan.vcpus = static_cast<uint32_t>(vcpus);
   plan.vcpus_exact = total.ToString();
+  plan.exact_nano_cpus = total.ToNano();
   plan.vcpus_if_rounded_per_container =
       static_cast<uint32_t>(std::clamp<uint64_t>(overhead_rounded + parts, 1, UINT32_MAX));
   plan.limit_nano_cpus = sum.limited ? sum.cpus.ToNano() : 0;
@@ -234,18 +235,34 @@ absl::StatusOr<VmPlan> PlanVm(const PlanInput& input) {
   return plan;
 }
 
-std::string CgroupMisfit(const std::string& cgroup, uint64_t cgroup_bytes, const VmPlan& plan,
+std::string CgroupMisfit(const std::string& cgroup, const CgroupLimits& allowed, const VmPlan& plan,
                          uint64_t host_side_bytes) {
-  const uint64_t needed = plan.memory_bytes() + host_side_bytes;
-  if (needed <= cgroup_bytes) return "";
-  return fmt::format(
-      "the VM needs {} (guest {} = limits and defaults {} + overhead {}, rounded up; host side {}), but {} "
-      "allows {}: {} are missing; raise overhead.podFixed of the RuntimeClass, or lower "
-      "sizing.overhead_memory",
-      FormatBytes(needed), FormatBytes(plan.memory_bytes()),
-      FormatBytes(plan.memory_exact_bytes - plan.overhead_memory_bytes),
-      FormatBytes(plan.overhead_memory_bytes), FormatBytes(host_side_bytes), cgroup,
-      FormatBytes(cgroup_bytes), FormatBytes(needed - cgroup_bytes));
+  std::string misfit;
+  const bool raised = plan.memory_bytes() - plan.memory_exact_bytes >= kMemoryGranule;  // to the minimum
+  const uint64_t needed = (raised ? plan.memory_bytes() : plan.memory_exact_bytes) + host_side_bytes;
+  // The kernel keeps a limit in whole pages.
+  if (allowed.memory_bytes && needed / kPage > *allowed.memory_bytes / kPage) {
+    misfit = fmt::format(
+        "the VM needs {} (guest {} = limits and defaults {} + overhead {}{}; host side {}), but {} "
+        "allows {}: {} are missing; raise overhead.podFixed of the RuntimeClass, or lower "
+        "sizing.overhead_memory",
+        FormatBytes(needed), FormatBytes(needed - host_side_bytes),
+        FormatBytes(plan.memory_exact_bytes - plan.overhead_memory_bytes),
+        FormatBytes(plan.overhead_memory_bytes), raised ? ", raised to the minimum" : "",
+        FormatBytes(host_side_bytes), cgroup, FormatBytes(*allowed.memory_bytes),
+        FormatBytes(needed - *allowed.memory_bytes));
+  }
+  if (allowed.nano_cpus && plan.exact_nano_cpus > *allowed.nano_cpus) {
+    const auto cpus = [](int64_t nano) { return Rational(static_cast<uint64_t>(nano), kNano).ToString(); };
+    misfit += fmt::format(
+        "{}the VM of {} vCPUs needs {} CPUs (limits and defaults {} + overhead {}), but {} allows {}: it "
+        "would "
+        "be throttled; raise overhead.podFixed of the RuntimeClass by {}, or lower sizing.overhead_cpu",
+        misfit.empty() ? "" : "; ", plan.vcpus, plan.vcpus_exact,
+        cpus(plan.exact_nano_cpus - plan.overhead_nano_cpus), cpus(plan.overhead_nano_cpus), cgroup,
+        cpus(*allowed.nano_cpus), cpus(plan.exact_nano_cpus - *allowed.nano_cpus));
+  }
+  return misfit;
 }
 
 }  // namespace lamina::sizing

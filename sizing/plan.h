@@ -56,6 +56,7 @@ struct VmPlan {
   std::string vcpus_exact;  // overhead + limits before rounding, "0.75" or "1/3"
   uint32_t vcpus_if_rounded_per_container = 1;
   uint64_t memory_exact_bytes = 0;  // before rounding
+  int64_t exact_nano_cpus = 0;      // before rounding, cut to whole billionths
   int64_t limit_nano_cpus = 0;      // 0: none
   uint64_t limit_memory_bytes = 0;  // 0: none
   int64_t overhead_nano_cpus = 0;
@@ -72,9 +73,18 @@ struct VmPlan {
 // below -1, period 0); OutOfRange names limit, overhead and maximum.
 absl::StatusOr<VmPlan> PlanVm(const PlanInput& input);
 
-// Guest memory and the VM's host side must fit the pod's cgroup, or the kernel ends the VM when it is full.
-// Empty when they fit `cgroup_bytes`, else a sentence with the numbers; `cgroup` says where they are from.
-std::string CgroupMisfit(const std::string& cgroup, uint64_t cgroup_bytes, const VmPlan& plan,
+// What the pod's cgroup allows. nullopt: no limit, or not known.
+struct CgroupLimits {
+  std::optional<uint64_t> memory_bytes;
+  std::optional<int64_t> nano_cpus;  // quota over period
+};
+
+// Guest memory and the VM's host side must fit the pod's cgroup, or the kernel ends the VM when it is full;
+// of the CPUs what the guest needs exactly, or it is throttled where its containers are not. What rounding
+// adds is not held against a pod: less than 2 MiB, out of the host side's estimate, and a part of a vCPU that
+// the containers' limits keep idle. Empty when it fits, else a sentence with the numbers; `cgroup` says whose
+// limits they are.
+std::string CgroupMisfit(const std::string& cgroup, const CgroupLimits& allowed, const VmPlan& plan,
                          uint64_t host_side_bytes);
 
 }  // namespace lamina::sizing

@@ -144,10 +144,13 @@ TEST_F(MemoryTest, ARoundOfTheBalloonsMakesRoomOnAFullNode) {
     EXPECT_GE(claim["target_bytes"], claim["floor_bytes"]);
   }
   EXPECT_GE(lowered, kPodClaim - 44 * kMiB);
+  std::string grower, container;
   for (const std::string& pod : first.pods) {  // those who gave go on working
     const auto id = Cri().RunContainer(pod, Sleeper());
     EXPECT_OK(id.status());
     if (id.ok()) {
+      grower = pod;
+      container = *id;
       EXPECT_EQ(ShellIn(*id, "echo works").value_or("?"), "works\n");
     }
   }
@@ -160,6 +163,22 @@ TEST_F(MemoryTest, ARoundOfTheBalloonsMakesRoomOnAFullNode) {
     return absl::OkStatus();
   }));
   EXPECT_EQ(Claims()["claimed_bytes"], kFits * kPodClaim);
+
+  // A resize that does not fit has its round too, among the others.
+  Resources larger;
+  larger.memory = 384 * static_cast<int64_t>(kMiB);  // where the default of 192 was
+  ASSERT_OK(Eventually(In(seconds(120)), [&] { return Cri().UpdateResources(container, larger); }));
+  claims = Claims();
+  printf("after the resize: %s\n", claims.dump().c_str());
+  EXPECT_LE(claims["claimed_bytes"], claims["capacity_bytes"]);
+  lowered = 0;
+  for (const json& claim : claims["claims"]) {
+    lowered += claim["lowered_bytes"].get<uint64_t>();
+    if (claim["id"] != grower) continue;
+    EXPECT_EQ(claim["target_bytes"], kPodClaim + 192 * kMiB);
+    EXPECT_EQ(claim["lowered_bytes"], 0);
+  }
+  EXPECT_GE(lowered, 192 * kMiB - 44 * kMiB);
 }
 
 TEST_F(MemoryTest, LaminadKilledInTheMiddleOfThirtyStartsLeaksNothing) {

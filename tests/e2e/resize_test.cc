@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "tests/e2e/kit/leftovers.h"
 #include "tests/e2e/support.h"
@@ -36,6 +37,28 @@ uint64_t Claimed(const std::string& pod) {
     if (claim.value("id", "") == pod) return claim.value("target_bytes", uint64_t{0});
   }
   return 0;
+}
+
+// What /v1/sandboxes, which `lamina explain` reads too, and the metrics say: "vcpus, memory, limits" of both.
+std::string Shown(const std::string& pod) {
+  const auto body = TestNode().Rest("/v1/sandboxes");
+  const json list = json::parse(body.value_or("null"), nullptr, false);
+  std::string shown;
+  for (const json& sandbox : list.value("sandboxes", json::array())) {
+    if (sandbox.value("id", "") != pod) continue;
+    shown = fmt::format("{} {} {} {}", sandbox.value("vcpus", 0), sandbox.value("memory_bytes", uint64_t{0}),
+                        sandbox.value("limit_cpus", 0.0), sandbox.value("limit_memory_bytes", uint64_t{0}));
+  }
+  std::istringstream metrics(TestNode().Rest("/metrics").value_or(""));
+  for (std::string line; std::getline(metrics, line);) {
+    if (line.rfind("lamina_sandbox_vcpus{", 0) == 0 && line.find(pod) != std::string::npos &&
+        line.find("kind=\"configured\"") != std::string::npos)
+      shown += ", metrics " + line.substr(line.rfind(' ') + 1);
+  }
+  return shown;
+}
+std::string Sized(int vcpus, uint64_t memory, double cpus, uint64_t mib) {
+  return fmt::format("{} {} {} {}, metrics {}", vcpus, memory, cpus, mib * kMiB, vcpus);
 }
 
 // Until `read` answers `wanted`; what it answered last after a minute.
@@ -98,6 +121,8 @@ TEST_F(ResizeTest, UpAndDownInPlace) {
     EXPECT_EQ(Cgroup("memory.max"), std::to_string(384 * kMiB));
     EXPECT_EQ(Cgroup("cpu.max"), "200000 100000");
     EXPECT_EQ(Claimed(pod_.id()), kBoot + 256 * kMiB + kHostSide);
+    const std::string sized = Sized(3, kBoot + 256 * kMiB, 2, 384);
+    EXPECT_EQ(Eventually([&] { return Shown(pod_.id()); }, sized), sized);
   }
   // A process may hold more than the whole VM had, and the shared directory takes it from there.
   ASSERT_OK(ShellIn(main_, "dd if=/dev/zero of=/volume/big bs=280M count=1 2>/dev/null"));
@@ -112,6 +137,8 @@ TEST_F(ResizeTest, UpAndDownInPlace) {
   EXPECT_EQ(Eventually([&] { return Claimed(pod_.id()); }, kBoot + kHostSide), kBoot + kHostSide);
   printf("given back after %.3f s\n", std::chrono::duration<double>(steady_clock::now() - begin).count());
   EXPECT_EQ(Cgroup("memory.max"), std::to_string(128 * kMiB));
+  const std::string small = Sized(1, kBoot, 0.25, 128);
+  EXPECT_EQ(Eventually([&] { return Shown(pod_.id()); }, small), small);
 
   // Once more: the vCPUs that are offline come back.
   ASSERT_OK(Cri().UpdateResources(main_, Of(1500, 192)));

@@ -42,18 +42,31 @@ void Put(const std::string& path, const std::string& text) {
   std::ofstream(path) << text;
 }
 
-TEST(PodMemoryLimit, IsReadOnBothVersionsOfCgroups) {
+TEST(PodCgroupLimits, AreReadOnBothVersionsOfCgroups) {
   const lamina::testing::TempDir v2, v1;
   Put(v2 / "kubepods/pod1/memory.max", "268435456\n");
+  Put(v2 / "kubepods/pod1/cpu.max", "75000 100000\n");
   Put(v2 / "kubepods/pod2/memory.max", "max\n");
-  EXPECT_EQ(PodMemoryLimit(v2.path(), "/kubepods/pod1/sandbox"), 268435456u);
-  EXPECT_EQ(PodMemoryLimit(v2.path(), "/kubepods/pod2/sandbox"), std::nullopt);
-  EXPECT_EQ(PodMemoryLimit(v2.path(), "/kubepods/pod3/sandbox"), std::nullopt);
-  EXPECT_EQ(PodMemoryLimit(v2.path(), "/sandbox"), std::nullopt);
+  Put(v2 / "kubepods/pod2/cpu.max", "max 100000\n");
+  sizing::CgroupLimits limits = PodCgroupLimits(v2.path(), "/kubepods/pod1/sandbox");
+  EXPECT_EQ(limits.memory_bytes, 268435456u);
+  EXPECT_EQ(limits.nano_cpus, 750'000'000);
   Put(v1 / "memory/kubepods/pod1/memory.limit_in_bytes", "134217728\n");
+  Put(v1 / "cpu/kubepods/pod1/cpu.cfs_quota_us", "50000\n");
+  Put(v1 / "cpu/kubepods/pod1/cpu.cfs_period_us", "200000\n");
   Put(v1 / "memory/kubepods/pod2/memory.limit_in_bytes", "9223372036854771712\n");
-  EXPECT_EQ(PodMemoryLimit(v1.path(), "/kubepods/pod1/sandbox"), 134217728u);
-  EXPECT_EQ(PodMemoryLimit(v1.path(), "/kubepods/pod2/sandbox"), std::nullopt);
+  Put(v1 / "cpu/kubepods/pod2/cpu.cfs_quota_us", "-1\n");
+  Put(v1 / "cpu/kubepods/pod2/cpu.cfs_period_us", "100000\n");
+  limits = PodCgroupLimits(v1.path(), "/kubepods/pod1/sandbox");
+  EXPECT_EQ(limits.memory_bytes, 134217728u);
+  EXPECT_EQ(limits.nano_cpus, 250'000'000);
+  for (const auto& root : {v1.path(), v2.path()}) {
+    for (const char* path : {"/kubepods/pod2/sandbox", "/kubepods/pod3/sandbox", "/sandbox"}) {
+      limits = PodCgroupLimits(root, path);
+      EXPECT_EQ(limits.memory_bytes, std::nullopt) << path;
+      EXPECT_EQ(limits.nano_cpus, std::nullopt) << path;
+    }
+  }
 }
 
 TEST(SandboxState, KeepsLimitsAndCeilings) {

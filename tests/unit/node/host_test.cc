@@ -4,8 +4,11 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include "base/file_system.h"
 #include "base/subprocess.h"
 #include "base/units.h"
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/temp_dir.h"
 
 namespace lamina::node {
 namespace {
@@ -32,6 +35,22 @@ TEST(PodCgroups, OfVersionOneAreTheMemoryControllers) {
 TEST(PodCgroups, OfNonsenseAreNone) {
   EXPECT_THAT(PodCgroups(""), ElementsAre());
   EXPECT_THAT(PodCgroups("nonsense\n:\n::\n"), ElementsAre());
+}
+
+TEST(Kubepods, AreFoundForEitherDriverAndVersion) {
+  const lamina::testing::TempDir root;
+  FileSystem& fs = FileSystem::Real();
+  constexpr char kOwn[] = "cgroup:[4026532000]", kHosts[] = "cgroup:[4026531835]";
+  EXPECT_THAT(Kubepods(root.path()), ElementsAre());
+  EXPECT_EQ(HiddenCgroups(kHosts, root.path()), "");
+  EXPECT_THAT(HiddenCgroups(kOwn, root.path()), ::testing::HasSubstr("cgroup:[4026532000]"));
+  ASSERT_OK(fs.MakeDirectories(root / "memory/kubepods", 0700));
+  ASSERT_OK(fs.WriteAndSync(root / "memory/kubepods/memory.limit_in_bytes", "4096\n", 0600));
+  EXPECT_THAT(Kubepods(root.path()), ElementsAre(Pair(false, "/kubepods")));
+  ASSERT_OK(fs.MakeDirectories(root / "kubepods.slice", 0700));
+  ASSERT_OK(fs.WriteAndSync(root / "kubepods.slice/memory.max", "4096\n", 0600));
+  EXPECT_THAT(Kubepods(root.path()), ElementsAre(Pair(true, "/kubepods.slice"), Pair(false, "/kubepods")));
+  EXPECT_EQ(HiddenCgroups(kOwn, root.path()), "");
 }
 
 TEST(RealHost, SeesThisProcess) {

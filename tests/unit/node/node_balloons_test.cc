@@ -131,6 +131,47 @@ TEST_F(NodeBalloonsTest, ARoundMakesRoomForWhatDoesNotFit) {
   EXPECT_EQ(node_->claims().claimed_bytes(), 3 * kGiB);
 }
 
+TEST_F(NodeBalloonsTest, ARoundMakesRoomForAResize) {
+  const auto a = Run("a", 2 * kGiB - kVmm, 256 * kMiB), b = Run("b", 1 * kGiB - kVmm, 256 * kMiB);
+  ASSERT_OK(node_->Reconcile());
+  laminad::v1::RetargetRequest request;
+  request.set_sandbox_id("b");
+  request.set_generation(ClaimOf("b").generation());
+  request.set_bytes(3 * kGiB);
+  ASSERT_OK(node_->Retarget(request));
+  EXPECT_EQ(ClaimOf("b").target_bytes(), 3 * kGiB);
+  EXPECT_EQ(ClaimOf("b").lowered_bytes(), 0u);  // who asks gives nothing
+  EXPECT_EQ(b->target_bytes, b->base_bytes);
+  EXPECT_GE(ClaimOf("a").lowered_bytes(), 1 * kGiB);
+  EXPECT_LE(node_->claims().claimed_bytes(), 4 * kGiB);
+  // More than the other can give: refused at once, and nothing has changed.
+  const uint64_t gave = ClaimOf("a").lowered_bytes();
+  request.set_bytes(4 * kGiB);
+  EXPECT_THAT(node_->Retarget(request),
+              HasStatus(absl::StatusCode::kResourceExhausted, "1 running VMs could give"));
+  EXPECT_EQ(ClaimOf("b").target_bytes(), 3 * kGiB);
+  EXPECT_EQ(ClaimOf("a").lowered_bytes(), gave);
+  Restart();
+  EXPECT_EQ(ClaimOf("b").target_bytes(), 3 * kGiB);
+  EXPECT_LE(node_->claims().claimed_bytes(), 4 * kGiB);
+}
+
+TEST_F(NodeBalloonsTest, AResizeKeepsItsTime) {
+  const auto slow = Run("slow", 3 * kGiB, 128 * kMiB), b = Run("b", 512 * kMiB, 128 * kMiB);
+  slow->step_bytes = 1 * kMiB;  // every 50 ms
+  ASSERT_OK(node_->Reconcile());
+  laminad::v1::RetargetRequest request;
+  request.set_sandbox_id("b");
+  request.set_generation(ClaimOf("b").generation());
+  request.set_bytes(2 * kGiB);
+  const auto begin = clock_.Now();
+  EXPECT_THAT(node_->Retarget(request, begin + std::chrono::seconds(4)),
+              HasStatus(absl::StatusCode::kResourceExhausted, "time was over"));
+  EXPECT_LT(clock_.Now() - begin, std::chrono::seconds(4));
+  EXPECT_EQ(slow->target_bytes, slow->base_bytes);
+  EXPECT_EQ(ClaimOf("b").target_bytes(), 512 * kMiB + kVmm);
+}
+
 TEST_F(NodeBalloonsTest, NobodyIsLoweredInVain) {
   const auto a = Run("a", 3 * kGiB, 2 * kGiB);
   ASSERT_OK(node_->Reconcile());

@@ -223,6 +223,46 @@ TEST_F(NodeStateTest, AFailedRetargetChangesNothing) {
   EXPECT_EQ(Claimed(), 2 * kGiB);
 }
 
+TEST_F(NodeStateTest, AResizeChangesWhatIsShown) {
+  const auto claim = Claim("one", 1 * kGiB);
+  laminad::v1::RetargetRequest request;
+  request.set_sandbox_id("one");
+  request.set_generation(*claim);
+  request.set_bytes(2 * kGiB);
+  request.mutable_sizing()->set_vcpus(3);
+  request.mutable_sizing()->set_memory_bytes(1900 * kMiB);
+  request.mutable_sizing()->set_limit_nano_cpus(2'500'000'000);
+  request.mutable_sizing()->add_reasons("resized");
+  const auto shows = [&](uint32_t vcpus) {
+    const lamina::node::v1::SandboxList list = node_->sandboxes();
+    return list.sandboxes_size() == 1 && list.sandboxes(0).vcpus() == vcpus;
+  };
+  fs_.calls = 0;
+  fs_.fail_at = 0;
+  EXPECT_FALSE(node_->Retarget(request).ok());
+  fs_.fail_at = -1;
+  EXPECT_TRUE(shows(0));
+  EXPECT_EQ(Claimed(), 1 * kGiB);
+  ASSERT_TRUE(node_->Retarget(request).ok());
+  fs_.calls = 0;
+  ASSERT_TRUE(node_->Retarget(request).ok());
+  EXPECT_EQ(fs_.calls, 0);  // repeated it finds everything as it is
+  for (int restarted = 0; restarted < 2; ++restarted) {
+    EXPECT_TRUE(shows(3));
+    EXPECT_THAT(node_->sandboxes().sandboxes(0).reasons(0), "resized");
+    EXPECT_EQ(node_->sandboxes().sandboxes(0).limit_cpus(), 2.5);
+    EXPECT_THAT(node_->MetricsText(), ::testing::ContainsRegex("lamina_sandbox_vcpus\\{[^}]*\\} 3\n"));
+    Restart();
+    ASSERT_TRUE(node_->Reconcile().ok());
+  }
+  request.mutable_sizing()->set_vcpus(4);  // the size alone, at the same claim
+  ASSERT_TRUE(node_->Retarget(request).ok());
+  EXPECT_TRUE(shows(4));
+  ASSERT_TRUE(Retarget("one", *claim, 1 * kGiB).ok());  // the claim alone
+  EXPECT_TRUE(shows(4));
+  EXPECT_EQ(Claimed(), 1 * kGiB);
+}
+
 TEST_F(NodeStateTest, IsReleasedOnlyWhenTheVmIsSeenDead) {
   const auto claim = Claim("one", 1 * kGiB);
   host_.Start(kVmm, 1);

@@ -180,11 +180,36 @@ TEST(CgroupMisfit, SpeaksWithNumbersOrNotAtAll) {
   PlanInput input = Input(250, 96 * kMiB);
   input.pod = Container(500, 160 << 20);
   const VmPlan plan = Plan(input);
-  EXPECT_EQ(CgroupMisfit("pod cgroup /kubepods/x", 352 * kMiB, plan, 96 * kMiB), "");
-  EXPECT_THAT(CgroupMisfit("pod cgroup /kubepods/x", 320 * kMiB, plan, 96 * kMiB),
+  EXPECT_EQ(CgroupMisfit("pod cgroup /kubepods/x", {352 * kMiB, 750'000'000}, plan, 96 * kMiB), "");
+  EXPECT_EQ(CgroupMisfit("pod cgroup /kubepods/x", {}, plan, 96 * kMiB), "");
+  EXPECT_THAT(CgroupMisfit("pod cgroup /kubepods/x", {320 * kMiB, {}}, plan, 96 * kMiB),
               ::testing::AllOf(HasSubstr("needs 352MiB (guest 256MiB = limits and defaults 160MiB + overhead "
-                                         "96MiB, rounded up; host side 96MiB)"),
+                                         "96MiB; host side 96MiB)"),
                                HasSubstr("/kubepods/x allows 320MiB: 32MiB are missing")));
+  EXPECT_EQ(CgroupMisfit("pod cgroup /kubepods/x", {{}, 500'000'000}, plan, 96 * kMiB),
+            "the VM of 1 vCPUs needs 0.75 CPUs (limits and defaults 0.5 + overhead 0.25), but pod cgroup "
+            "/kubepods/x allows 0.5: it would be throttled; raise overhead.podFixed of the RuntimeClass by "
+            "0.25, or "
+            "lower sizing.overhead_cpu");
+  EXPECT_THAT(CgroupMisfit("x", {0, 0}, plan, 0),
+              ::testing::AllOf(HasSubstr("are missing"), HasSubstr("; the VM of 1 vCPUs needs")));
+}
+
+// podFixed is the overheads' sum: it fits every pod, whatever its limits, and one page less does not.
+TEST(CgroupMisfit, RoundingIsNotHeldAgainstAPod) {
+  PlanInput input = Input(250, 96 * kMiB);
+  for (const int64_t limit : {int64_t{64} << 20, (int64_t{65} << 20) + 1, (int64_t{67} << 20) - 4096}) {
+    input.pod = Container(100, limit);
+    const VmPlan plan = Plan(input);
+    const uint64_t podfixed = 192 * kMiB, cgroup = static_cast<uint64_t>(limit) + podfixed;
+    EXPECT_EQ(CgroupMisfit("x", {cgroup, 350'000'000}, plan, 96 * kMiB), "") << limit;
+    EXPECT_EQ(CgroupMisfit("x", {cgroup / 4096 * 4096, {}}, plan, 96 * kMiB), "") << limit;
+    EXPECT_NE(CgroupMisfit("x", {cgroup - 4096, {}}, plan, 96 * kMiB), "") << limit;
+    EXPECT_NE(CgroupMisfit("x", {{}, 349'999'999}, plan, 96 * kMiB), "") << limit;
+  }
+  input.min_memory_bytes = 512 * kMiB;  // what the guest gets beyond its sum is no rounding
+  EXPECT_THAT(CgroupMisfit("x", {512 * kMiB, {}}, Plan(input), 96 * kMiB),
+              HasSubstr("raised to the minimum"));
 }
 
 TEST(Plan, BadNumbersAreNamed) {
