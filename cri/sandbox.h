@@ -49,6 +49,7 @@ class Sandbox {
   absl::Status Resize(const containerd::ResizePtyRequest& request);
   absl::Status CloseStdin(const std::string& id, const std::string& exec_id);
   absl::Status Update(const std::string& id, const std::string& resources_json);
+  // Of the sandbox itself: what QEMU and virtiofsd take of the host.
   absl::StatusOr<agent::v1::ContainerStats> Stats(const std::string& id);
   absl::StatusOr<std::vector<uint32_t>> Pids(const std::string& id);
 
@@ -103,6 +104,7 @@ class Sandbox {
   // containers.cc
   absl::Status MountLayers(const containerd::CreateTaskRequest& request, Container& container);
   absl::Status UnmountLayers(const Container& container);
+  agent::v1::ContainerStats HostStats() const;
   // The images that the container has as disks.
   std::vector<std::string> DisksLocked(const Container& container) const REQUIRES(mutex_);
   absl::StatusOr<std::map<size_t, std::string>> BindVolumes(const BundleSpec& spec, Container& container);

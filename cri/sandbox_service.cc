@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/mutex.h"
 #include "base/status.h"
+#include "cri/task_service.h"
 #include "sizing/annotations.h"
 
 namespace lamina::cri {
@@ -119,6 +120,17 @@ class SandboxService {
     return response;
   }
 
+  absl::StatusOr<containerd::SandboxMetricsResponse> Metrics(const SandboxRequest& request) {
+    RETURN_IF_ERROR(Known(request.sandbox_id()));
+    ASSIGN_OR_RETURN(const agent::v1::ContainerStats stats, sandbox_.Stats(request.sandbox_id()));
+    containerd::SandboxMetricsResponse response;
+    containerd::Metric& metric = *response.mutable_metrics();
+    Stamp(UnixNanos(Clock::Real().Wall()), *metric.mutable_timestamp());
+    metric.set_id(request.sandbox_id());
+    *metric.mutable_data() = MetricsOf(stats);
+    return response;
+  }
+
   absl::StatusOr<Nothing> Ping(const SandboxRequest& request) {
     RETURN_IF_ERROR(Known(request.sandbox_id()));
     return Nothing();
@@ -219,6 +231,8 @@ void RegisterSandboxService(ttrpc::Server& server, Sandbox& sandbox, std::functi
       kService, "WaitSandbox", [service](auto&, auto& r) { return service->Wait(r); });
   server.Handle<containerd::SandboxStatusRequest, containerd::SandboxStatusResponse>(
       kService, "SandboxStatus", [service](auto&, auto& r) { return service->Status(r); });
+  server.Handle<SandboxRequest, containerd::SandboxMetricsResponse>(
+      kService, "SandboxMetrics", [service](auto&, auto& r) { return service->Metrics(r); });
   server.Handle<SandboxRequest, Nothing>(kService, "PingSandbox",
                                          [service](auto&, auto& r) { return service->Ping(r); });
   server.Handle<SandboxRequest, Nothing>(kService, "ShutdownSandbox", [service](auto& context, auto& r) {

@@ -192,8 +192,7 @@ class TaskService {
   absl::StatusOr<containerd::StatsResponse> Stats(const containerd::TaskRequest& request) {
     ASSIGN_OR_RETURN(const agent::v1::ContainerStats stats, sandbox_.Stats(request.id()));
     containerd::StatsResponse response;
-    response.mutable_stats()->set_type_url("io.containerd.cgroups.v2.Metrics");
-    ToMetrics(stats).SerializeToString(response.mutable_stats()->mutable_value());
+    *response.mutable_stats() = MetricsOf(stats);
     return response;
   }
 
@@ -214,6 +213,13 @@ class TaskService {
 };
 
 }  // namespace
+
+containerd::Any MetricsOf(const agent::v1::ContainerStats& stats) {
+  containerd::Any data;
+  data.set_type_url("io.containerd.cgroups.v2.Metrics");
+  ToMetrics(stats).SerializeToString(data.mutable_value());
+  return data;
+}
 
 void RegisterTaskService(ttrpc::Server& server, Sandbox& sandbox, EventPublisher& events,
                          std::function<void()> shut_down) {

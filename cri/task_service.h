@@ -14,4 +14,7 @@ namespace lamina::cri {
 void RegisterTaskService(ttrpc::Server& server, Sandbox& sandbox, EventPublisher& events,
                          std::function<void()> shut_down);
 
+// Statistics as containerd takes them from any shim.
+containerd::Any MetricsOf(const agent::v1::ContainerStats& stats);
+
 }  // namespace lamina::cri

@@ -15,6 +15,7 @@
 #include "base/ttrpc/client.h"
 #include "base/units.h"
 #include "persist/state_store.h"
+#include "proto/containerd/cgroups.pb.h"
 #include "tests/integration/node/node_kit.h"
 #include "tests/testing/status_matchers.h"
 
@@ -181,6 +182,21 @@ TEST_F(SandboxServiceTest, APodsLife) {
   ASSERT_OK(platform);
   EXPECT_EQ(platform->platform().os() + "/" + platform->platform().architecture(), "linux/amd64");
   EXPECT_OK(Call(kService, "PingSandbox", Named()));
+  const auto sampled = Call<containerd::SandboxMetricsResponse>(kService, "SandboxMetrics", Named());
+  ASSERT_OK(sampled);
+  EXPECT_EQ(sampled->metrics().id(), kId);
+  EXPECT_GT(sampled->metrics().timestamp().seconds(), 0);
+  EXPECT_EQ(sampled->metrics().data().type_url(), "io.containerd.cgroups.v2.Metrics");
+  containerd::cgroups::Metrics metrics;
+  ASSERT_TRUE(metrics.ParseFromString(sampled->metrics().data().value()));
+  EXPECT_EQ(metrics.pids().current(), 2u) << "QEMU and virtiofsd";
+  EXPECT_GT(metrics.cpu().usage_usec(), 100'000u) << "it has booted";
+  EXPECT_EQ(metrics.cpu().usage_usec(), metrics.cpu().user_usec() + metrics.cpu().system_usec());
+  EXPECT_GT(metrics.memory().usage(), 32u << 20);
+  EXPECT_LT(metrics.memory().usage(), metrics.memory().usage_limit());
+  EXPECT_EQ(metrics.memory().usage_limit(), (224u + 96u) << 20) << "its claim";
+  EXPECT_THAT(Call<containerd::SandboxMetricsResponse>(kService, "SandboxMetrics", Named("another")),
+              HasStatus(absl::StatusCode::kNotFound, "another"));
   EXPECT_THAT(Call(kService, "PingSandbox", Named("another")),
               HasStatus(absl::StatusCode::kNotFound, "another"));
   // What the CRI's Task calls say of the sandbox agrees.
