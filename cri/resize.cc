@@ -10,6 +10,7 @@
 #include "base/ttrpc/thread.h"
 #include "cri/cgroup.h"
 #include "cri/sandbox.h"
+#include "cri/volumes.h"
 #include "sizing/annotations.h"
 
 namespace lamina::cri {
@@ -115,19 +116,51 @@ std::map<std::string, std::string> Sandbox::Info() const {
   return info;
 }
 
+sizing::CgroupLimits Sandbox::CgroupLimits() const {
+  const sizing::CgroupLimits limits =
+      cgroup_path_.empty() ? sizing::CgroupLimits() : PodCgroupLimits("/sys/fs/cgroup", cgroup_path_);
+  return limits.memory_bytes || limits.nano_cpus ? limits : declared_cgroup_;
+}
+
+uint64_t Sandbox::MemoryVolumeBytes() const {
+  std::map<std::string, uint64_t> all;
+  for (const auto& [container, volumes] : memory_volumes_) all.insert(volumes.begin(), volumes.end());
+  uint64_t sum = 0;
+  for (const auto& [volume, bytes] : all) sum += bytes;
+  return sum;
+}
+
+uint64_t Sandbox::ClaimFor(uint64_t guest_bytes) const {
+  const uint64_t vm = guest_bytes + config_.hypervisor.vmm_overhead_memory_bytes,
+                 volumes = MemoryVolumeBytes();
+  if (volumes == 0) return vm;
+  return std::min(vm + volumes, std::max(vm, CgroupLimits().memory_bytes.value_or(UINT64_MAX)));
+}
+
+absl::Status Sandbox::RaiseClaim(uint64_t bytes) {
+  uint64_t claim;
+  {
+    MutexLock lock(mutex_);
+    claim = state_.claim_bytes;
+  }
+  if (bytes <= claim) return absl::OkStatus();
+  RETURN_IF_ERROR(Retarget(bytes));
+  const absl::Status saved = Save();
+  if (!saved.ok()) Retarget(claim).IgnoreError();
+  return saved;
+}
+
 absl::Status Sandbox::CheckCgroup(const sizing::VmPlan& plan) const {
   if (config_.sizing.cgroup_fit == "off") return absl::OkStatus();
   std::string misfit;
-  const uint64_t host_side = config_.hypervisor.vmm_overhead_memory_bytes;
-  const sizing::CgroupLimits limits =
-      cgroup_path_.empty() ? sizing::CgroupLimits() : PodCgroupLimits("/sys/fs/cgroup", cgroup_path_);
-  if (limits.memory_bytes || limits.nano_cpus) {
-    misfit = sizing::CgroupMisfit("the pod's cgroup " + cgroup_path_.substr(0, cgroup_path_.rfind('/')),
-                                  limits, plan, host_side);
-  } else {
-    misfit = sizing::CgroupMisfit("the pod (limits + overhead.podFixed)", declared_cgroup_, plan, host_side);
-  }
+  const uint64_t volumes = MemoryVolumeBytes();
+  misfit = sizing::CgroupMisfit(cgroup_path_.empty()
+                                    ? "the pod (limits + overhead.podFixed)"
+                                    : "the pod's cgroup " + cgroup_path_.substr(0, cgroup_path_.rfind('/')),
+                                CgroupLimits(), plan, config_.hypervisor.vmm_overhead_memory_bytes + volumes);
   if (misfit.empty()) return absl::OkStatus();
+  if (volumes > 0)
+    misfit += fmt::format("; {} of the host side are memory-backed volumes", FormatBytes(volumes));
   if (config_.sizing.cgroup_fit == "refuse") return absl::FailedPreconditionError(misfit);
   LogWarning("sandbox {}: {}", id_, misfit);
   return absl::OkStatus();
@@ -219,7 +252,7 @@ absl::Status Sandbox::GrowFor(const sizing::PodLimits& limits) {
           "{} vCPUs and {} MiB",
           id_, plan.vcpus, plan.memory_mib, vcpus, boot >> 20);
     }
-    return absl::OkStatus();
+    return RaiseClaim(ClaimFor(boot));
   }
   if (plan.vcpus > max_vcpus || hot > ceiling) {
     return MakeStatus(absl::StatusCode::kOutOfRange,
@@ -231,19 +264,13 @@ absl::Status Sandbox::GrowFor(const sizing::PodLimits& limits) {
   if (ceiling > 0) {
     ASSIGN_OR_RETURN(memory, resizer_->Memory());
   }
-  if (plan.vcpus <= vcpus && hot <= memory.requested) {
+  const bool grows = plan.vcpus > vcpus || hot > memory.requested;
+  const uint64_t needed = ClaimFor(boot + std::max(hot, memory.counted()));
+  if (grows || needed > claim) RETURN_IF_ERROR(CheckCgroup(plan));
+  RETURN_IF_ERROR(RaiseClaim(needed));
+  if (!grows) {
     ShowPlan(plan);
     return absl::OkStatus();
-  }
-  RETURN_IF_ERROR(CheckCgroup(plan));
-  const uint64_t needed =
-      boot + std::max(hot, memory.counted()) + config_.hypervisor.vmm_overhead_memory_bytes;
-  if (needed > claim) {
-    RETURN_IF_ERROR(Retarget(needed));
-    if (const absl::Status saved = Save(); !saved.ok()) {
-      Retarget(claim).IgnoreError();
-      return saved;
-    }
   }
   const absl::Status grown = GrowTo(plan, std::max(hot, memory.requested));
   if (grown.ok()) {
@@ -325,7 +352,7 @@ void Sandbox::WatchMemory() {
           ceiling > 0 ? resizer_->Memory() : absl::StatusOr<vmm::HotMemory>(vmm::HotMemory());
       over = over || (!memory.ok() && !vm_->Alive().ok());
       if (!over && memory.ok()) {
-        const uint64_t needed = boot + memory->counted() + config_.hypervisor.vmm_overhead_memory_bytes;
+        const uint64_t needed = ClaimFor(boot + memory->counted());
         absl::Status lowered;
         if (needed < claim || unshown_) {
           lowered = Retarget(std::min(needed, claim));
@@ -355,7 +382,15 @@ absl::Status Sandbox::AdmitContainer(const std::string& id, const BundleSpec& sp
   }
   const std::string name = spec.Annotation("container-name");
   limits.Add(name.empty() ? id : name, id, spec.limits);
-  RETURN_IF_ERROR(GrowFor(limits));
+  std::vector<std::string> sources;
+  for (const SpecMount& mount : spec.mounts) {
+    if (mount.is_bind()) sources.push_back(mount.source);
+  }
+  memory_volumes_[id] = MemoryVolumes(sources);
+  if (const absl::Status grown = GrowFor(limits); !grown.ok()) {
+    memory_volumes_.erase(id);
+    return grown;
+  }
   KeepLimits(limits);
   return absl::OkStatus();
 }
@@ -364,6 +399,7 @@ void Sandbox::DismissContainer(const std::string& id) {
   MutexLock resize(resize_mutex_);
   sizing::PodLimits limits = limits_;
   limits.Remove(id);
+  memory_volumes_.erase(id);
   KeepLimits(limits);
   ShrinkToFit();
 }

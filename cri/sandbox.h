@@ -80,7 +80,15 @@ class Sandbox {
 
   // resize.cc
   absl::StatusOr<sizing::VmPlan> PlanFirst(const BundleSpec& spec);
-  absl::Status CheckCgroup(const sizing::VmPlan& plan) const;
+  absl::Status CheckCgroup(const sizing::VmPlan& plan) const REQUIRES(resize_mutex_);
+  // Of the pod, or as declared.
+  sizing::CgroupLimits CgroupLimits() const;
+  uint64_t MemoryVolumeBytes() const REQUIRES(resize_mutex_);
+  // What a VM with a guest of so many bytes is to claim: the host side with it, and the memory-backed volumes
+  // as far as the pod's cgroup lets them grow.
+  uint64_t ClaimFor(uint64_t guest_bytes) const REQUIRES(resize_mutex_);
+  // Raises the claim to this, durably, or changes nothing.
+  absl::Status RaiseClaim(uint64_t bytes) REQUIRES(resize_mutex_);
   // Grows the VM to what `limits` need: laminad is asked first, its refusal changes nothing. Never shrinks.
   absl::Status GrowFor(const sizing::PodLimits& limits) REQUIRES(resize_mutex_);
   absl::Status GrowTo(const sizing::VmPlan& plan, uint64_t hot_bytes) REQUIRES(resize_mutex_);
@@ -131,6 +139,8 @@ class Sandbox {
   std::string cgroup_path_;       // under a hierarchy; empty: none
   sizing::CgroupLimits declared_cgroup_;  // limits + podFixed, where both are known
   sizing::PodLimits limits_ GUARDED_BY(resize_mutex_);
+  // container id -> volume -> bytes; containers may share one.
+  std::map<std::string, std::map<std::string, uint64_t>> memory_volumes_ GUARDED_BY(resize_mutex_);
   std::optional<sizing::VmPlan> unshown_ GUARDED_BY(resize_mutex_);  // laminad shows an older one
   bool watching_memory_ GUARDED_BY(resize_mutex_) = false;
 

@@ -1,14 +1,19 @@
 #include "cri/volumes.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/sysinfo.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 #include "base/file_system.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "base/units.h"
@@ -16,6 +21,7 @@
 namespace lamina::cri {
 namespace {
 
+constexpr char kEmptyDirs[] = "/volumes/kubernetes.io~empty-dir/";
 constexpr int kUnmountPasses = 256;  // mounts stacked on one point
 
 std::string PointsDir(const std::string& shared_dir) { return shared_dir + ".points"; }
@@ -67,6 +73,32 @@ absl::Status PutMounts(const UniqueFd& tree, const std::string& target) {
 }
 
 }  // namespace
+
+std::map<std::string, uint64_t> MemoryVolumes(const std::vector<std::string>& bind_sources) {
+  std::map<std::string, uint64_t> volumes;
+  struct sysinfo host {};
+  sysinfo(&host);
+  for (const std::string& source : bind_sources) {
+    const size_t at = source.find(kEmptyDirs);
+    struct statfs file_system {};
+    if (at == std::string::npos || statfs(source.c_str(), &file_system) != 0 ||
+        file_system.f_type != TMPFS_MAGIC) {
+      continue;
+    }
+    const uint64_t bytes =
+        static_cast<uint64_t>(file_system.f_blocks) * static_cast<uint64_t>(file_system.f_bsize);
+    // A subPath of a volume is that volume.
+    const std::string volume = source.substr(0, source.find('/', at + strlen(kEmptyDirs)));
+    // tmpfs says 0 blocks for "as large as you like".
+    if (bytes == 0 || bytes >= uint64_t{host.totalram} * host.mem_unit / 2) {
+      LogWarning("memory-backed volume {} has no size limit of its own: what it takes is not claimed",
+                 volume);
+      continue;
+    }
+    volumes[volume] = bytes;
+  }
+  return volumes;
+}
 
 absl::Status MakeSharedDir(const std::string& dir) {
   ASSIGN_OR_RETURN(const std::vector<std::string> mounted, MountsBelow(dir));

@@ -1,6 +1,7 @@
 // The directory that virtiofsd shares with the guest, and the bind mounts in it.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,12 @@ struct VolumeOptions {
 // Needs Linux 5.12 (mount_setattr).
 absl::Status BindVolume(const std::string& shared_dir, const std::string& name, const std::string& source,
                         VolumeOptions options);
+
+// Host memory that a container's mounts may take beside the guest's: the kubelet's memory-backed emptyDirs,
+// by source, as large as their tmpfs may grow. Secrets and tokens, tmpfs too, hold next to nothing: not
+// counted. One that may grow to half of the host's memory (no sizeLimit, no pod limit) has no size to be
+// claimed: left out, logged.
+std::map<std::string, uint64_t> MemoryVolumes(const std::vector<std::string>& bind_sources);
 
 // Unmounts and removes one; gone already: OK.
 absl::Status UnbindVolume(const std::string& shared_dir, const std::string& name);

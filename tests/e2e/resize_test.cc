@@ -1,4 +1,5 @@
 // In-place resizes, containers that come late: VM, guest and claim follow, and the guest's own numbers agree.
+#include <sys/mount.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -158,6 +159,40 @@ TEST_F(ResizeTest, AContainerThatTheSumDoesNotKnow) {
   EXPECT_EQ(Eventually([&] { return Nproc(); }, std::string("1")), "1");
   EXPECT_EQ(Eventually([&] { return MemTotal(); }, total_), total_);
   EXPECT_EQ(Eventually([&] { return Claimed(pod_.id()); }, kBoot + kHostSide), kBoot + kHostSide);
+}
+
+// It is the host's memory, not the guest's: claimed while a container has it, once for all of them.
+TEST_F(ResizeTest, AMemoryBackedVolumeIsClaimed) {
+  const std::string host = TestNode().volumes_dir() + "/pods/uid/volumes/kubernetes.io~empty-dir/cache";
+  std::filesystem::create_directories(host);
+  ASSERT_EQ(mount("none", host.c_str(), "tmpfs", 0, "size=48m"), 0);
+  std::vector<std::string> ids;
+  for (const char* name : {"writer", "reader"}) {
+    ContainerSpec late = Sleeper(name);
+    late.resources = Of(100, 8);
+    late.mounts = {{"/cache", host, false}};
+    ASSERT_OK_AND_ASSIGN(const std::string id, Cri().RunContainer(pod_.id(), late));
+    ids.push_back(id);
+    const uint64_t claimed = kBoot + ids.size() * 8 * kMiB + kHostSide + 48 * kMiB;
+    EXPECT_EQ(Eventually([&] { return Claimed(pod_.id()); }, claimed), claimed);
+  }
+  ASSERT_OK(ShellIn(ids[0], "dd if=/dev/zero of=/cache/file bs=1M count=16 2>/dev/null"));
+  EXPECT_EQ(Trim(ShellIn(ids[1], "stat -c %s /cache/file").value_or("?")), std::to_string(16 * kMiB));
+  for (const std::string& id : ids) {
+    ASSERT_OK(Cri().StopContainer(id, 0));
+    ASSERT_OK(Cri().RemoveContainer(id));
+  }
+  EXPECT_EQ(Eventually([&] { return Claimed(pod_.id()); }, kBoot + kHostSide), kBoot + kHostSide);
+  // More than the node has left: the container is refused, and nothing has changed.
+  ASSERT_EQ(mount("none", host.c_str(), "tmpfs", MS_REMOUNT, "size=4500m"), 0);
+  ContainerSpec large = Sleeper("large");
+  large.resources = Of(100, 8);
+  large.mounts = {{"/cache", host, false}};
+  const auto refused = Cri().RunContainer(pod_.id(), large);
+  EXPECT_THAT(refused.status().ToString(), HasSubstr("available"));
+  EXPECT_EQ(Claimed(pod_.id()), kBoot + kHostSide);
+  ASSERT_OK(pod_.Remove());
+  EXPECT_EQ(umount(host.c_str()), 0);
 }
 
 TEST_F(ResizeTest, WhatTheNodeCannotGiveIsRefusedAndNothingChanges) {

@@ -173,5 +173,27 @@ TEST_F(VolumesTest, OddNamesAndStackedMountsAreUnmounted) {
   EXPECT_OK(UnmountTree(dir_ / "never"));
 }
 
+TEST_F(VolumesTest, MemoryBackedOnesHaveTheirSize) {
+  const auto volume = [&](const std::string& kind, const std::string& name, const char* size) {
+    const std::string path = dir_ / ("pods/uid/volumes/" + kind + "/" + name);
+    fs::create_directories(path);
+    if (size != nullptr) {
+      EXPECT_EQ(mount("none", path.c_str(), "tmpfs", 0, size), 0) << size;
+    }
+    return path;
+  };
+  const std::string kEmptyDir = "kubernetes.io~empty-dir", cache = volume(kEmptyDir, "cache", "size=8m"),
+                    other = volume(kEmptyDir, "other", "size=4m"), disk = volume(kEmptyDir, "disk", nullptr),
+                    endless = volume(kEmptyDir, "endless", "size=0"),
+                    most = volume(kEmptyDir, "most", "size=60%"),
+                    secret = volume("kubernetes.io~secret", "key", "size=2m");
+  fs::create_directories(cache + "/sub/path");
+  EXPECT_EQ(MemoryVolumes({cache, other, disk, endless, most, secret, cache + "/sub/path", "/etc/hosts", "",
+                           dir_ / "pods/uid/volumes/kubernetes.io~empty-dir/gone"}),
+            (std::map<std::string, uint64_t>{{cache, 8 << 20}, {other, 4 << 20}}));
+  for (const std::string& mounted : {cache, other, endless, most, secret})
+    EXPECT_EQ(umount(mounted.c_str()), 0);
+}
+
 }  // namespace
 }  // namespace lamina::cri
