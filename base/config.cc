@@ -10,6 +10,7 @@
 #define TOML_EXCEPTIONS 0
 #include <toml++/toml.h>
 
+#include "absl/strings/numbers.h"
 #include "base/file_system.h"
 #include "base/status.h"
 
@@ -91,6 +92,23 @@ Setter Flag(std::function<bool&(Config&)> field) {
   };
 }
 
+// HOST:PORT. cpprestsdk splits at the first colon, so that a literal IPv6 address cannot be said to it.
+Setter Address(std::function<std::string&(Config&)> field) {
+  return [=](Config& config, const toml::node& node, const std::string& key) -> absl::Status {
+    ASSIGN_OR_RETURN(std::string value, Get<std::string>(node, key, "a text in quotes"));
+    const size_t colon = value.find(':');
+    uint32_t port = 0;
+    if (colon == 0 || colon == std::string::npos || !absl::SimpleAtoi(value.substr(colon + 1), &port) ||
+        port < 1 || port > 65535) {
+      return InvalidArgument(
+          "{} = \"{}\": must be HOST:PORT with a name or an IPv4 address and a port of 1 to 65535", key,
+          value);
+    }
+    field(config) = std::move(value);
+    return absl::OkStatus();
+  };
+}
+
 Setter Texts(std::function<std::vector<std::string>&(Config&)> field) {
   return [=](Config& config, const toml::node& node, const std::string& key) -> absl::Status {
     const toml::array* array = node.as_array();
@@ -146,7 +164,7 @@ const std::map<std::string, Setter>& Setters() {
       {"memory.balloon", Flag(FIELD(memory.balloon))},
       {"memory.balloon_floor", Bytes(FIELD(memory.balloon_floor_bytes))},
       {"memory.balloon_margin", Bytes(FIELD(memory.balloon_margin_bytes))},
-      {"laminad.rest_address", Text(FIELD(laminad.rest_address))},
+      {"laminad.rest_address", Address(FIELD(laminad.rest_address))},
       {"laminad.log_level", Text(FIELD(laminad.log_level), {"debug", "info", "warning", "error"})},
   };
   return setters;

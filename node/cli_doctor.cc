@@ -61,12 +61,6 @@ Finding CheckKvm(const Config& config) {
   return {"kvm", Verdict::kOk, "/dev/kvm opens; whether VMs really run on it is found out at the first pod"};
 }
 
-Finding CheckDevice(const std::string& path, const std::string& without) {
-  const UniqueFd fd(open(path.c_str(), O_RDWR | O_CLOEXEC));
-  if (fd) return {path, Verdict::kOk, "opens"};
-  return {path, Verdict::kWarning, Message(ErrnoStatus(errno, "open " + path)) + "; " + without};
-}
-
 Finding CheckCgroups() {
   FileSystem& fs = FileSystem::Real();
   if (fs.Exists("/sys/fs/cgroup/cgroup.controllers")) return {"cgroups", Verdict::kOk, "version 2"};
@@ -169,8 +163,6 @@ absl::Status Doctor(const Common& common, bool repair) {
   if (!common.config.empty()) setenv("LAMINA_CONFIG", common.config.c_str(), 1);
   std::vector<Finding> findings = {
       CheckKvm(config),
-      CheckDevice("/dev/vhost-net", "pods' networks are slower"),
-      CheckDevice("/dev/vhost-vsock", "not needed: agents are reached over virtio-serial"),
       CheckCgroups(),
       CheckProgram("qemu", {config.hypervisor.qemu, "--version"}),
       CheckFiles("firmware", {config.hypervisor.firmware}, "; package seabios or qemu-system-data has it"),

@@ -103,11 +103,13 @@ absl::Status NodeState::CheckLocked(const std::string& id, uint64_t generation) 
 }
 
 bool NodeState::VmmLives(const Record& record) const {
-  if (record.vmm_pid() != 0 && host_.Alive(record.vmm_pid(), record.vmm_start_time())) return true;
+  if (record.vmm_pid() != 0) return host_.Alive(record.vmm_pid(), record.vmm_start_time());
   // QEMU may run although its start was never told: the shim writes its pid down first.
   const persist::StateStore store(fs_, config_.paths.state_dir);
   const absl::StatusOr<persist::SandboxState> state = store.Load(record.claim().sandbox_id());
-  return state.ok() && state->vmm.pid != 0 && host_.Alive(state->vmm.pid, state->vmm.start_time);
+  // What cannot be read may name a VM that lives.
+  if (!state.ok()) return state.status().code() != absl::StatusCode::kNotFound;
+  return state->vmm.pid != 0 && host_.Alive(state->vmm.pid, state->vmm.start_time);
 }
 
 bool NodeState::Lives(const Record& record) const {
@@ -432,7 +434,7 @@ absl::Status NodeState::Release(const laminad::v1::ReleaseRequest& request) {
   }
   if (known && request.generation() != 0 && request.generation() != record.generation())
     return absl::OkStatus();
-  if (VmmLives(record)) {
+  if (known && VmmLives(record)) {
     return MakeStatus(absl::StatusCode::kFailedPrecondition, "release {}: its VM (pid {}) still lives", id,
                       record.vmm_pid());
   }

@@ -48,9 +48,9 @@ void EndLeftProbe(const std::string& dir) {
   if (qmp.ok()) (*qmp)->Execute("quit", "", std::chrono::seconds(2)).status().IgnoreError();
 }
 
-std::string FileKey(const std::string& path) {
+absl::StatusOr<std::string> FileKey(const std::string& path) {
   struct stat info {};
-  if (stat(path.c_str(), &info) != 0) return "none";
+  if (stat(path.c_str(), &info) != 0) return ErrnoStatus(errno, path);
   return fmt::format("{}-{}-{}", info.st_ino, info.st_size, info.st_mtim.tv_sec);
 }
 
@@ -93,6 +93,10 @@ absl::Status TryKvm(const Config& config, const std::string& dir) {
 
 absl::StatusOr<std::string> ChooseAccel(const Config& config) {
   if (config.hypervisor.accel != "auto") return config.hypervisor.accel;
+  // What is not there boots nowhere: that is no answer to keep.
+  ASSIGN_OR_RETURN(const std::string kernel, FileKey(config.kernel()));
+  ASSIGN_OR_RETURN(const std::string initramfs, FileKey(config.initramfs()));
+  ASSIGN_OR_RETURN(const std::string qemu, FileKey(ProgramPath(config.hypervisor.qemu)));
   FileSystem& fs = FileSystem::Real();
   RETURN_IF_ERROR(fs.MakeDirectories(config.paths.run_dir, 0700));
   const std::string path = config.paths.run_dir + "/accel";
@@ -100,8 +104,7 @@ absl::StatusOr<std::string> ChooseAccel(const Config& config) {
   if (!lock) return ErrnoStatus(errno, "open " + path + ".lock");
   while (flock(lock.get(), LOCK_EX) != 0 && errno == EINTR) {
   }
-  const std::string key = fmt::format("{} {} {} {}", FileKey(config.kernel()), FileKey(config.initramfs()),
-                                      FileKey(ProgramPath(config.hypervisor.qemu)),
+  const std::string key = fmt::format("{} {} {} {}", kernel, initramfs, qemu,
                                       fs.Read("/proc/sys/kernel/random/boot_id", 128).value_or("?\n"));
   const std::string known = fs.Read(path, 4096).value_or("");
   for (const std::string accel : {"kvm", "tcg"}) {

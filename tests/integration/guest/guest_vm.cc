@@ -119,7 +119,7 @@ absl::Status GuestVm::Start(const VmOptions& options) {
       "-smp",
       fmt::format("1,maxcpus={}", options.max_vcpus),
       "-cpu",
-      "max",
+      "max,-erms,-fsrm",
       "-nodefaults",
       "-no-user-config",
       "-display",

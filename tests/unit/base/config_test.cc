@@ -1,5 +1,6 @@
 #include "base/config.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "base/file_system.h"
@@ -49,6 +50,12 @@ TEST(Config, ErrorsNameKeyLineAndValue) {
   EXPECT_THAT(ParseConfig("run_dir = \"/x\"\n", "c"), HasStatus(kInvalid, "outside a section"));
   EXPECT_THAT(ParseConfig("[sizing\n", "c"), HasStatus(kInvalid, "c:1"));
   EXPECT_THAT(ParseConfig("[memory]\nreserve = -1\n", "c"), HasStatus(kInvalid, "-1"));
+  for (const char* bad :
+       {"[::1]:9477", "::1", "127.0.0.1", ":9477", "host:", "host:0", "host:65536", "host:x"}) {
+    EXPECT_THAT(ParseConfig(fmt::format("[laminad]\nrest_address = \"{}\"\n", bad), "c"),
+                HasStatus(kInvalid, fmt::format("rest_address = \"{}\": must be HOST:PORT", bad)));
+  }
+  EXPECT_OK(ParseConfig("[laminad]\nrest_address = \"localhost:80\"\n", "c"));
 }
 
 TEST(Config, SampleShowsTheDefaults) {

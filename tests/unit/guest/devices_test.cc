@@ -10,6 +10,7 @@ namespace lamina::guest {
 namespace {
 
 namespace fs = std::filesystem;
+using namespace std::string_literals;
 
 // A sysfs as a q35 guest has it: a root port in slot 4 with a virtio-pmem behind it, a virtio-scsi in slot 5
 // with two disks, serial ports, a network device.
@@ -101,12 +102,12 @@ TEST(PciPath, OnlySlotsAndFunctionsAreTaken) {
 }
 
 TEST(Uevent, VariablesAreReadFromWhatTheKernelSends) {
-  const std::string text("add@/devices/x\0ACTION=add\0SUBSYSTEM=virtio\0MODALIAS=virtio:d0000001Bv00001AF4\0",
-                         81);
+  const std::string text =
+      "add@/devices/x\0ACTION=add\0SUBSYSTEM=virtio\0MODALIAS=virtio:d0000001Bv00001AF4\0"s;
   const auto variables = ParseUevent(text);
   EXPECT_EQ(variables.at("ACTION"), "add");
   EXPECT_EQ(variables.at("MODALIAS"), "virtio:d0000001Bv00001AF4");
-  EXPECT_TRUE(ParseUevent("libudev\0ACTION=add").empty());
+  EXPECT_TRUE(ParseUevent("libudev\0ACTION=add"s).empty());
   EXPECT_TRUE(ParseUevent("").empty());
 }
 

@@ -367,6 +367,23 @@ TEST_F(NodeStateTest, ADamagedSandboxStateStopsNobody) {
   EXPECT_TRUE(Claim("one", 1 * kMiB).ok());
 }
 
+// QEMU may run although nobody told laminad, and the one file that would say so cannot be read.
+TEST_F(NodeStateTest, ADamagedSandboxStateKeepsItsClaim) {
+  host_.Start(101, 1);
+  const auto claim = Claim("one", 1 * kGiB, 101);
+  ASSERT_TRUE(claim.ok());
+  const std::string dir = config_.paths.state_dir + "/sandboxes/one";
+  ASSERT_TRUE(FileSystem::Real().MakeDirectories(dir, 0700).ok());
+  ASSERT_TRUE(FileSystem::Real().WriteAndSync(dir + "/state.json", "nonsense", 0600).ok());
+  EXPECT_EQ(Release("one", *claim).code(), absl::StatusCode::kFailedPrecondition);
+  host_.End(101);
+  ASSERT_TRUE(node_->Reconcile().ok());
+  EXPECT_EQ(Claimed(), 1 * kGiB);
+  ASSERT_TRUE(FileSystem::Real().RemoveTree(dir).ok());
+  ASSERT_TRUE(node_->Reconcile().ok());
+  EXPECT_EQ(Claimed(), 0u);
+}
+
 TEST_F(NodeStateTest, DamagedClaimsAreNotTakenForNone) {
   ASSERT_TRUE(Claim("one", 1 * kGiB).ok());
   const std::string path = config_.paths.state_dir + "/claims.journal";

@@ -13,6 +13,8 @@
 namespace lamina::vmm {
 namespace {
 
+using lamina::testing::HasStatus;
+
 class AccelTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -67,6 +69,18 @@ TEST_F(AccelTest, TheRememberedAnswerHoldsOnlyForTheSameGuestImage) {
   EXPECT_EQ(ChooseAccel(config_).value_or("error"), "kvm");
   std::ofstream(dir_ / "vmlinux", std::ios::app) << "changed";
   EXPECT_EQ(ChooseAccel(config_).value_or("error"), "tcg");
+}
+
+TEST_F(AccelTest, AMissingFileIsNamedAndTheAnswerBeforeIsKept) {
+  ASSERT_OK(ChooseAccel(config_));
+  for (const char* name : {"vmlinux", "initramfs.img", "qemu"}) {
+    std::filesystem::rename(dir_ / name, dir_ / "away");
+    EXPECT_THAT(ChooseAccel(config_), HasStatus(absl::StatusCode::kNotFound, dir_ / name));
+    std::filesystem::rename(dir_ / "away", dir_ / name);
+  }
+  const int tries = Tries();
+  EXPECT_EQ(ChooseAccel(config_).value_or("error"), "tcg");
+  EXPECT_EQ(Tries(), tries);
 }
 
 }  // namespace

@@ -85,7 +85,7 @@ TEST(QemuCommandTest, AWholePod) {
           // A QEMU that was taken over can neither start programs nor gain rights.
           "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
           "-machine q35,memory-backend=ram,hpet=off,usb=off,vmport=off,smm=off,i8042=off",
-          "-accel tcg,thread=single", "-cpu max", "-smp 1",
+          "-accel tcg,thread=single", "-cpu max,-erms,-fsrm", "-smp 1",
           // Address space: 1 GiB arena at boot + 3 GiB later + 1 GiB for alignment.
           "-m 352M,slots=8,maxmem=5472M", "-object memory-backend-memfd,id=ram,size=352M,share=on",
           "-bios /fw/qboot.rom", "-kernel /guest/vmlinux", "-initrd /guest/initramfs.img",
