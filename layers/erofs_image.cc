@@ -4,7 +4,9 @@
 #include <sys/stat.h>
 
 #include <cerrno>
+#include <climits>
 #include <cstring>
+#include <filesystem>
 
 #include "base/status.h"
 #include "base/subprocess.h"
@@ -18,6 +20,17 @@ constexpr uint32_t kErofsMagic = 0xE0F5E1E2;
 constexpr off_t kSuperblockOffset = 1024;
 // One UUID for all: the digest is what names an image.
 constexpr char kUuid[] = "00000000-0000-4000-8000-6c616d696e61";
+
+// mkfs.erofs 1.5 cannot take a name as long as the kernel allows, and says of it no more than that a file
+// does not exist. The first such path below `directory`, or nothing.
+std::string TooLongNameBelow(const std::string& directory) {
+  std::error_code error;
+  for (std::filesystem::recursive_directory_iterator it(directory, error), end; !error && it != end;
+       it.increment(error)) {
+    if (it->path().filename().native().size() >= NAME_MAX) return it->path().native();
+  }
+  return "";
+}
 
 absl::StatusOr<uint64_t> SizeOf(int fd, const std::string& path) {
   struct stat info {};
@@ -60,6 +73,12 @@ absl::StatusOr<Image> MakeErofsImage(const std::string& directory, const std::st
                                  timeout);
   if (made.message().find("No space left on device") != absl::string_view::npos)
     made = absl::ResourceExhaustedError(made.message());
+  if (made.message().find("No such file or directory") != absl::string_view::npos) {
+    if (const std::string path = TooLongNameBelow(directory); !path.empty()) {
+      return InvalidArgument("convert layer {}: mkfs.erofs cannot store a name of {} bytes: {}", directory,
+                             NAME_MAX, path);
+    }
+  }
   RETURN_IF_ERROR(Annotate(made, "convert layer " + directory));
   UniqueFd fd(open(image_path.c_str(), O_RDWR | O_CLOEXEC));
   if (!fd) return ErrnoStatus(errno, "open " + image_path);

@@ -13,7 +13,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kIndexVersion = 2;  // 1 had no checksum
+constexpr uint64_t kIndexVersion = 2;
 
 std::string Text(const json& object, const char* key) {
   const auto it = object.find(key);
@@ -118,16 +118,19 @@ absl::Status LayerStore::Load() {
                         "{}: written by a newer Lamina (version {}); left untouched", path,
                         Number(root, "version"));
     }
-    if (Number(root, "version") == kIndexVersion) {
-      json stored = std::move(root["content"]);
-      ASSIGN_OR_RETURN(const std::string checksum,
-                       Sha256(stored.dump(-1, ' ', false, json::error_handler_t::replace)));
-      if (!stored.is_object() || checksum != Text(root, "checksum")) {
-        return MakeStatus(absl::StatusCode::kDataLoss,
-                          "{}: its checksum is wrong; remove {} when no Lamina pod runs", path, options_.dir);
-      }
-      root = std::move(stored);
+    if (Number(root, "version") != kIndexVersion) {
+      return MakeStatus(absl::StatusCode::kDataLoss,
+                        "{}: version {} instead of {}; remove {} when no Lamina pod runs", path,
+                        Number(root, "version"), kIndexVersion, options_.dir);
     }
+    json stored = std::move(root["content"]);
+    ASSIGN_OR_RETURN(const std::string checksum,
+                     Sha256(stored.dump(-1, ' ', false, json::error_handler_t::replace)));
+    if (!stored.is_object() || checksum != Text(root, "checksum")) {
+      return MakeStatus(absl::StatusCode::kDataLoss,
+                        "{}: its checksum is wrong; remove {} when no Lamina pod runs", path, options_.dir);
+    }
+    root = std::move(stored);
   }
   next_arena_ = std::max<uint64_t>(1, Number(root, "next_arena"));
   std::set<std::string> known = {"index.json"};

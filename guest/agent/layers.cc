@@ -142,7 +142,7 @@ absl::Status LayerTable::RemoveLeftovers(const std::string& id, const std::strin
       if (!entry.mounted && !entry.busy && (other == id || entry.place == place)) left.push_back(other);
     }
   }
-  for (const std::string& other : left) RETURN_IF_ERROR(Unmount(other));
+  for (const std::string& other : left) RETURN_IF_ERROR(Remove(other, /*only_leftovers=*/true));
   return absl::OkStatus();
 }
 
@@ -232,11 +232,16 @@ absl::Status LayerTable::Undo(const std::string& id, Entry& entry) {
 
 absl::Status LayerTable::Unmount(const std::string& id) {
   RETURN_IF_ERROR(CheckLayerId(id));
+  return Remove(id, /*only_leftovers=*/false);
+}
+
+absl::Status LayerTable::Remove(const std::string& id, bool only_leftovers) {
   Entry entry;
   {
     MutexLock lock(mutex_);
     Entry* there = WaitIdle(id);
-    if (there == nullptr) return absl::OkStatus();
+    // A leftover may have become a layer again since it was seen.
+    if (there == nullptr || (only_leftovers && there->mounted)) return absl::OkStatus();
     if (there->users > 0) {
       return MakeStatus(absl::StatusCode::kFailedPrecondition, "layer {} is used by {} container(s)", id,
                         there->users);

@@ -60,6 +60,7 @@ class LayerTable {
   absl::Status MountPmem(const agent::v1::Layer& layer, Entry& entry, agent::v1::LayerResult& result);
   absl::Status MountScsi(const agent::v1::Layer& layer, Entry& entry, agent::v1::LayerResult& result);
   absl::Status Undo(const std::string& id, Entry& entry);
+  absl::Status Remove(const std::string& id, bool only_leftovers);
   absl::Status RemoveLeftovers(const std::string& id, const std::string& place);
   Entry* WaitIdle(const std::string& id) REQUIRES(mutex_);
 

@@ -64,6 +64,41 @@ TEST(Layers, ARegionOfTheArenaIsMountedWithDaxAndAgainAtOnce) {
   EXPECT_EQ(Mounts(vm).find(LayerId(0xda)), std::string::npos);
 }
 
+TEST(Layers, OneCallMountsManyAndSaysWhichOneItCannot) {
+  GuestVm& vm = GuestVm::Shared();
+  constexpr uint64_t kFirst = 0xa11000;
+  MountLayersRequest request;
+  UnmountLayersRequest all;
+  for (uint64_t i = 0; i < 12; ++i) {
+    const std::string name = "all-" + std::to_string(i);
+    const auto image = MakeErofs(MakeDirectoryWith(vm, name, "file", name), vm.directory() + "/all.erofs");
+    ASSERT_TRUE(image.ok()) << image.status();
+    const auto region = vm.AddToArena(*image);
+    ASSERT_TRUE(region.ok()) << region.status();
+    request.add_layers()->set_id(LayerId(kFirst + i));
+    *request.mutable_layers(static_cast<int>(i))->mutable_pmem() = *region;
+    all.add_ids(LayerId(kFirst + i));
+  }
+  MountLayersRequest damaged = request;
+  damaged.mutable_layers(7)->mutable_pmem()->set_offset(100 << 20);  // nothing has been written there
+  const absl::Status failed = vm.Call<MountLayersResponse>("MountLayers", damaged).status();
+  ASSERT_FALSE(failed.ok());
+  EXPECT_NE(std::string(failed.message()).find(LayerId(kFirst + 7)), std::string::npos) << failed;
+  EXPECT_EQ(Mounts(vm).find(LayerId(kFirst + 7)), std::string::npos);
+
+  // Those that were mounted before the failure are found, the others are mounted now.
+  const auto response = vm.Call<MountLayersResponse>("MountLayers", request);
+  ASSERT_TRUE(response.ok()) << response.status();
+  ASSERT_EQ(response->results_size(), request.layers_size());
+  const std::string mounts = Mounts(vm);
+  for (int i = 0; i < request.layers_size(); ++i) {
+    EXPECT_EQ(response->results(i).id(), request.layers(i).id());
+    EXPECT_NE(mounts.find("/layers/" + request.layers(i).id() + " erofs ro"), std::string::npos) << mounts;
+  }
+  EXPECT_TRUE(vm.Call("UnmountLayers", all).ok());
+  EXPECT_EQ(Mounts(vm).find(LayerId(kFirst)), std::string::npos);
+}
+
 TEST(Layers, WhatCannotBeMountedLeavesNothing) {
   GuestVm& vm = GuestVm::Shared();
   const std::string before = Mounts(vm);

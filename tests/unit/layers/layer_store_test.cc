@@ -372,6 +372,11 @@ TEST_F(LayerStoreTest, ForeignIndexesAreLeftUntouched) {
   std::string newer = good;
   newer.replace(newer.find("\"version\":2"), 11, "\"version\":3");
   EXPECT_EQ(open_with(newer), StatusCode::kFailedPrecondition);
+  std::string older = good;
+  older.replace(older.find("\"version\":2"), 11, "\"version\":1");
+  EXPECT_EQ(open_with(older), StatusCode::kDataLoss);
+  EXPECT_EQ(open_with("{}"), StatusCode::kDataLoss);
+  EXPECT_EQ(open_with("{\"arenas\":[]}"), StatusCode::kDataLoss) << "without a checksum nothing is believed";
   std::string flipped = good;
   flipped[flipped.find("\"offset\":0")] = '\'';
   EXPECT_EQ(open_with(flipped), StatusCode::kDataLoss);
