@@ -29,6 +29,8 @@ using std::chrono::steady_clock;
 constexpr size_t kLoopStackBytes = 128 * 1024;
 constexpr size_t kMaxQueuedBytes = 16 << 20;  // a peer that does not read this much is dropped
 constexpr std::chrono::milliseconds kLinger{500};
+constexpr auto kTakenTimeout =
+    std::chrono::seconds(1);     // a host that takes nothing holds up nothing for longer
 constexpr int kPortPollMs = 20;  // a virtio-serial port without a peer: how often to look again
 
 struct Connection {
@@ -283,7 +285,10 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
       mutex_.Unlock();
       std::function<void()> after_answer;
       Answer(*work.connection, work.epoch, work.stream_id, Run(work, after_answer));
-      if (after_answer) after_answer();
+      if (after_answer) {
+        WaitTaken(*work.connection);
+        after_answer();
+      }
       work = Work();
       mutex_.Lock();
       --busy_;
@@ -345,6 +350,22 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
       connection.out += *bytes;
     }
     Flush(connection);
+  }
+
+  // A virtio port can be written again once the host has taken what it was given, a socket at once.
+  void WaitTaken(Connection& connection) {
+    const auto end = steady_clock::now() + kTakenTimeout;
+    for (bool written = false; !written;) {
+      {
+        MutexLock lock(connection.mutex);
+        if (connection.closed) return;
+        written = connection.out.empty();
+      }
+      pollfd writable{connection.fd.get(), POLLOUT, 0};
+      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - steady_clock::now());
+      if (left.count() <= 0 || poll(&writable, 1, static_cast<int>(left.count())) <= 0) return;
+      if (!written) Flush(connection);
+    }
   }
 
   // Writes what the peer takes now; asks epoll for the rest. False when the connection is broken.

@@ -23,7 +23,8 @@ struct CallContext {
   std::string ns;                                                 // metadata containerd-namespace-ttrpc
   std::optional<std::chrono::steady_clock::time_point> deadline;  // from timeout_nano
   int peer_pid = 0;                                               // SO_PEERCRED where there is one
-  // What a handler puts here runs once its answer has been written: for what must not outrun the answer.
+  // What a handler puts here runs once the peer has taken the answer (or has not for a second): for what must
+  // not outrun it.
   std::function<void()>* after_answer = nullptr;
 };
 

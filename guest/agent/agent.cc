@@ -198,8 +198,8 @@ void Agent::RegisterMachine(ttrpc::Server& server) {
         return response;
       });
   server.Handle<Empty, Empty>(kAgentService, "Shutdown",
-                              [this](const CallContext&, const Empty&) -> absl::StatusOr<Empty> {
-                                on_shutdown_();
+                              [this](const CallContext& context, const Empty&) -> absl::StatusOr<Empty> {
+                                *context.after_answer = on_shutdown_;
                                 return Empty();
                               });
 }

@@ -36,8 +36,8 @@ struct AgentOptions {
 // Thread-safe.
 class Agent {
  public:
-  // `stdio` is the stdio port (owned). `on_shutdown` is called once, from a call's thread, after Shutdown was
-  // asked for. `modules`, `monitor` and `processes` outlive the agent.
+  // `stdio` is the stdio port (owned). `on_shutdown` is called from a call's thread whenever Shutdown has
+  // been answered. `modules`, `monitor` and `processes` outlive the agent.
   static absl::StatusOr<std::unique_ptr<Agent>> Create(AgentOptions options, UniqueFd stdio, bool persistent,
                                                        ModuleLoader& modules, DeviceMonitor& monitor,
                                                        ProcessTable& processes,
