@@ -89,6 +89,8 @@ absl::Status ApplyOverrides(const Annotations& annotations, const std::vector<st
       ASSIGN_OR_RETURN(input.overhead_nano_cpus, ParseCpus(value, "annotation " + name));
     } else if (option == "overhead-memory") {
       ASSIGN_OR_RETURN(input.overhead_memory_bytes, ParseBytes(value, "annotation " + name));
+    } else if (name == kNumaNodesAnnotation) {
+      ASSIGN_OR_RETURN(input.numa_nodes, ParseNumaNodes(value, "annotation " + name));
     } else {
       return InvalidArgument("annotation {} (\"{}\") is unknown to Lamina", name, value);
     }

@@ -25,9 +25,11 @@ struct CriResources {
 // InvalidArgument names the field and its value; OutOfRange when the huge pages do not fit 63 bits.
 absl::StatusOr<Limits> LimitsFromCri(const CriResources& resources, const std::string& name);
 
+inline constexpr char kNumaNodesAnnotation[] = "lamina.io/numa-nodes";
+
 // Per-pod overrides: lamina.io/default-cpu, lamina.io/default-memory, lamina.io/overhead-cpu,
-// lamina.io/overhead-memory. An annotation lamina.io/* that is unknown or not in `allowed` is an error that
-// names it.
+// lamina.io/overhead-memory, lamina.io/numa-nodes. An annotation lamina.io/* that is unknown or not in
+// `allowed` is an error that names it.
 absl::Status ApplyOverrides(const Annotations& annotations, const std::vector<std::string>& allowed,
                             PlanInput& input);
 

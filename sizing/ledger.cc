@@ -72,50 +72,76 @@ absl::StatusOr<RangeGrant> Ledger::ClaimRange(const std::string& id, uint64_t mi
                     FormatBytes(available));
 }
 
-absl::StatusOr<uint64_t> Ledger::ClaimNodes(const std::string& id, const NodeBytes& nodes,
+absl::StatusOr<uint64_t> Ledger::ClaimNodes(const std::string& id, uint64_t bytes, const NumaNodes& nodes,
                                             const std::string& client) {
   if (id.empty()) return absl::InvalidArgumentError("claim: empty id");
-  Sum wanted = 0;
-  for (const auto& [node, bytes] : nodes) wanted += bytes;
-  if (wanted == 0) return InvalidArgument("claim {}: 0 bytes", id);
-  if (wanted > UINT64_MAX) return InvalidArgument("claim {}: its NUMA nodes' sum is too large", id);
+  if (bytes == 0) return InvalidArgument("claim {}: 0 bytes", id);
+  if (nodes.empty()) return InvalidArgument("claim {}: an empty set of NUMA nodes", id);
 
   MutexLock lock(mutex_);
+  for (const uint32_t node : nodes) {
+    if (nodes_.count(node) != 0) continue;
+    NumaNodes known;
+    for (const auto& [number, place] : nodes_) known.insert(number);
+    return InvalidArgument("claim {}: there is no NUMA node {} with memory here, {}", id, node,
+                           known.empty() ? "nor any other" : "but " + FormatNumaNodes(known));
+  }
   LedgerEntry old;
   const auto it = entries_.find(id);
   if (it != entries_.end()) {
-    if (it->second.dying) return Dying(id);
     old = it->second;
-  }
-  if (!pressure_.empty()) return Unavailable(id, pressure_);
-  for (const auto& [node, bytes] : nodes) {
-    const auto place = nodes_.find(node);
-    if (place == nodes_.end()) return InvalidArgument("claim {}: there is no NUMA node {}", id, node);
-    const auto held = old.nodes.find(node);
-    const uint64_t before = held == old.nodes.end() ? 0 : held->second;
-    if (bytes > before && place->second.claimed + (bytes - before) > place->second.capacity) {
-      return MakeStatus(absl::StatusCode::kResourceExhausted,
-                        "claim {}: {} do not fit on NUMA node {}: {} of {} are claimed", id,
-                        FormatBytes(bytes), node, FormatBytes(Saturated(place->second.claimed)),
-                        FormatBytes(place->second.capacity));
+    if (old.dying) return Dying(id);
+    if (old.bound) {
+      return MakeStatus(absl::StatusCode::kAlreadyExists,
+                        "claim {}: it holds {} already, and its VM runs: its NUMA nodes stay what they are",
+                        id, FormatBytes(old.target_bytes));
     }
   }
+  if (!pressure_.empty()) return Unavailable(id, pressure_);
   LedgerEntry entry = old;
   entry.id = id;
   entry.client = client;
-  entry.target_bytes = static_cast<uint64_t>(wanted);
+  entry.target_bytes = bytes;
   entry.nodes = nodes;
-  const uint64_t before = old.counted_bytes(), after = entry.counted_bytes();
-  if (after > before && after - before > AvailableLocked()) {
-    return MakeStatus(absl::StatusCode::kResourceExhausted, "claim {}: {} do not fit: {} are available", id,
-                      FormatBytes(after - before), FormatBytes(AvailableLocked()));
-  }
+  RETURN_IF_ERROR(RoomLocked(
+      old, entry,
+      fmt::format("claim {}: {} from NUMA nodes {}", id, FormatBytes(bytes), FormatNumaNodes(nodes))));
   if (it != entries_.end()) CountLocked(old, false);
   entry.generation = next_generation_++;
   CountLocked(entry, true);
   const uint64_t generation = entry.generation;
   entries_[id] = std::move(entry);
   return generation;
+}
+
+absl::Status Ledger::RoomLocked(const LedgerEntry& before, const LedgerEntry& after,
+                                const std::string& what) const {
+  const NodeBytes held = DivideEvenly(before.counted_bytes(), before.nodes);
+  for (const auto& [node, bytes] : DivideEvenly(after.counted_bytes(), after.nodes)) {
+    const auto place = nodes_.find(node);
+    if (place == nodes_.end()) continue;  // of a set restored from when the machine had it
+    const auto mine = held.find(node);
+    const uint64_t had = mine == held.end() ? 0 : mine->second;
+    if (bytes <= had) continue;
+    const Node& there = place->second;
+    if (bytes - had > there.available()) {
+      return MakeStatus(
+          absl::StatusCode::kResourceExhausted, "{}: node {} has {} of {} available, {} are wanted there",
+          what, node, FormatBytes(there.available()), FormatBytes(there.capacity), FormatBytes(bytes - had));
+    }
+    const Sum unused = there.claimed - there.resident;
+    if (unused + (bytes - had) > there.left) {
+      return MakeStatus(
+          absl::StatusCode::kUnavailable,
+          "{}: node {} has {} of memory left, less than the {} that are wanted there and the {} "
+          "that are promised on it and not used yet: others than its sets use it",
+          what, node, FormatBytes(there.left), FormatBytes(bytes - had), FormatBytes(Saturated(unused)));
+    }
+  }
+  const uint64_t from = before.counted_bytes(), to = after.counted_bytes();
+  if (to <= from || to - from <= AvailableLocked()) return absl::OkStatus();
+  return MakeStatus(absl::StatusCode::kResourceExhausted, "{}: {} more are needed, {} are available", what,
+                    FormatBytes(to - from), FormatBytes(AvailableLocked()));
 }
 
 void Ledger::Restore(const LedgerEntry& entry) {
@@ -130,7 +156,7 @@ void Ledger::Restore(const LedgerEntry& entry) {
     mine.generation = std::max(mine.generation, entry.generation);
     mine.bound |= entry.bound;
     mine.dying |= entry.dying;
-    for (const auto& [node, bytes] : entry.nodes) mine.nodes[node] = std::max(mine.nodes[node], bytes);
+    if (!entry.nodes.empty()) mine.nodes = entry.nodes;
   }
   CountLocked(it->second, true);
 }
@@ -164,7 +190,14 @@ void Ledger::CountLocked(const LedgerEntry& entry, bool in) {
   const Sum sign = in ? Sum{1} : ~Sum{0};  // arithmetic modulo 2^128: adding -1 times takes away
   claimed_ += sign * entry.counted_bytes();
   resident_ += sign * entry.resident_bytes;
-  for (const auto& [node, bytes] : entry.nodes) nodes_[node].claimed += sign * bytes;
+  if (entry.nodes.empty()) return;
+  const auto add = [&](uint64_t bytes, Sum Node::*sum) {
+    for (const auto& [node, part] : DivideEvenly(bytes, entry.nodes)) {
+      if (const auto it = nodes_.find(node); it != nodes_.end()) it->second.*sum += sign * part;
+    }
+  };
+  add(entry.counted_bytes(), &Node::claimed);
+  add(entry.resident_bytes, &Node::resident);
 }
 
 void Ledger::EraseLocked(const std::string& id) {
@@ -185,15 +218,14 @@ absl::Status Ledger::Populate(const std::string& id, uint64_t bytes) {
   MutexLock lock(mutex_);
   LedgerEntry* entry = nullptr;
   RETURN_IF_ERROR(FindLocked(id, 0, &entry));
-  const Sum resident = Sum{entry->resident_bytes} + bytes;
-  const Sum before = entry->counted_bytes();
-  if (resident > before && resident - before > AvailableLocked()) {
-    return MakeStatus(absl::StatusCode::kResourceExhausted,
-                      "{}: populating {} is {} beyond its claim, {} are available", id, FormatBytes(bytes),
-                      FormatBytes(Saturated(resident - before)), FormatBytes(AvailableLocked()));
-  }
+  if (bytes > UINT64_MAX - entry->resident_bytes)
+    return MakeStatus(absl::StatusCode::kResourceExhausted, "{}: populating {} is too much", id,
+                      FormatBytes(bytes));
+  LedgerEntry after = *entry;
+  after.resident_bytes += bytes;
+  RETURN_IF_ERROR(RoomLocked(*entry, after, fmt::format("{}: populating {}", id, FormatBytes(bytes))));
   CountLocked(*entry, false);
-  entry->resident_bytes = static_cast<uint64_t>(resident);  // counted within 64 bits, so it is within too
+  *entry = std::move(after);
   CountLocked(*entry, true);
   return absl::OkStatus();
 }
@@ -234,17 +266,13 @@ absl::Status Ledger::Retarget(const std::string& id, uint64_t generation, uint64
   MutexLock lock(mutex_);
   LedgerEntry* entry = nullptr;
   RETURN_IF_ERROR(FindLocked(id, generation, &entry));
-  if (!entry->nodes.empty())
-    return InvalidArgument("retarget {}: it holds a set of NUMA nodes; claim a new set", id);
-  const uint64_t before = entry->counted_bytes(), after = std::max(bytes, entry->resident_bytes);
-  if (after > before && !pressure_.empty()) return Unavailable(id, pressure_);
-  if (after > before && after - before > AvailableLocked()) {
-    return MakeStatus(absl::StatusCode::kResourceExhausted,
-                      "sandbox {}: growing to {} needs {} more, {} are available", id, FormatBytes(bytes),
-                      FormatBytes(after - before), FormatBytes(AvailableLocked()));
-  }
+  LedgerEntry after = *entry;
+  after.target_bytes = bytes;
+  if (after.counted_bytes() > entry->counted_bytes() && !pressure_.empty()) return Unavailable(id, pressure_);
+  RETURN_IF_ERROR(
+      RoomLocked(*entry, after, fmt::format("sandbox {}: growing to {}", id, FormatBytes(bytes))));
   CountLocked(*entry, false);
-  entry->target_bytes = bytes;
+  *entry = std::move(after);
   CountLocked(*entry, true);
   return absl::OkStatus();
 }
@@ -290,11 +318,18 @@ LedgerTotals Ledger::totals() const {
   return {capacity_, Saturated(claimed_), Saturated(resident_), AvailableLocked(), entries_.size()};
 }
 
-uint64_t Ledger::available_on(uint32_t node) const {
+void Ledger::SetNodeLeft(uint32_t node, uint64_t bytes) {
   MutexLock lock(mutex_);
-  const auto it = nodes_.find(node);
-  if (it == nodes_.end() || it->second.claimed >= it->second.capacity) return 0;
-  return it->second.capacity - static_cast<uint64_t>(it->second.claimed);
+  if (const auto it = nodes_.find(node); it != nodes_.end()) it->second.left = bytes;
+}
+
+std::map<uint32_t, NodeTotals> Ledger::nodes() const {
+  MutexLock lock(mutex_);
+  std::map<uint32_t, NodeTotals> all;
+  for (const auto& [number, node] : nodes_) {
+    all[number] = {node.capacity, Saturated(node.claimed), std::min(node.available(), AvailableLocked())};
+  }
+  return all;
 }
 
 std::vector<LedgerEntry> Ledger::entries() const {

@@ -11,10 +11,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
+#include "sizing/numa.h"
 
 namespace lamina::sizing {
-
-using NodeBytes = std::map<uint32_t, uint64_t>;  // NUMA node -> bytes
 
 struct LedgerEntry {
   std::string id;
@@ -24,7 +23,7 @@ struct LedgerEntry {
   bool bound = false;           // a VM process exists
   bool dying = false;           // failed or released, and its process is not seen dead yet
   std::string client{};         // who reserved it
-  NodeBytes nodes{};            // a NUMA set; empty: from anywhere
+  NumaNodes nodes{};            // what it counts for lies on these, evenly; empty: anywhere
   // What the entry counts for; promise and residence are never added together.
   uint64_t counted_bytes() const { return target_bytes > resident_bytes ? target_bytes : resident_bytes; }
   uint64_t outstanding_bytes() const { return counted_bytes() - resident_bytes; }
@@ -35,6 +34,11 @@ struct LedgerTotals {  // sums that do not fit 64 bits stand at 2^64-1
   size_t entries = 0;
 };
 
+// Of a NUMA node. Available: what is left of it as long as the whole has as much.
+struct NodeTotals {
+  uint64_t capacity_bytes = 0, claimed_bytes = 0, available_bytes = 0;
+};
+
 struct RangeGrant {
   uint64_t generation = 0, bytes = 0;
 };
@@ -43,7 +47,7 @@ struct RangeGrant {
 // changed: ResourceExhausted (it does not fit, with the numbers), AlreadyExists (the id has an entry),
 // NotFound, FailedPrecondition (the entry is dying, or the generation is not its own; generation 0: whichever
 // it is), Unavailable (pressure), InvalidArgument (empty id, 0 bytes, a range upside down, an unknown NUMA
-// node).
+// node). What an entry with a NUMA set counts for must fit each of its nodes as well as the whole.
 class Ledger {
  public:
   // `nodes`: what each NUMA node of the capacity has, for ClaimNodes.
@@ -54,11 +58,12 @@ class Ledger {
   // As much as fits, from `min` to `max`.
   absl::StatusOr<RangeGrant> ClaimRange(const std::string& id, uint64_t min, uint64_t max,
                                         const std::string& client = "");
-  // Granted whole or not at all. The only claim that `id` may hold already: the new set replaces it.
-  absl::StatusOr<uint64_t> ClaimNodes(const std::string& id, const NodeBytes& nodes,
+  // `bytes` from these NUMA nodes, as much from each: granted whole or not at all. The only claim that `id`
+  // may hold already, until a process stands behind it (AlreadyExists): the new set replaces the old.
+  absl::StatusOr<uint64_t> ClaimNodes(const std::string& id, uint64_t bytes, const NumaNodes& nodes,
                                       const std::string& client = "");
   // An entry known from before a restart. May overcommit, because it exists already; where `id` is known too,
-  // the larger of both counts. Generations go on from the highest seen.
+  // the larger of both counts, and `entry`'s nodes where it names any. Generations go on from the highest.
   void Restore(const LedgerEntry& entry);
   // `client` starts anew: what it had reserved and neither bound nor populated is released. Gives those ids.
   std::vector<std::string> Login(const std::string& client);
@@ -85,21 +90,29 @@ class Ledger {
   // A non-empty reason stops new claims and growth until it is cleared.
   void SetPressure(std::string reason);
   std::string pressure() const;
+  // What a NUMA node was last seen to have left. More than that is promised by no set: Unavailable. At first,
+  // and with UINT64_MAX, nothing is watched. An unknown node is ignored.
+  void SetNodeLeft(uint32_t node, uint64_t bytes);
 
   LedgerTotals totals() const;
-  uint64_t available_on(uint32_t node) const;  // 0 for an unknown one
-  std::vector<LedgerEntry> entries() const;    // by id
+  std::map<uint32_t, NodeTotals> nodes() const;
+  std::vector<LedgerEntry> entries() const;  // by id
 
  private:
   using Sum = unsigned __int128;  // of any number of 64-bit sizes
   struct Node {
-    uint64_t capacity = 0;
-    Sum claimed = 0;
+    uint64_t capacity = 0, left = UINT64_MAX;
+    Sum claimed = 0, resident = 0;
+    uint64_t available() const { return claimed < capacity ? capacity - static_cast<uint64_t>(claimed) : 0; }
   };
 
   uint64_t AvailableLocked() const REQUIRES(mutex_) {
     return claimed_ < capacity_ ? capacity_ - static_cast<uint64_t>(claimed_) : 0;
   }
+  // Whether the NUMA nodes, and then the whole, have what `after` counts for more than `before`; `what`
+  // begins the refusal.
+  absl::Status RoomLocked(const LedgerEntry& before, const LedgerEntry& after, const std::string& what) const
+      REQUIRES(mutex_);
   // The entry in `*found`; an error when there is none of this generation, or it is dying.
   absl::Status FindLocked(const std::string& id, uint64_t generation, LedgerEntry** found) REQUIRES(mutex_);
   // Takes the entry out of the sums, or puts it in.

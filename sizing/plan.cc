@@ -219,6 +219,12 @@ absl::Status PlanMemory(const PlanInput& input, VmPlan& plan) {
           ? fmt::format("raised to the minimum of {} in steps of", FormatBytes(input.min_memory_bytes))
           : "rounded up to",
       plan.memory_mib));
+  if (!input.numa_nodes.empty()) {
+    plan.reasons.push_back(
+        input.numa_nodes.size() == 1
+            ? fmt::format("all of it from NUMA node {}", *input.numa_nodes.begin())
+            : fmt::format("from NUMA nodes {}, as much from each", FormatNumaNodes(input.numa_nodes)));
+  }
   return absl::OkStatus();
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "sizing/numa.h"
 #include "sizing/rational.h"
 
 namespace lamina::sizing {
@@ -42,6 +43,7 @@ struct PlanInput {
   uint64_t min_memory_bytes = 0;  // what a guest needs to boot; smaller sums are raised to it
   uint32_t max_vcpus = 0;         // 0: no maximum
   uint64_t max_memory_bytes = 0;  // 0: no maximum
+  NumaNodes numa_nodes;           // where the guest's memory is to lie, evenly; empty: anywhere
   // The pod's sum as it was at the start (the sandbox annotations), the changes since, and the containers
   // that are there, each with its own limits. The sum covers containers that have not come yet, the
   // containers show one that the sum does not know: in each dimension the larger of the two counts.

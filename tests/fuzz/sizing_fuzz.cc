@@ -17,6 +17,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                                      "lamina.io/overhead-memory",
                                      "lamina.io/default-cpu",
                                      "lamina.io/default-memory",
+                                     "lamina.io/numa-nodes",
                                      "lamina.io/unknown"};
   Annotations annotations;
   for (const char* key : keys) {

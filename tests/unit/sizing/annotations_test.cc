@@ -76,5 +76,21 @@ TEST(Overrides, OnlyWhatTheNodeAllows) {
               HasStatus(absl::StatusCode::kInvalidArgument, "unknown"));
 }
 
+TEST(Overrides, NumaNodes) {
+  const auto apply = [](const std::string& value, PlanInput& input) {
+    return ApplyOverrides({{"lamina.io/numa-nodes", value}}, {kNumaNodesAnnotation}, input);
+  };
+  PlanInput input;
+  EXPECT_THAT(ApplyOverrides({{"lamina.io/numa-nodes", "0"}}, {}, input),
+              HasStatus(absl::StatusCode::kPermissionDenied, "lamina.io/numa-nodes"));
+  EXPECT_OK(apply("0-1", input));
+  EXPECT_EQ(input.numa_nodes, (NumaNodes{0, 1}));
+  for (const char* bad : {"", "0,0", "zero", "1-0"}) {
+    EXPECT_THAT(apply(bad, input),
+                HasStatus(absl::StatusCode::kInvalidArgument,
+                          std::string("annotation lamina.io/numa-nodes: \"") + bad + "\""));
+  }
+}
+
 }  // namespace
 }  // namespace lamina::sizing

@@ -41,11 +41,19 @@ struct Operation {
 struct Outcome {
   absl::StatusCode code = absl::StatusCode::kOk;
   uint64_t value = 0;
-  uint64_t available = 0, claimed = 0, resident = 0, on_node0 = 0;
+  uint64_t available = 0, claimed = 0, resident = 0, on_node0 = 0, on_node1 = 0;
   bool operator==(const Outcome&) const = default;
 };
 
 inline constexpr uint64_t kModelCapacity = 1000, kModelNode0 = 600, kModelNode1 = 400;
+
+// The nodes that a set of this operation names; 2 does not exist.
+inline NumaNodes NodesOf(const Operation& op) {
+  if (op.y % 31 == 0) return {1, 2};
+  return op.y % 3 == 0 ? NumaNodes{0} : op.y % 3 == 1 ? NumaNodes{1} : NumaNodes{0, 1};
+}
+// What a VM restored from before was bound to, if at all.
+inline NumaNodes RestoredNodesOf(const Operation& op) { return op.y % 2 == 0 ? NumaNodes{} : NodesOf(op); }
 
 inline std::string IdOf(int id) { return std::string(1, static_cast<char>('a' + id)); }
 inline std::string ClientOf(int id) { return id % 2 == 0 ? "even" : "odd"; }
@@ -78,7 +86,8 @@ class Model {
     unsigned __int128 resident = 0;
     for (const auto& [id, entry] : entries_) resident += entry.resident_bytes;
     out.resident = Saturate(resident);
-    out.on_node0 = kModelNode0 - OnNode(0);
+    out.on_node0 = std::min(out.available, LeftOn(0));
+    out.on_node1 = std::min(out.available, LeftOn(1));
     return out;
   }
 
@@ -93,12 +102,27 @@ class Model {
     for (const auto& [id, entry] : entries_) sum += (entry.*member)();
     return sum;
   }
-  uint64_t OnNode(uint32_t node) const {
-    uint64_t sum = 0;
-    for (const auto& [id, entry] : entries_) {
-      if (const auto it = entry.nodes.find(node); it != entry.nodes.end()) sum += it->second;
+  // Whole shares, and for the first of the set's nodes one byte more while there is a rest.
+  static uint64_t PartOn(uint32_t node, const LedgerEntry& entry) {
+    const auto it = entry.nodes.find(node);
+    if (it == entry.nodes.end()) return 0;
+    const uint64_t place = static_cast<uint64_t>(std::distance(entry.nodes.begin(), it));
+    return entry.counted_bytes() / entry.nodes.size() +
+           (place < entry.counted_bytes() % entry.nodes.size() ? 1 : 0);
+  }
+  uint64_t LeftOn(uint32_t node) const {
+    unsigned __int128 sum = 0;
+    for (const auto& [id, entry] : entries_) sum += PartOn(node, entry);
+    const uint64_t capacity = node == 0 ? kModelNode0 : kModelNode1;
+    return sum < capacity ? capacity - static_cast<uint64_t>(sum) : 0;
+  }
+  // Has each node what the entry would take of it more than before?
+  bool NodesHave(const LedgerEntry& before, const LedgerEntry& after) const {
+    for (const uint32_t node : {0u, 1u}) {
+      const uint64_t had = PartOn(node, before), wants = PartOn(node, after);
+      if (wants > had && wants - had > LeftOn(node)) return false;
     }
-    return sum;
+    return true;
   }
   // Would the sum still be within the capacity if `id` counted for `counted`? Where it counts for less or the
   // same, nobody asks.
@@ -132,21 +156,18 @@ class Model {
         return Code::kOk;
       }
       case Operation::kNodes: {
-        if (op.x == 0 && op.y == 0) return Code::kInvalidArgument;
-        if (static_cast<unsigned __int128>(op.x) + op.y > UINT64_MAX) return Code::kInvalidArgument;
+        if (op.x == 0 || NodesOf(op).count(2) != 0) return Code::kInvalidArgument;
         if (dying) return Code::kFailedPrecondition;
-        const uint64_t mine0 = known && entry->nodes.count(0) != 0 ? entry->nodes[0] : 0;
-        const uint64_t mine1 = known && entry->nodes.count(1) != 0 ? entry->nodes[1] : 0;
-        if (op.x > kModelNode0 - (OnNode(0) - mine0)) return Code::kResourceExhausted;
-        if (op.y > kModelNode1 - (OnNode(1) - mine1)) return Code::kResourceExhausted;
-        if (!Fits(id, std::max(op.x + op.y, known ? entry->resident_bytes : 0)))
-          return Code::kResourceExhausted;
-        LedgerEntry& set = entries_[id];
+        if (known && entry->bound) return Code::kAlreadyExists;
+        LedgerEntry set = known ? *entry : LedgerEntry();
         set.id = id;
         set.client = ClientOf(op.id);
+        set.target_bytes = op.x;
+        set.nodes = NodesOf(op);
+        if (!NodesHave(known ? *entry : LedgerEntry(), set) || !Fits(id, set.counted_bytes()))
+          return Code::kResourceExhausted;
         set.generation = ++generation_;
-        set.target_bytes = op.x + op.y;
-        set.nodes = {{0, op.x}, {1, op.y}};
+        entries_[id] = set;
         value = set.generation;
         return Code::kOk;
       }
@@ -155,7 +176,10 @@ class Model {
         if (dying) return Code::kFailedPrecondition;
         const unsigned __int128 resident = static_cast<unsigned __int128>(entry->resident_bytes) + op.x;
         if (!Fits(id, resident)) return Code::kResourceExhausted;
-        entry->resident_bytes = static_cast<uint64_t>(resident);
+        LedgerEntry after = *entry;
+        after.resident_bytes = static_cast<uint64_t>(resident);
+        if (!NodesHave(*entry, after)) return Code::kResourceExhausted;
+        *entry = after;
         return Code::kOk;
       }
       case Operation::kCommit:
@@ -172,14 +196,16 @@ class Model {
         if (op.stale) return Code::kFailedPrecondition;
         entries_.erase(it);
         return Code::kOk;
-      case Operation::kRetarget:
+      case Operation::kRetarget: {
         if (op.x == 0) return Code::kInvalidArgument;
         if (!known) return Code::kNotFound;
         if (op.stale || dying) return Code::kFailedPrecondition;
-        if (!entry->nodes.empty()) return Code::kInvalidArgument;
-        if (!Fits(id, std::max(op.x, entry->resident_bytes))) return Code::kResourceExhausted;
-        entry->target_bytes = op.x;
+        LedgerEntry after = *entry;
+        after.target_bytes = op.x;
+        if (!NodesHave(*entry, after) || !Fits(id, after.counted_bytes())) return Code::kResourceExhausted;
+        *entry = after;
         return Code::kOk;
+      }
       case Operation::kRelease:
         if (!known || op.stale) return Code::kOk;
         if (!dying && !entry->bound && entry->resident_bytes == 0) {
@@ -218,6 +244,7 @@ class Model {
         mine.generation = std::max(mine.generation, uint64_t{7});
         generation_ = std::max(generation_, uint64_t{7});
         mine.bound = true;
+        if (!RestoredNodesOf(op).empty()) mine.nodes = RestoredNodesOf(op);
         return Code::kOk;
       }
       case Operation::kKinds:
@@ -247,8 +274,7 @@ inline Outcome Apply(Ledger& ledger, const Operation& op) {
       take(ledger.ClaimRange(id, op.x, op.y, client), [](const RangeGrant& grant) { return grant.bytes; });
       break;
     case Operation::kNodes:
-      take(ledger.ClaimNodes(id, {{0, op.x}, {1, op.y}}, client),
-           [](uint64_t generation) { return generation; });
+      take(ledger.ClaimNodes(id, op.x, NodesOf(op), client), [](uint64_t generation) { return generation; });
       break;
     case Operation::kPopulate:
       out.code = ledger.Populate(id, op.x).code();
@@ -278,7 +304,7 @@ inline Outcome Apply(Ledger& ledger, const Operation& op) {
       out.value = ledger.Login(client).size();
       break;
     case Operation::kRestore:
-      ledger.Restore({id, 7, op.x, op.y, true});
+      ledger.Restore({id, 7, op.x, op.y, true, false, "", RestoredNodesOf(op)});
       break;
     case Operation::kKinds:
       break;
@@ -287,7 +313,9 @@ inline Outcome Apply(Ledger& ledger, const Operation& op) {
   out.available = totals.available_bytes;
   out.claimed = totals.claimed_bytes;
   out.resident = totals.resident_bytes;
-  out.on_node0 = ledger.available_on(0);
+  const std::map<uint32_t, NodeTotals> nodes = ledger.nodes();
+  out.on_node0 = nodes.at(0).available_bytes;
+  out.on_node1 = nodes.at(1).available_bytes;
   return out;
 }
 

@@ -108,7 +108,8 @@ TEST(Ledger, PopulatingConvertsTheClaim) {
   ASSERT_OK(ledger.Claim("b", 30));
   EXPECT_OK(ledger.Populate("a", 60));
   EXPECT_EQ(ledger.totals().available_bytes, 10u);
-  EXPECT_THAT(ledger.Populate("a", 11), HasStatus(absl::StatusCode::kResourceExhausted, "11B beyond"));
+  EXPECT_THAT(ledger.Populate("a", 11),
+              HasStatus(absl::StatusCode::kResourceExhausted, "11B more are needed"));
   EXPECT_EQ(ledger.totals().resident_bytes, 60u);
   EXPECT_OK(ledger.Populate("a", 10));
   EXPECT_OK(ledger.Populate("b", 30));  // promised, however full the node
@@ -175,28 +176,109 @@ TEST(Ledger, AClientThatLogsInLosesWhatItHadNotUsed) {
   EXPECT_EQ(ledger.totals().claimed_bytes, 40u);
 }
 
+uint64_t AvailableOn(const Ledger& ledger, uint32_t node) { return ledger.nodes().at(node).available_bytes; }
+
 TEST(Ledger, ASetOfNodesIsGrantedWholeOrNotAtAll) {
   Ledger ledger(100, {{0, 60}, {1, 40}});
-  EXPECT_OK(ledger.ClaimNodes("a", {{0, 50}, {1, 10}}));
-  EXPECT_THAT(ledger.ClaimNodes("b", {{0, 10}, {1, 31}}),
-              HasStatus(absl::StatusCode::kResourceExhausted, "NUMA node 1"));
-  EXPECT_EQ(ledger.available_on(0), 10u);
-  EXPECT_EQ(ledger.available_on(1), 30u);
-  EXPECT_EQ(ledger.totals().available_bytes, 40u);
-  EXPECT_THAT(ledger.ClaimNodes("b", {{2, 1}}), HasStatus(absl::StatusCode::kInvalidArgument, "node 2"));
-  EXPECT_THAT(ledger.ClaimNodes("b", {{0, UINT64_MAX}, {1, UINT64_MAX}}),
-              HasStatus(absl::StatusCode::kInvalidArgument, "too large"));
-  // A new set replaces the old, and may use what the old one held.
-  EXPECT_OK(ledger.ClaimNodes("a", {{0, 60}}));
-  EXPECT_EQ(ledger.available_on(0), 0u);
-  EXPECT_EQ(ledger.available_on(1), 40u);
-  EXPECT_EQ(ledger.totals().available_bytes, 40u);
-  // Claims from anywhere count in the whole.
-  EXPECT_OK(ledger.Claim("c", 30));
-  EXPECT_THAT(ledger.ClaimNodes("d", {{1, 11}}), HasStatus(absl::StatusCode::kResourceExhausted, "10B are"));
-  EXPECT_THAT(ledger.Retarget("a", 0, 1), HasStatus(absl::StatusCode::kInvalidArgument, "new set"));
+  EXPECT_OK(ledger.ClaimNodes("a", 21, {0, 1}));
+  EXPECT_EQ(ledger.nodes().at(0).claimed_bytes, 11u);
+  EXPECT_EQ(ledger.nodes().at(1).claimed_bytes, 10u);
+  EXPECT_THAT(ledger.ClaimNodes("b", 62, {0, 1}),
+              HasStatus(absl::StatusCode::kResourceExhausted,
+                        "62B from NUMA nodes 0-1: node 1 has 30B of 40B available, 31B are wanted there"));
+  EXPECT_EQ(AvailableOn(ledger, 0), 49u);
+  EXPECT_EQ(AvailableOn(ledger, 1), 30u);
+  EXPECT_EQ(ledger.totals().available_bytes, 79u);
+  EXPECT_THAT(ledger.ClaimNodes("b", 1, {0, 2}),
+              HasStatus(absl::StatusCode::kInvalidArgument, "no NUMA node 2 with memory here, but 0-1"));
+  EXPECT_THAT(ledger.ClaimNodes("b", 1, {}), HasStatus(absl::StatusCode::kInvalidArgument, "empty set"));
+  EXPECT_THAT(ledger.ClaimNodes("b", 0, {0}), HasStatus(absl::StatusCode::kInvalidArgument, "0 bytes"));
+  EXPECT_THAT(
+      Ledger(100).ClaimNodes("b", 1, {0}),
+      HasStatus(absl::StatusCode::kInvalidArgument, "no NUMA node 0 with memory here, nor any other"));
+  EXPECT_THAT(ledger.ClaimNodes("b", UINT64_MAX, {0, 1}),
+              HasStatus(absl::StatusCode::kResourceExhausted, "node 0"));
+}
+
+TEST(Ledger, ANewSetReplacesTheOldUntilItsVmRuns) {
+  Ledger ledger(100, {{0, 60}, {1, 40}});
+  const uint64_t first = *ledger.ClaimNodes("a", 80, {0, 1});
+  const auto second = ledger.ClaimNodes("a", 60, {0});  // may use what the old one held
+  ASSERT_OK(second);
+  EXPECT_GT(*second, first);
+  EXPECT_EQ(AvailableOn(ledger, 0), 0u);
+  EXPECT_EQ(AvailableOn(ledger, 1), 40u);
+  EXPECT_THAT(ledger.ClaimNodes("a", 41, {1}), HasStatus(absl::StatusCode::kResourceExhausted, "node 1"));
+  EXPECT_EQ(AvailableOn(ledger, 0), 0u);
+  ASSERT_OK(ledger.Bind("a", *second));
+  EXPECT_THAT(ledger.ClaimNodes("a", 10, {1}), HasStatus(absl::StatusCode::kAlreadyExists, "its VM runs"));
   EXPECT_OK(ledger.Dead("a"));
-  EXPECT_EQ(ledger.available_on(0), 60u);
+  EXPECT_EQ(AvailableOn(ledger, 0), 60u);
+}
+
+// A claim without a set may lie on any node: no node has more than the whole has.
+TEST(Ledger, ClaimsFromAnywhereCountInTheWhole) {
+  Ledger ledger(100, {{0, 60}, {1, 40}});
+  ASSERT_OK(ledger.Claim("anywhere", 90));
+  EXPECT_EQ(AvailableOn(ledger, 0), 10u);
+  EXPECT_EQ(AvailableOn(ledger, 1), 10u);
+  EXPECT_THAT(ledger.ClaimNodes("a", 11, {1}),
+              HasStatus(absl::StatusCode::kResourceExhausted, "11B more are needed, 10B are available"));
+  EXPECT_OK(ledger.ClaimNodes("a", 10, {1}));
+}
+
+TEST(Ledger, ASetMovesWithItsEntry) {
+  Ledger ledger(100, {{0, 60}, {1, 40}});
+  ASSERT_OK(ledger.ClaimNodes("a", 40, {0, 1}));
+  EXPECT_OK(ledger.Retarget("a", 0, 60));
+  EXPECT_EQ(AvailableOn(ledger, 0), 30u);
+  EXPECT_EQ(AvailableOn(ledger, 1), 10u);
+  EXPECT_THAT(ledger.Retarget("a", 0, 82),
+              HasStatus(absl::StatusCode::kResourceExhausted,
+                        "growing to 82B: node 1 has 10B of 40B available, 11B are wanted there"));
+  EXPECT_EQ(AvailableOn(ledger, 0), 30u);
+  ASSERT_OK(ledger.Populate("a", 50));
+  EXPECT_THAT(ledger.Populate("a", 32), HasStatus(absl::StatusCode::kResourceExhausted, "node 1"));
+  ASSERT_OK(ledger.Retarget("a", 0, 2));  // what it holds counts, on its nodes too
+  EXPECT_EQ(AvailableOn(ledger, 1), 15u);
+  ledger.SetResident("a", 0);
+  EXPECT_EQ(AvailableOn(ledger, 1), 39u);
+  EXPECT_TRUE(ledger.Release("a"));
+  EXPECT_EQ(AvailableOn(ledger, 1), 40u);
+}
+
+// VMs without a set, and others, may have eaten into a node: what is seen there is a veto for sets alone.
+TEST(Ledger, ANodeThatOthersHaveEatenIntoIsPromisedToNoSet) {
+  Ledger ledger(100, {{0, 60}, {1, 40}});
+  ASSERT_OK(ledger.ClaimNodes("a", 20, {0}));
+  ledger.SetResident("a", 5);
+  ledger.SetNodeLeft(0, 25);
+  ledger.SetNodeLeft(7, 1);
+  EXPECT_THAT(
+      ledger.ClaimNodes("b", 11, {0}),
+      HasStatus(absl::StatusCode::kUnavailable,
+                "node 0 has 25B of memory left, less than the 11B that are wanted there and the 15B"));
+  EXPECT_THAT(ledger.Retarget("a", 0, 31), HasStatus(absl::StatusCode::kUnavailable, "node 0"));
+  EXPECT_OK(ledger.Claim("anywhere", 30));
+  EXPECT_OK(ledger.ClaimNodes("c", 20, {1}));
+  EXPECT_OK(ledger.ClaimNodes("b", 10, {0}));
+  EXPECT_THAT(ledger.ClaimNodes("d", 1, {0}), HasStatus(absl::StatusCode::kUnavailable, "node 0"));
+  ledger.SetNodeLeft(0, UINT64_MAX);
+  EXPECT_OK(ledger.ClaimNodes("d", 1, {0}));
+}
+
+TEST(Ledger, ASetComesBackAfterARestart) {
+  Ledger ledger(100, {{0, 60}, {1, 40}});
+  ledger.Restore({"a", 5, 30, 0, false, false, "", {0}});
+  ledger.Restore({"a", 5, 10, 50, true});
+  EXPECT_EQ(AvailableOn(ledger, 0), 10u);
+  EXPECT_EQ(ledger.entries()[0].nodes, NumaNodes{0});
+  // Of a node that the machine has no more: the whole alone counts.
+  ledger.Restore({"b", 6, 10, 0, true, false, "", {5}});
+  EXPECT_EQ(ledger.nodes().size(), 2u);
+  EXPECT_EQ(ledger.totals().claimed_bytes, 60u);
+  EXPECT_OK(ledger.Retarget("b", 6, 20));
+  EXPECT_OK(ledger.Dead("b"));
 }
 
 TEST(Ledger, RecoveryTakesTheLarger) {

@@ -222,5 +222,13 @@ TEST(Plan, BadNumbersAreNamed) {
   EXPECT_FALSE(PlanVm(input).ok());
 }
 
+TEST(Plan, SaysWhereTheMemoryLies) {
+  PlanInput input;
+  input.numa_nodes = {1};
+  EXPECT_THAT(PlanVm(input)->reasons, Contains("all of it from NUMA node 1"));
+  input.numa_nodes = {0, 1, 3};
+  EXPECT_THAT(PlanVm(input)->reasons, Contains("from NUMA nodes 0-1,3, as much from each"));
+}
+
 }  // namespace
 }  // namespace lamina::sizing
