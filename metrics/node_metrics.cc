@@ -136,6 +136,19 @@ std::string NodeMetrics::Text(const NodeSample& sample) const {
                 "1 while nothing is granted because others have eaten into the node's memory.",
                 sample.pressure ? 1 : 0);
 
+  const size_t numa_at = builder.families.size();
+  builder.Family("lamina_numa_node_capacity_bytes", "A NUMA node's part of the capacity.", MetricType::Gauge);
+  builder.Family("lamina_numa_node_claimed_bytes", "Memory of a NUMA node that sets count for.",
+                 MetricType::Gauge);
+  builder.Family("lamina_numa_node_available_bytes", "Memory of a NUMA node that can still be claimed.",
+                 MetricType::Gauge);
+  for (const NumaSample& n : sample.numa_nodes) {
+    const Labels labels = {{"node", n.node}};
+    Builder::Add(builder.families[numa_at], static_cast<double>(n.capacity_bytes), labels);
+    Builder::Add(builder.families[numa_at + 1], static_cast<double>(n.claimed_bytes), labels);
+    Builder::Add(builder.families[numa_at + 2], static_cast<double>(n.available_bytes), labels);
+  }
+
   const size_t memory_at = builder.families.size();
   builder.Family("lamina_sandbox_memory_bytes",
                  "Memory of a sandbox: what its VM has, the pod's limit, the overhead.", MetricType::Gauge);

@@ -20,12 +20,18 @@ struct ArenaSample {
   uint64_t size_bytes = 0, held_bytes = 0, payload_bytes = 0;
 };
 
+struct NumaSample {
+  std::string node;
+  uint64_t capacity_bytes = 0, claimed_bytes = 0, available_bytes = 0;
+};
+
 // What is read at the moment of a scrape.
 struct NodeSample {
   std::string version;
   uint64_t claimed_bytes = 0, capacity_bytes = 0, available_bytes = 0, resident_bytes = 0;
   uint64_t reserve_bytes = 0, carve_out_bytes = 0, lowered_bytes = 0;
   bool pressure = false;  // others have eaten into the node: nothing is granted
+  std::vector<NumaSample> numa_nodes;
   std::vector<SandboxSample> sandboxes;
   std::vector<ArenaSample> arenas;
   uint64_t layers_placed_vpmem = 0, layers_placed_scsi = 0, layer_conversions = 0,

@@ -12,6 +12,7 @@
 #include "node/cli.h"
 #include "node/json.h"
 #include "proto/node/node.grpc.pb.h"
+#include "sizing/numa.h"
 
 namespace lamina::node::cli {
 namespace {
@@ -87,6 +88,10 @@ const char* StateOf(const v1::Sandbox& sandbox) {
   return sandbox.boot_seconds().empty() ? "booting" : "ready";
 }
 
+std::string NumaText(const google::protobuf::RepeatedField<uint32_t>& nodes) {
+  return nodes.empty() ? "-" : sizing::FormatNumaNodes({nodes.begin(), nodes.end()});
+}
+
 void PrintReadiness(const v1::Sandbox& s) {
   if (!s.boot_seconds().empty()) {
     std::vector<std::string> phases;
@@ -154,6 +159,7 @@ absl::Status Explain(const Common& common, const std::string& wanted) {
   fmt::print("memory:    {}: limit {}, overhead {}\n", HumanBytes(s.memory_bytes()),
              s.limit_memory_bytes() > 0 ? HumanBytes(s.limit_memory_bytes()) : "none",
              HumanBytes(s.overhead_memory_bytes()));
+  if (s.numa_nodes_size() > 0) fmt::print("NUMA:      {}\n", NumaText(s.numa_nodes()));
   PrintReadiness(s);
   if (!s.state_path().empty()) fmt::print("state at:  {}\n", Printable(s.state_path()));
   fmt::print("why:\n");
@@ -173,19 +179,27 @@ absl::Status Explain(const Common& common, const std::string& wanted) {
 absl::Status Claims(const Common& common) {
   ASSIGN_OR_RETURN(const v1::ClaimList list, List(common, &v1::Node::Stub::ListClaims));
   if (common.json) return PrintJson(list);
-  Table table({"SANDBOX", "POD", "PROMISED", "RESIDENT", "OUTSTANDING", "FLOOR", "LOWERED", "VM", "AGE",
-               "GENERATION"});
+  Table table({"SANDBOX", "POD", "PROMISED", "RESIDENT", "OUTSTANDING", "FLOOR", "LOWERED", "NUMA", "VM",
+               "AGE", "GENERATION"});
   for (const v1::Claim& c : list.claims()) {
     table.Add({ShortId(c.id()), PodName(c.namespace_(), c.pod()), HumanBytes(c.target_bytes()),
                HumanBytes(c.resident_bytes()), HumanBytes(c.outstanding_bytes()),
                c.floor_bytes() > 0 ? HumanBytes(c.floor_bytes()) : "-",
                c.uncooperative() ? HumanBytes(c.lowered_bytes()) + " (uncooperative)"
                                  : HumanBytes(c.lowered_bytes()),
-               c.bound() ? "yes" : "no", HumanSeconds(c.age_seconds()), std::to_string(c.generation())});
+               NumaText(c.numa_nodes()), c.bound() ? "yes" : "no", HumanSeconds(c.age_seconds()),
+               std::to_string(c.generation())});
   }
   fmt::print("{}{} of {} claimed by {} sandboxes, {} available\n", table.ToString(),
              HumanBytes(list.claimed_bytes()), HumanBytes(list.capacity_bytes()), list.claims_size(),
              HumanBytes(list.available_bytes()));
+  if (list.numa_nodes_size() < 2) return absl::OkStatus();
+  Table nodes({"NUMA NODE", "CAPACITY", "CLAIMED BY SETS", "AVAILABLE"});
+  for (const v1::NumaNode& n : list.numa_nodes()) {
+    nodes.Add({std::to_string(n.node()), HumanBytes(n.capacity_bytes()), HumanBytes(n.claimed_bytes()),
+               HumanBytes(n.available_bytes())});
+  }
+  fmt::print("{}", nodes.ToString());
   return absl::OkStatus();
 }
 

@@ -58,6 +58,7 @@ class RealHost : public Host {
     }
     return left;
   }
+  std::map<uint32_t, NumaMemory> NumaNodes() override { return ReadNumaNodes("/sys/devices/system/node"); }
   absl::StatusOr<std::unique_ptr<vmm::Balloon>> OpenBalloon(const std::string& runtime_dir) override {
     return vmm::ConnectBalloon(runtime_dir, std::chrono::seconds(1));
   }
@@ -124,6 +125,27 @@ std::vector<std::pair<bool, std::string>> Kubepods(const std::string& root) {
       found.emplace_back(false, path);
   }
   return found;
+}
+
+std::map<uint32_t, NumaMemory> ReadNumaNodes(const std::string& root) {
+  constexpr std::string_view kPrefix = "node";
+  std::map<uint32_t, NumaMemory> nodes;
+  for (const std::string& name : FileSystem::Real().List(root).value_or(std::vector<std::string>())) {
+    uint32_t node = 0;
+    const char* const end = name.data() + name.size();
+    if (name.rfind(kPrefix, 0) != 0) continue;
+    const auto [at, error] = std::from_chars(name.data() + kPrefix.size(), end, node);
+    if (error != std::errc() || at != end || node > sizing::kMaxNumaNode) continue;
+    // Its lines are "Node 0 MemTotal:  24 kB".
+    const std::string text =
+        FileSystem::Real().Read(fmt::format("{}/{}/meminfo", root, name), kProcLimit).value_or("");
+    NumaMemory memory;
+    memory.total_bytes = KilobytesOf(text, "MemTotal");
+    for (const char* key : {"MemFree", "Active(file)", "Inactive(file)", "SReclaimable"})
+      memory.left_bytes += KilobytesOf(text, key);
+    if (memory.total_bytes > 0) nodes[node] = memory;
+  }
+  return nodes;
 }
 
 std::string HiddenCgroups(const std::string& cgroup_namespace, const std::string& root) {

@@ -3,15 +3,23 @@
 
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "sizing/numa.h"
 #include "vmm/balloon.h"
 
 namespace lamina::node {
+
+// A NUMA node's memory.
+struct NumaMemory {
+  uint64_t total_bytes = 0;
+  uint64_t left_bytes = 0;  // free, or a file's cache or the kernel's that can be dropped
+};
 
 struct MemoryLeft {
   uint64_t bytes = 0;
@@ -31,6 +39,8 @@ class Host {
   // MemAvailable, or what such a cgroup has left of its limit (its file cache counts as left) if that is
   // less.
   virtual MemoryLeft Left() = 0;
+  // Of each NUMA node with memory; empty where the kernel shows none.
+  virtual std::map<uint32_t, NumaMemory> NumaNodes() = 0;
   // The balloon of the VM whose sockets are in `runtime_dir`.
   virtual absl::StatusOr<std::unique_ptr<vmm::Balloon>> OpenBalloon(const std::string& runtime_dir) = 0;
   // Between two looks at a balloon.
@@ -49,6 +59,10 @@ std::vector<std::pair<bool, std::string>> Kubepods(const std::string& root);
 // A sentence where neither can be seen, because laminad has a cgroup namespace of its own: the target of
 // /proc/self/ns/cgroup. Empty: they can.
 std::string HiddenCgroups(const std::string& cgroup_namespace, const std::string& root);
+
+// The NUMA nodes as the kernel shows them below `root` (/sys/devices/system/node). Those without memory, and
+// those that QEMU cannot bind to (sizing/numa.h), are left out.
+std::map<uint32_t, NumaMemory> ReadNumaNodes(const std::string& root);
 
 // What a cgroup has left: its limit less its usage, of which the inactive file cache could be dropped.
 // UINT64_MAX without a limit. `stat` is memory.stat.

@@ -23,17 +23,32 @@ uint64_t NodeState::MissingFor(uint64_t bytes) const {
   return missing > UINT64_MAX - over ? UINT64_MAX : missing + over;
 }
 
-absl::Status NodeState::WithBalloons(const std::string& id, uint64_t bytes, MonotonicTime deadline,
-                                     const std::function<absl::Status()>& take) {
+bool NodeState::NodeIsShort(uint64_t bytes, const sizing::NumaNodes& nodes) const {
+  const std::map<uint32_t, sizing::NodeTotals> all = ledger_.nodes();
+  for (const auto& [number, part] : sizing::DivideEvenly(bytes, nodes)) {
+    const auto it = all.find(number);
+    if (it == all.end()) continue;
+    const sizing::NodeTotals& node = it->second;
+    if (part > node.capacity_bytes - std::min(node.capacity_bytes, node.claimed_bytes)) return true;
+  }
+  return false;
+}
+
+absl::Status NodeState::WithBalloons(const std::string& id, uint64_t bytes, const sizing::NumaNodes& nodes,
+                                     MonotonicTime deadline, const std::function<absl::Status()>& take) {
+  const auto final = [&](const absl::Status& taken) {
+    return taken.code() != absl::StatusCode::kResourceExhausted || !config_.memory.balloon ||
+           (!nodes.empty() && (MissingFor(bytes) == 0 || NodeIsShort(bytes, nodes)));
+  };
   absl::Status taken = take();
-  if (taken.code() != absl::StatusCode::kResourceExhausted || !config_.memory.balloon) return taken;
+  if (final(taken)) return taken;
   // What is known says whether a round could help: most refusals stay as cheap as they were.
   absl::Status lowered = balloons_.CouldGive(MissingFor(bytes), id);
   if (lowered.ok()) {
     MutexLock turn(balloons_.turn());
     do {
       taken = take();
-      if (taken.code() != absl::StatusCode::kResourceExhausted) return taken;
+      if (final(taken)) return taken;
       lowered = LowerFor(id, bytes, deadline);
     } while (lowered.ok());
   }

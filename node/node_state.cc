@@ -13,6 +13,10 @@ constexpr std::chrono::seconds kBalloonTime{9}, kAnswerTime{1};
 // The pod's images are not known yet when its VM starts: what is attached in vain costs it memory.
 constexpr uint32_t kBootArenas = 1;
 
+sizing::NumaNodes NodesOf(const laminad::v1::ClaimRequest& claim) {
+  return {claim.numa_nodes().begin(), claim.numa_nodes().end()};
+}
+
 const char* RefusalReason(absl::StatusCode code) {
   switch (code) {
     case absl::StatusCode::kResourceExhausted:
@@ -26,12 +30,13 @@ const char* RefusalReason(absl::StatusCode code) {
 
 }  // namespace
 
-NodeState::NodeState(const Config& config, FileSystem& fs, Host& host, const Clock& clock, uint64_t capacity)
+NodeState::NodeState(const Config& config, FileSystem& fs, Host& host, const Clock& clock, uint64_t capacity,
+                     const sizing::NodeBytes& nodes)
     : config_(config),
       fs_(fs),
       host_(host),
       clock_(clock),
-      ledger_(capacity),
+      ledger_(capacity, nodes),
       balloons_(config.memory, host, clock) {}
 
 absl::StatusOr<std::unique_ptr<NodeState>> NodeState::Open(const Config& config, FileSystem& fs, Host& host,
@@ -43,7 +48,11 @@ absl::StatusOr<std::unique_ptr<NodeState>> NodeState::Open(const Config& config,
     return InvalidArgument("memory: reserve and carve-out ({}) leave nothing of {}", FormatBytes(kept),
                            FormatBytes(total));
   }
-  std::unique_ptr<NodeState> node(new NodeState(config, fs, host, clock, total - kept));
+  sizing::NodeBytes sizes;
+  for (const auto& [number, memory] : host.NumaNodes()) sizes[number] = memory.total_bytes;
+  // What is kept is of the whole: each NUMA node bears its part of it.
+  std::unique_ptr<NodeState> node(
+      new NodeState(config, fs, host, clock, total - kept, sizing::DivideInProportion(total - kept, sizes)));
   layers::StoreOptions options;
   options.dir = config.paths.state_dir + "/layers";
   options.policy = config.layers.policy;
@@ -56,8 +65,7 @@ absl::StatusOr<std::unique_ptr<NodeState>> NodeState::Open(const Config& config,
   MutexLock lock(node->mutex_);
   ASSIGN_OR_RETURN(node->journal_,
                    ClaimsJournal::Open(fs, config.paths.state_dir + "/claims.journal", node->records_));
-  for (const auto& [id, record] : node->records_)
-    node->ledger_.Restore({id, record.generation(), node->TargetOf(record), 0, record.vmm_pid() != 0});
+  for (const auto& [id, record] : node->records_) node->ledger_.Restore(node->EntryOf(record));
   return node;
 }
 
@@ -75,6 +83,16 @@ NodeState::Turn::~Turn() {
 uint64_t NodeState::TargetOf(const Record& record) const {
   const uint64_t bytes = record.claim().bytes();
   return bytes > record.lowered_bytes() ? bytes - record.lowered_bytes() : std::min<uint64_t>(bytes, 1);
+}
+
+sizing::LedgerEntry NodeState::EntryOf(const Record& record) const {
+  sizing::LedgerEntry entry;
+  entry.id = record.claim().sandbox_id();
+  entry.generation = record.generation();
+  entry.target_bytes = TargetOf(record);
+  entry.bound = record.vmm_pid() != 0;
+  entry.nodes = NodesOf(record.claim());
+  return entry;
 }
 
 ClaimsJournal::Ticket NodeState::WriteLocked(const std::string& id) {
@@ -174,6 +192,13 @@ void NodeState::WatchPressure() {
                                         "Lamina use it",
                                         left.where, left.bytes / kMiB, FormatBytes(least), promised / kMiB)
                           : "");
+  sizing::NodeBytes sizes;
+  const std::map<uint32_t, NumaMemory> nodes = host_.NumaNodes();
+  for (const auto& [number, memory] : nodes) sizes[number] = memory.total_bytes;
+  for (const auto& [number, kept] : sizing::DivideInProportion(least, sizes)) {
+    const uint64_t here = nodes.at(number).left_bytes;
+    ledger_.SetNodeLeft(number, here - std::min(here, kept));
+  }
 }
 
 absl::Status NodeState::Observe(std::vector<std::string>& dead, std::set<std::string>& living) {
@@ -232,7 +257,9 @@ void NodeState::AdoptLocked(const persist::SandboxState& state) {
       record.set_vmm_start_time(state.vmm.start_time);
     }
     if (!ready_) record.mutable_claim()->set_bytes(std::max(record.claim().bytes(), state.claim_bytes));
-    ledger_.Restore({id, record.generation(), ready_ ? 0 : TargetOf(record), 0, true});
+    sizing::LedgerEntry entry = EntryOf(record);
+    if (ready_) entry.target_bytes = 0;  // what is granted holds
+    ledger_.Restore(entry);
     return;
   }
   // A VM that lives though its claim was lost: what is observed counts.
@@ -245,21 +272,24 @@ void NodeState::AdoptLocked(const persist::SandboxState& state) {
   claim.set_bytes(state.claim_bytes);
   claim.set_shim_pid(state.shim.pid);
   claim.set_shim_start_time(state.shim.start_time);
+  for (const uint32_t node : state.numa_nodes) claim.add_numa_nodes(node);
   claim.mutable_sizing()->set_vcpus(state.vcpus);
   claim.mutable_sizing()->set_memory_bytes(state.memory_bytes);
   record.set_generation(state.claim_generation);
   record.set_vmm_pid(state.vmm.pid);
   record.set_vmm_start_time(state.vmm.start_time);
   record.set_state_path(persist::StateStore(fs_, config_.paths.state_dir).Path(id));
-  ledger_.Restore({id, record.generation(), record.claim().bytes(), 0, true});
+  ledger_.Restore(EntryOf(record));
   records_[id] = std::move(record);
 }
 
 absl::StatusOr<uint64_t> NodeState::Grant(const laminad::v1::ClaimRequest& request, MonotonicTime deadline) {
   const std::string& id = request.sandbox_id();
+  const sizing::NumaNodes nodes = NodesOf(request);
   absl::StatusOr<uint64_t> generation;
-  RETURN_IF_ERROR(WithBalloons(id, request.bytes(), deadline, [&] {
-    generation = ledger_.Claim(id, request.bytes(), id);
+  RETURN_IF_ERROR(WithBalloons(id, request.bytes(), nodes, deadline, [&] {
+    generation = nodes.empty() ? ledger_.Claim(id, request.bytes(), id)
+                               : ledger_.ClaimNodes(id, request.bytes(), nodes, id);
     return generation.status();
   }));
   return generation;
@@ -295,7 +325,8 @@ absl::StatusOr<laminad::v1::ClaimResponse> NodeState::Claim(const laminad::v1::C
       RETURN_IF_ERROR(Drop(id));
       known.reset();
     }
-    const bool repeated = known && known->claim().bytes() == request.bytes();
+    const bool repeated =
+        known && known->claim().bytes() == request.bytes() && NodesOf(known->claim()) == NodesOf(request);
     const absl::StatusOr<uint64_t> generation =
         repeated ? known->generation()
                  : Grant(request, deadline ? *deadline - kAnswerTime : start + kBalloonTime);
@@ -317,6 +348,7 @@ absl::StatusOr<laminad::v1::ClaimResponse> NodeState::Claim(const laminad::v1::C
         MutexLock lock(mutex_);
         records_.erase(id);
         ledger_.Release(id, *generation);
+        if (known) WriteLocked(id);  // the set that this one replaced is gone as well
       }
       return saved;
     }
@@ -390,7 +422,7 @@ absl::Status NodeState::Retarget(const laminad::v1::RetargetRequest& request,
   // Memory is taken before it is written down, and written down before it is given back: a crash between
   // never promises it twice.
   if (grows) {
-    const absl::Status grown = WithBalloons(id, request.bytes() - before.bytes(),
+    const absl::Status grown = WithBalloons(id, request.bytes() - before.bytes(), NodesOf(before),
                                             deadline ? *deadline - kAnswerTime : start + kBalloonTime,
                                             [&] { return set(request.bytes()); });
     if (!grown.ok()) {

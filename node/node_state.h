@@ -77,25 +77,30 @@ class NodeState {
     NodeState& node_;
     const std::string id_;
   };
-  NodeState(const Config& config, FileSystem& fs, Host& host, const Clock& clock, uint64_t capacity);
+  NodeState(const Config& config, FileSystem& fs, Host& host, const Clock& clock, uint64_t capacity,
+            const sizing::NodeBytes& nodes);
   // What runs, what it holds, and whose claims have no owner left.
   absl::Status Observe(std::vector<std::string>& dead, std::set<std::string>& living);
   // A VM lives, says its sandbox's state: the larger of that and of what is recorded counts.
   void AdoptLocked(const persist::SandboxState& state) REQUIRES(mutex_);
-  // Nothing is granted while others have eaten into what the node has.
+  // Nothing is granted while others have eaten into what the node has, no set on a NUMA node that they have
+  // eaten into.
   void WatchPressure();
   void UpdateBalloons();
   void RaiseBalloons();
   // What `take` answers; where it misses memory (some `bytes` of it), once more after a round of the balloons
-  // of others. Waits for other rounds.
-  absl::Status WithBalloons(const std::string& id, uint64_t bytes, MonotonicTime deadline,
-                            const std::function<absl::Status()>& take);
+  // of others. Waits for other rounds. Where it is one of `nodes` that is short, no round is tried: whose
+  // balloon would free memory just there is not known.
+  absl::Status WithBalloons(const std::string& id, uint64_t bytes, const sizing::NumaNodes& nodes,
+                            MonotonicTime deadline, const std::function<absl::Status()>& take);
   absl::StatusOr<uint64_t> Grant(const laminad::v1::ClaimRequest& request, MonotonicTime deadline);
   uint64_t MissingFor(uint64_t bytes) const;
+  bool NodeIsShort(uint64_t bytes, const sizing::NumaNodes& nodes) const;
   absl::Status LowerFor(const std::string& id, uint64_t bytes, MonotonicTime deadline);
   // Writes down what a balloon took and gives it to the ledger.
   absl::Status SettleLocked(const std::string& id, uint64_t inflated) REQUIRES(mutex_);
   uint64_t TargetOf(const Record& record) const;
+  sizing::LedgerEntry EntryOf(const Record& record) const;
   absl::Status CheckLocked(const std::string& id, uint64_t generation) const REQUIRES(mutex_);
   // What to wait for, without the mutex, until the sandbox's record is durable; one without a record is
   // written down as gone.

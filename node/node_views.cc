@@ -42,6 +42,7 @@ lamina::node::v1::SandboxList NodeState::sandboxes() const {
     out->set_vmm_pid(record.vmm_pid());
     out->set_state_path(record.state_path());
     for (const std::string& reason : sizing.reasons()) out->add_reasons(reason);
+    out->mutable_numa_nodes()->CopyFrom(record.claim().numa_nodes());
     for (const auto& [phase, seconds] : record.boot_seconds())
       (*out->mutable_boot_seconds())[phase] = seconds;
   }
@@ -58,6 +59,13 @@ lamina::node::v1::ClaimList NodeState::claims() const {
   list.set_resident_bytes(totals.resident_bytes);
   list.set_reserve_bytes(config_.memory.reserve_bytes);
   list.set_carve_out_bytes(config_.memory.carve_out_bytes);
+  for (const auto& [number, node] : ledger_.nodes()) {
+    auto* out = list.add_numa_nodes();
+    out->set_node(number);
+    out->set_capacity_bytes(node.capacity_bytes);
+    out->set_claimed_bytes(node.claimed_bytes);
+    out->set_available_bytes(node.available_bytes);
+  }
   const int64_t now = UnixNanos(clock_.Wall());
   for (const sizing::LedgerEntry& entry : ledger_.entries()) {
     auto* out = list.add_claims();
@@ -67,6 +75,7 @@ lamina::node::v1::ClaimList NodeState::claims() const {
     out->set_resident_bytes(entry.resident_bytes);
     out->set_outstanding_bytes(entry.outstanding_bytes());
     out->set_bound(entry.bound);
+    out->mutable_numa_nodes()->Add(entry.nodes.begin(), entry.nodes.end());
     if (const std::optional<BalloonFigures> figures = balloons_.figures(entry.id); figures) {
       // What its VMM takes beside the guest's memory is not the balloon's to give.
       const uint64_t base = figures->base_bytes, floor = std::min(figures->floor_bytes, base);
@@ -95,6 +104,10 @@ std::string NodeState::MetricsText() const {
   sample.reserve_bytes = config_.memory.reserve_bytes;
   sample.carve_out_bytes = config_.memory.carve_out_bytes;
   sample.pressure = !ledger_.pressure().empty();
+  for (const auto& [number, node] : ledger_.nodes()) {
+    sample.numa_nodes.push_back(
+        {std::to_string(number), node.capacity_bytes, node.claimed_bytes, node.available_bytes});
+  }
   {
     MutexLock lock(mutex_);
     for (const auto& [id, record] : records_) sample.lowered_bytes += record.lowered_bytes();

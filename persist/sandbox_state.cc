@@ -15,34 +15,37 @@ constexpr const char* kLifeCycleNames[] = {"creating", "ready", "stopping", "sto
 
 json ToJson(const ProcessId& process) { return {{"pid", process.pid}, {"start_time", process.start_time}}; }
 
-// A field that is absent keeps the default; one of another type makes the file damaged. No exceptions:
-// nlohmann's value() throws.
+// No exceptions: nlohmann's value() throws.
 template <typename T>
-bool Read(const json& object, const char* key, T& out) {
-  const auto it = object.find(key);
-  if (it == object.end()) return true;
+bool FromJson(const json& value, T& out) {
   if constexpr (std::is_same_v<T, bool>) {
-    if (!it->is_boolean()) return false;
-    out = it->template get<bool>();
+    if (!value.is_boolean()) return false;
+    out = value.template get<bool>();
   } else if constexpr (std::is_same_v<T, std::string>) {
-    if (!it->is_string()) return false;
-    out = it->get_ref<const std::string&>();
+    if (!value.is_string()) return false;
+    out = value.template get_ref<const std::string&>();
   } else if constexpr (std::is_integral_v<T>) {
-    if (!it->is_number_integer()) return false;
-    if (it->is_number_unsigned() ? !std::in_range<T>(it->template get<uint64_t>())
-                                 : !std::in_range<T>(it->template get<int64_t>())) {
+    if (!value.is_number_integer()) return false;
+    if (value.is_number_unsigned() ? !std::in_range<T>(value.template get<uint64_t>())
+                                   : !std::in_range<T>(value.template get<int64_t>())) {
       return false;
     }
-    out = it->template get<T>();
+    out = value.template get<T>();
   } else {
-    if (!it->is_array()) return false;
+    if (!value.is_array()) return false;
     out.clear();
-    for (const json& element : *it) {
-      if (!element.is_string()) return false;
-      out.push_back(element.get_ref<const std::string&>());
+    for (const json& element : value) {
+      if (!FromJson(element, out.emplace_back())) return false;
     }
   }
   return true;
+}
+
+// A field that is absent keeps the default; one of another type makes the file damaged.
+template <typename T>
+bool Read(const json& object, const char* key, T& out) {
+  const auto it = object.find(key);
+  return it == object.end() || FromJson(*it, out);
 }
 
 bool ReadProcess(const json& object, const char* key, ProcessId& out) {
@@ -122,10 +125,10 @@ bool ReadState(const json& root, SandboxState& state) {
       !Read(root, "has_pod_limits", state.has_pod_limits) ||
       !ReadLimits(root, "pod_limits", state.pod_limits) || !Read(root, "claim_bytes", state.claim_bytes) ||
       !Read(root, "claim_generation", state.claim_generation) || !Read(root, "reasons", state.reasons) ||
-      !ReadProcess(root, "shim", state.shim) || !ReadProcess(root, "vmm", state.vmm) ||
-      !ReadProcess(root, "virtiofsd", state.virtiofsd) || !Read(root, "runtime_dir", state.runtime_dir) ||
-      !ReadNetwork(root, state) || !Read(root, "cgroup_dirs", state.cgroup_dirs) ||
-      !Read(root, "arenas", state.arenas)) {
+      !Read(root, "numa_nodes", state.numa_nodes) || !ReadProcess(root, "shim", state.shim) ||
+      !ReadProcess(root, "vmm", state.vmm) || !ReadProcess(root, "virtiofsd", state.virtiofsd) ||
+      !Read(root, "runtime_dir", state.runtime_dir) || !ReadNetwork(root, state) ||
+      !Read(root, "cgroup_dirs", state.cgroup_dirs) || !Read(root, "arenas", state.arenas)) {
     return false;
   }
   bool known = false;
@@ -206,6 +209,7 @@ std::string EncodeState(const SandboxState& state) {
       {"limited_parts", parts},
       {"claim_bytes", state.claim_bytes},
       {"claim_generation", state.claim_generation},
+      {"numa_nodes", state.numa_nodes},
       {"reasons", state.reasons},
       {"shim", ToJson(state.shim)},
       {"vmm", ToJson(state.vmm)},

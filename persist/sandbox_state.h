@@ -69,6 +69,7 @@ struct SandboxState {
   LimitsState pod_limits;  // the pod's sum at its start
   std::vector<LimitedPart> limited_parts;
   uint64_t claim_bytes = 0, claim_generation = 0;
+  std::vector<uint32_t> numa_nodes;  // that its memory is bound to, ascending; none: anywhere
   std::vector<std::string> reasons;
   ProcessId shim, vmm, virtiofsd;
   std::string runtime_dir;  // sockets, shared directory

@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -238,6 +239,69 @@ TEST(LaminadClaims, AVmWhoseStartWasNeverToldKeepsItsClaim) {
   EXPECT_THAT(ClaimIds(laminad), ElementsAre("untold"));
   vmm.End();
   EXPECT_TRUE(Eventually([&] { return ClaimIds(laminad).empty(); })) << laminad.Log();
+}
+
+// On the machine's own NUMA nodes: granted whole or not at all, there again after a crash, shown.
+TEST(LaminadClaims, NumaNodes) {
+  Laminad laminad;
+  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  const auto nodes = [&] { return json::parse(laminad.Http("/v1/claims").body)["numa_nodes"]; };
+  if (nodes().empty()) GTEST_SKIP() << "this kernel shows no NUMA nodes";
+  uint64_t capacity = 0;
+  for (const json& node : nodes()) capacity += node["capacity_bytes"].get<uint64_t>();
+  EXPECT_EQ(capacity, 64 * kGiB);
+  const uint32_t number = nodes()[0]["node"];
+  const uint64_t whole = nodes()[0]["capacity_bytes"];
+  const auto left = [&] { return nodes()[0]["available_bytes"].get<uint64_t>(); };
+  const auto claim = [&](const std::string& id, uint64_t bytes, uint32_t node) {
+    laminad::v1::ClaimRequest request = laminad.ClaimOf(id, bytes);
+    request.add_numa_nodes(number);
+    if (node != number) request.add_numa_nodes(node);
+    laminad::v1::ClaimResponse response;
+    const absl::Status status = laminad.Call("Claim", request, &response);
+    return status.ok() ? absl::StatusOr<uint64_t>(response.generation()) : status;
+  };
+  const auto unknown = claim("unknown", 1 * kGiB, 127);
+  EXPECT_EQ(unknown.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(unknown.status().message()), HasSubstr("no NUMA node 127 with memory here"));
+  const auto large = claim("large", whole + kMiB, number);
+  EXPECT_EQ(large.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(large.status().message()),
+              HasSubstr(fmt::format("node {} has {}", number, FormatBytes(whole))));
+  EXPECT_EQ(left(), whole);
+
+  const auto generation = claim("bound", 1 * kGiB, number);
+  ASSERT_TRUE(generation.ok()) << generation.status();
+  Sleeper vmm;
+  ASSERT_TRUE(laminad.Started("bound", *generation, vmm).ok());
+  for (int restarted = 0; restarted < 2; ++restarted) {
+    EXPECT_EQ(left(), whole - 1 * kGiB);
+    EXPECT_EQ(claim("bound", 1 * kGiB, number).value_or(0), *generation);
+    EXPECT_EQ(json::parse(laminad.Http("/v1/claims").body)["claims"][0]["numa_nodes"], json({number}));
+    EXPECT_EQ(json::parse(laminad.Http("/v1/sandboxes").body)["sandboxes"][0]["numa_nodes"], json({number}));
+    EXPECT_THAT(
+        laminad.Http("/metrics").body,
+        HasSubstr(fmt::format("lamina_numa_node_claimed_bytes{{node=\"{}\"}} {}\n", number, 1 * kGiB)));
+    EXPECT_THAT(RunLamina({"explain", "bound"}, &laminad).output,
+                HasSubstr(fmt::format("NUMA:      {}\n", number)));
+    EXPECT_THAT(RunLamina({"claims"}, &laminad).output,
+                ::testing::ContainsRegex(fmt::format("0B +{} +yes", number)));
+    EXPECT_EQ(laminad.Stop(SIGKILL), 128 + SIGKILL);
+    ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  }
+  laminad::v1::RetargetRequest grow;
+  laminad::v1::Empty empty;
+  grow.set_sandbox_id("bound");
+  grow.set_generation(*generation);
+  grow.set_bytes(whole + kMiB);
+  EXPECT_EQ(laminad.Call("Retarget", grow, &empty).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(left(), whole - 1 * kGiB);
+  grow.set_bytes(2 * kGiB);
+  EXPECT_TRUE(laminad.Call("Retarget", grow, &empty).ok());
+  EXPECT_EQ(left(), whole - 2 * kGiB);
+  vmm.End();
+  EXPECT_TRUE(laminad.Release("bound", *generation).ok());
+  EXPECT_EQ(left(), whole);
 }
 
 TEST(LaminadClaims, AShimThatCannotBeSeenGetsNothing) {

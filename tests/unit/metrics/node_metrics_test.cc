@@ -37,6 +37,16 @@ TEST(NodeMetrics, ShowsTheNodesMemory) {
   EXPECT_THAT(text, HasSubstr("\nlamina_sandboxes 0\n"));
 }
 
+TEST(NodeMetrics, ShowsEachNumaNode) {
+  NodeSample sample;
+  sample.numa_nodes = {{"0", 3ULL << 30, 1ULL << 30, 2ULL << 30}, {"12", 1ULL << 30, 0, 1ULL << 30}};
+  const std::string text = NodeMetrics().Text(sample);
+  EXPECT_THAT(text, HasSubstr("\nlamina_numa_node_capacity_bytes{node=\"0\"} 3221225472\n"));
+  EXPECT_THAT(text, HasSubstr("\nlamina_numa_node_claimed_bytes{node=\"0\"} 1073741824\n"));
+  EXPECT_THAT(text, HasSubstr("\nlamina_numa_node_available_bytes{node=\"0\"} 2147483648\n"));
+  EXPECT_THAT(text, HasSubstr("\nlamina_numa_node_claimed_bytes{node=\"12\"} 0\n"));
+}
+
 TEST(NodeMetrics, ASandboxIsThereWhileItIsSampled) {
   NodeSample sample;
   sample.sandboxes.push_back({"web-1", "shop", "abc", 320 << 20, 128 << 20, 64 << 20, 1, 0.25, 0.5});

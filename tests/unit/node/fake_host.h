@@ -36,6 +36,14 @@ class FakeHost : public Host {
     const auto it = processes_.find(pid);
     return it == processes_.end() ? 0 : it->second.second;
   }
+  void SetNumaNodes(std::map<uint32_t, NumaMemory> nodes) {
+    MutexLock lock(mutex_);
+    nodes_ = std::move(nodes);
+  }
+  std::map<uint32_t, NumaMemory> NumaNodes() override {
+    MutexLock lock(mutex_);
+    return nodes_;
+  }
   uint64_t MemTotalBytes() override { return uint64_t{16} << 30; }
   MemoryLeft Left() override {
     MutexLock lock(mutex_);
@@ -64,6 +72,7 @@ class FakeHost : public Host {
   std::map<int64_t, std::pair<uint64_t, uint64_t>> processes_
       GUARDED_BY(mutex_);                                             // pid -> start time, residence
   std::map<std::string, vmm::FakeGuest*> guests_ GUARDED_BY(mutex_);  // by runtime directory
+  std::map<uint32_t, NumaMemory> nodes_ GUARDED_BY(mutex_);
   uint64_t available_ GUARDED_BY(mutex_) = uint64_t{8} << 30;
 };
 

@@ -53,6 +53,46 @@ TEST(Kubepods, AreFoundForEitherDriverAndVersion) {
   EXPECT_EQ(HiddenCgroups(kOwn, root.path()), "");
 }
 
+TEST(NumaNodes, AreReadFromTheKernelsFolder) {
+  const lamina::testing::TempDir root;
+  FileSystem& fs = FileSystem::Real();
+  EXPECT_THAT(ReadNumaNodes(root / "absent"), ::testing::IsEmpty());
+  EXPECT_THAT(ReadNumaNodes(root.path()), ::testing::IsEmpty());
+  const auto add = [&](const std::string& name, const std::string& meminfo) {
+    ASSERT_OK(fs.MakeDirectories(root / name, 0700));
+    ASSERT_OK(fs.WriteAndSync(root / (name + "/meminfo"), meminfo, 0600));
+  };
+  add("node0",
+      "Node 0 MemTotal:        1000 kB\nNode 0 MemFree:         100 kB\nNode 0 MemUsed:  900 kB\n"
+      "Node 0 Active:            77 kB\nNode 0 Active(anon):     66 kB\nNode 0 Active(file):     20 kB\n"
+      "Node 0 Inactive(file):     3 kB\nNode 0 SReclaimable:      4 kB\nNode 0 Slab:  9 kB\n");
+  add("node10", "Node 10 MemTotal:       2000 kB\nNode 10 MemFree:        50 kB\n");
+  add("node2", "Node 2 MemTotal:       0 kB\nNode 2 MemFree:        0 kB\n");  // of CPUs alone
+  add("node128", "Node 128 MemTotal:       5 kB\n");
+  add("nodes", "Node 1 MemTotal:       5 kB\n");
+  add("node1x", "Node 1 MemTotal:       5 kB\n");
+  add("node", "Node 1 MemTotal:       5 kB\n");
+  ASSERT_OK(fs.MakeDirectories(root / "node3", 0700));
+  const std::map<uint32_t, NumaMemory> nodes = ReadNumaNodes(root.path());
+  ASSERT_EQ(nodes.size(), 2u);
+  EXPECT_EQ(nodes.at(0).total_bytes, 1000 * kKiB);
+  EXPECT_EQ(nodes.at(0).left_bytes, 127 * kKiB);
+  EXPECT_EQ(nodes.at(10).total_bytes, 2000 * kKiB);
+  EXPECT_EQ(nodes.at(10).left_bytes, 50 * kKiB);
+}
+
+TEST(RealHost, SeesItsNumaNodes) {
+  if (!FileSystem::Real().Exists("/sys/devices/system/node/node0/meminfo"))
+    GTEST_SKIP() << "a kernel without NUMA";
+  const std::map<uint32_t, NumaMemory> nodes = Host::Real().NumaNodes();
+  EXPECT_FALSE(nodes.empty());
+  for (const auto& [number, memory] : nodes) {
+    EXPECT_GT(memory.total_bytes, 64 * kMiB) << number;
+    EXPECT_GT(memory.left_bytes, 0u) << number;
+    EXPECT_LE(memory.left_bytes, memory.total_bytes) << number;
+  }
+}
+
 TEST(RealHost, SeesThisProcess) {
   Host& host = Host::Real();
   const absl::StatusOr<uint64_t> start_time = ProcessStartTime(getpid());

@@ -38,8 +38,9 @@ class NodeBalloonsTest : public ::testing::Test {
     ASSERT_OK(node_->Reconcile());
   }
 
-  absl::StatusOr<uint64_t> Claim(const std::string& id, uint64_t bytes) {
+  absl::StatusOr<uint64_t> Claim(const std::string& id, uint64_t bytes, const sizing::NumaNodes& nodes = {}) {
     laminad::v1::ClaimRequest request;
+    request.mutable_numa_nodes()->Add(nodes.begin(), nodes.end());
     request.set_sandbox_id(id);
     request.set_bytes(bytes);
     request.set_shim_pid(kShim);
@@ -179,6 +180,21 @@ TEST_F(NodeBalloonsTest, NobodyIsLoweredInVain) {
   EXPECT_THAT(refused, HasStatus(absl::StatusCode::kResourceExhausted, "1 running VMs could give 960MiB"));
   EXPECT_EQ(a->target_bytes, a->base_bytes);
   EXPECT_THAT(node_->MetricsText(), HasSubstr("lamina_balloon_rounds_total{result=\"refused\"} 0\n"));
+}
+
+// A node that is short gets nothing from balloons: where their pages lie is not known. The whole does.
+TEST_F(NodeBalloonsTest, ASetHasARoundWhereTheWholeIsShort) {
+  host_.SetNumaNodes({{0, {64 * kGiB, 64 * kGiB}}, {1, {64 * kGiB, 64 * kGiB}}});
+  Restart();
+  const auto a = Run("a", 3 * kGiB, 256 * kMiB);
+  ASSERT_OK(Claim("bound", 512 * kMiB, {0}));
+  ASSERT_OK(node_->Reconcile());
+  EXPECT_THAT(Claim("new", 1536 * kMiB + kVmm, {0}),
+              HasStatus(absl::StatusCode::kResourceExhausted, "node 0 has 1536MiB of 2GiB available"));
+  EXPECT_EQ(a->target_bytes, a->base_bytes);
+  ASSERT_OK(Claim("new", 1536 * kMiB, {0}));
+  EXPECT_LT(a->target_bytes, a->base_bytes);
+  EXPECT_LE(node_->claims().claimed_bytes(), 4 * kGiB);
 }
 
 TEST_F(NodeBalloonsTest, OldStatisticsGiveNothing) {

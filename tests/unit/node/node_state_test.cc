@@ -15,6 +15,8 @@
 namespace lamina::node {
 namespace {
 
+using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 constexpr uint64_t kCapacity = 4 * kGiB;
@@ -87,6 +89,26 @@ class NodeStateTest : public ::testing::Test {
     request.set_shim_pid(shim);
     request.set_shim_start_time(1);
     return request;
+  }
+  absl::StatusOr<uint64_t> ClaimSet(const std::string& id, uint64_t bytes, const sizing::NumaNodes& nodes) {
+    laminad::v1::ClaimRequest request = Request(id, bytes);
+    request.mutable_numa_nodes()->Add(nodes.begin(), nodes.end());
+    const auto response = node_->Claim(request);
+    if (!response.ok()) return response.status();
+    return response->generation();
+  }
+  // What can be claimed of each NUMA node, in order, in MiB.
+  std::vector<uint64_t> NodesLeft() {
+    std::vector<uint64_t> left;
+    const lamina::node::v1::ClaimList list = node_->claims();
+    for (const auto& node : list.numa_nodes()) left.push_back(node.available_bytes() / kMiB);
+    return left;
+  }
+  // A machine with two NUMA nodes, 3 and 1 GiB of the capacity theirs.
+  void UseNumaNodes(uint64_t left_on_0 = 12 * kGiB) {
+    host_.SetNumaNodes({{0, {12 * kGiB, left_on_0}}, {2, {4 * kGiB, 4 * kGiB}}});
+    Restart();
+    ASSERT_TRUE(node_->Reconcile().ok());
   }
   absl::StatusOr<uint64_t> Claim(const std::string& id, uint64_t bytes, int64_t shim = kShim) {
     const auto response = node_->Claim(Request(id, bytes, shim));
@@ -392,6 +414,145 @@ TEST_F(NodeStateTest, DamagedClaimsAreNotTakenForNone) {
             absl::StatusCode::kFailedPrecondition);
   ASSERT_TRUE(FileSystem::Real().WriteAndSync(path, "lamina-claims 1", 0600).ok());
   EXPECT_EQ(NodeState::Open(config_, fs_, host_, clock_).status().code(), absl::StatusCode::kDataLoss);
+}
+
+TEST_F(NodeStateTest, ANumaNodeHasItsPartOfTheCapacity) {
+  config_.memory.capacity_bytes = 5 * kGiB;
+  config_.memory.reserve_bytes = 600 * kMiB;
+  config_.memory.carve_out_bytes = 424 * kMiB;
+  UseNumaNodes();
+  EXPECT_THAT(NodesLeft(), ElementsAre(3072, 1024));
+  EXPECT_THAT(node_->MetricsText(),
+              AllOf(HasSubstr("\nlamina_numa_node_capacity_bytes{node=\"0\"} 3221225472\n"),
+                    HasSubstr("\nlamina_numa_node_capacity_bytes{node=\"2\"} 1073741824\n")));
+}
+
+TEST_F(NodeStateTest, AMachineThatShowsNoNumaNodesGrantsNoSet) {
+  EXPECT_THAT(NodesLeft(), ElementsAre());
+  const auto refused = ClaimSet("one", 1 * kGiB, {0});
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("no NUMA node 0 with memory here"));
+  EXPECT_TRUE(Claim("one", 1 * kGiB).ok());
+}
+
+TEST_F(NodeStateTest, ASetIsGrantedWholeOrNotAtAll) {
+  UseNumaNodes();
+  const auto both = ClaimSet("both", 1 * kGiB, {0, 2});
+  ASSERT_TRUE(both.ok()) << both.status();
+  EXPECT_THAT(NodesLeft(), ElementsAre(2560, 512));
+  const auto refused = ClaimSet("more", 2 * kGiB, {0, 2});
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("node 2 has 512MiB of 1GiB available, 1GiB are wanted there"));
+  EXPECT_THAT(NodesLeft(), ElementsAre(2560, 512));
+  EXPECT_EQ(ClaimSet("more", 2 * kGiB, {0, 1}).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(ClaimSet("more", 2 * kGiB, {0}).ok());
+  const lamina::node::v1::ClaimList list = node_->claims();
+  ASSERT_EQ(list.claims_size(), 2);
+  EXPECT_THAT(list.claims(0).numa_nodes(), ElementsAre(0, 2));
+  EXPECT_THAT(node_->sandboxes().sandboxes(1).numa_nodes(), ElementsAre(0));
+  EXPECT_THAT(node_->MetricsText(),
+              AllOf(HasSubstr("\nlamina_numa_node_available_bytes{node=\"2\"} 536870912\n"),
+                    HasSubstr("\nlamina_numa_node_claimed_bytes{node=\"0\"} 2684354560\n"),
+                    HasSubstr("lamina_claims_refused_total{reason=\"no_memory\"} 1\n"),
+                    HasSubstr("lamina_claims_refused_total{reason=\"invalid\"} 1\n")));
+}
+
+TEST_F(NodeStateTest, ANewSetReplacesTheOldUntilItsVmRuns) {
+  UseNumaNodes();
+  const auto first = ClaimSet("one", 1 * kGiB, {2});
+  EXPECT_EQ(ClaimSet("one", 1 * kGiB, {2}).value(), first.value());  // repeated: the same claim
+  const auto second = ClaimSet("one", 2 * kGiB, {0});
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_GT(*second, *first);
+  EXPECT_THAT(NodesLeft(), ElementsAre(1024, 1024));
+  // One that cannot be had leaves the old one.
+  EXPECT_EQ(ClaimSet("one", 2 * kGiB, {2}).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(ClaimSet("one", 2 * kGiB, {0}).value(), *second);
+  EXPECT_EQ(Claim("one", 2 * kGiB).status().code(), absl::StatusCode::kAlreadyExists);
+  host_.Start(kVmm, 1);
+  ASSERT_TRUE(Started("one", *second).ok());
+  EXPECT_EQ(ClaimSet("one", 1 * kGiB, {2}).status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_THAT(NodesLeft(), ElementsAre(1024, 1024));
+}
+
+// Taken, but not written down: the sandbox has neither the new set nor the old, also after a crash.
+TEST_F(NodeStateTest, ASetThatIsNotDurableIsNoSet) {
+  UseNumaNodes();
+  ASSERT_TRUE(ClaimSet("one", 1 * kGiB, {2}).ok());
+  fs_.calls = 0;
+  fs_.fail_at = 0;
+  EXPECT_FALSE(ClaimSet("one", 1 * kGiB, {0}).ok());
+  fs_.fail_at = -1;
+  EXPECT_EQ(Claimed(), 0u);
+  ASSERT_TRUE(ClaimSet("other", 2 * kGiB, {0}).ok());
+  for (int restarted = 0; restarted < 2; ++restarted) {
+    EXPECT_EQ(Claimed(), 2 * kGiB);
+    EXPECT_THAT(NodesLeft(), ElementsAre(1024, 1024));
+    Restart();
+    ASSERT_TRUE(node_->Reconcile().ok());
+  }
+}
+
+TEST_F(NodeStateTest, ASetComesBackAfterACrashAndMovesWithItsVm) {
+  UseNumaNodes();
+  const auto claim = ClaimSet("one", 1 * kGiB, {0, 2});
+  host_.Start(kVmm, 1);
+  ASSERT_TRUE(Started("one", *claim).ok());
+  for (int restarted = 0; restarted < 2; ++restarted) {
+    EXPECT_THAT(NodesLeft(), ElementsAre(2560, 512));
+    EXPECT_THAT(node_->claims().claims(0).numa_nodes(), ElementsAre(0, 2));
+    Restart();
+    ASSERT_TRUE(node_->Reconcile().ok());
+  }
+  const absl::Status refused = Retarget("one", *claim, 2 * kGiB + 2 * kMiB);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("node 2 has 512MiB of 1GiB available, 513MiB are"));
+  EXPECT_THAT(NodesLeft(), ElementsAre(2560, 512));
+  ASSERT_TRUE(Retarget("one", *claim, 2 * kGiB).ok());
+  for (int restarted = 0; restarted < 2; ++restarted) {
+    EXPECT_THAT(NodesLeft(), ElementsAre(2048, 0));
+    Restart();
+    ASSERT_TRUE(node_->Reconcile().ok());
+  }
+  host_.Start(kVmm, 1, 2 * kGiB);
+  ASSERT_TRUE(Retarget("one", *claim, 1 * kGiB).ok());
+  ASSERT_TRUE(node_->Reconcile().ok());
+  EXPECT_THAT(NodesLeft(), ElementsAre(2048, 0));  // what it still holds counts, where it lies
+  host_.End(kVmm);
+  ASSERT_TRUE(Release("one", *claim).ok());
+  EXPECT_THAT(NodesLeft(), ElementsAre(3072, 1024));
+}
+
+// The journal is lost: the VM's own state says where it is bound.
+TEST_F(NodeStateTest, ASetThatNobodyRecordedIsCounted) {
+  persist::SandboxState state;
+  state.sandbox_id = "seen";
+  state.claim_bytes = state.memory_bytes = 1 * kGiB;
+  state.claim_generation = 9;
+  state.numa_nodes = {2};
+  state.vmm = {kVmm, 1};
+  ASSERT_TRUE(persist::StateStore(FileSystem::Real(), config_.paths.state_dir).Save(state).ok());
+  host_.Start(kVmm, 1);
+  UseNumaNodes();
+  EXPECT_THAT(NodesLeft(), ElementsAre(3072, 0));
+}
+
+// A VM without a set may lie on any node, and others too: what is seen there decides whether a set is safe.
+TEST_F(NodeStateTest, ANumaNodeThatOthersHaveEatenIntoIsPromisedToNoSet) {
+  UseNumaNodes(2 * kGiB);  // 768 MiB of min_available are this node's part
+  const auto refused = ClaimSet("one", 2 * kGiB, {0});
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("node 0 has 1280MiB of memory left"));
+  EXPECT_THAT(node_->MetricsText(), HasSubstr("lamina_claims_refused_total{reason=\"pressure\"} 1\n"));
+  const auto granted = ClaimSet("one", 1 * kGiB, {0});
+  ASSERT_TRUE(granted.ok()) << granted.status();
+  EXPECT_FALSE(ClaimSet("two", 512 * kMiB, {0}).ok());  // promised already, and not used yet
+  EXPECT_TRUE(ClaimSet("two", 512 * kMiB, {2}).ok());
+  EXPECT_TRUE(Claim("anywhere", 512 * kMiB).ok());
+  host_.SetNumaNodes({{0, {12 * kGiB, 4 * kGiB}}, {2, {4 * kGiB, 4 * kGiB}}});
+  ASSERT_TRUE(node_->Reconcile().ok());
+  EXPECT_TRUE(ClaimSet("three", 512 * kMiB, {0}).ok());
 }
 
 TEST_F(NodeStateTest, PressureStopsGrantingUntilItIsOver) {

@@ -28,6 +28,7 @@ class RandomState {
     state.memory_bytes = random_();
     state.claim_bytes = random_();
     state.claim_generation = random_();
+    for (uint64_t i = Below(4); i > 0; --i) state.numa_nodes.push_back(static_cast<uint32_t>(random_()));
     for (ProcessId* process : {&state.shim, &state.vmm, &state.virtiofsd})
       *process = {static_cast<int64_t>(random_()), random_()};
     for (auto* list : {&state.reasons, &state.cgroup_dirs, &state.arenas}) *list = List();

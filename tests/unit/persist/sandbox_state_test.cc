@@ -41,6 +41,7 @@ TEST(SandboxState, ComesBackAsItWas) {
     ASSERT_EQ(EncodeState(read), content);
     ASSERT_EQ(read.vmm.pid, state.vmm.pid);
     ASSERT_EQ(read.claim_generation, state.claim_generation);
+    ASSERT_EQ(read.numa_nodes, state.numa_nodes);
     ASSERT_EQ(read.containers.size(), state.containers.size());
     ASSERT_EQ(read.netns_path, state.netns_path);
     ASSERT_EQ(read.life_cycle, state.life_cycle);
@@ -54,6 +55,7 @@ TEST(SandboxState, AChangeOfAnyFieldChangesTheFile) {
   state.layers = {{"l", "vpmem", "a", 1, 2, "", "p"}};
   std::set<std::string> seen = {EncodeState(state)};
   const auto changed = [&](const char* what) { EXPECT_TRUE(seen.insert(EncodeState(state)).second) << what; };
+  state.numa_nodes.push_back(7), changed("NUMA nodes");
   state.mac += "1", changed("mac");
   state.netns_path += "1", changed("netns");
   state.tap_name += "1", changed("tap");
