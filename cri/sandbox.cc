@@ -18,6 +18,7 @@
 #include "cri/cleanup.h"
 #include "cri/network.h"
 #include "cri/volumes.h"
+#include "sizing/annotations.h"
 #include "vmm/accel.h"
 #include "vmm/virtiofsd.h"
 
@@ -101,7 +102,14 @@ absl::Status Sandbox::ClaimMemory(const BundleSpec& spec, laminad::v1::ClaimResp
   request.set_shim_pid(getpid());
   request.set_shim_start_time(ProcessStartTime(getpid()).value_or(0));
   *request.mutable_sizing() = Report(plan);
-  RETURN_IF_ERROR(CallLaminad("Claim", request, &claim, kLaminadTimeout));
+  const sizing::NumaNodes& nodes = plan_input_.numa_nodes;
+  request.mutable_numa_nodes()->Add(nodes.begin(), nodes.end());
+  const absl::Status claimed = CallLaminad("Claim", request, &claim, kLaminadTimeout);
+  if (!claimed.ok() && !nodes.empty()) {
+    return Annotate(claimed, fmt::format("annotation {} (\"{}\")", sizing::kNumaNodesAnnotation,
+                                         sizing::FormatNumaNodes(nodes)));
+  }
+  RETURN_IF_ERROR(claimed);
 
   MutexLock lock(mutex_);
   state_.pod_name = request.pod_name();
@@ -109,6 +117,7 @@ absl::Status Sandbox::ClaimMemory(const BundleSpec& spec, laminad::v1::ClaimResp
   state_.pod_uid = request.pod_uid();
   state_.vcpus = plan.vcpus;
   state_.memory_bytes = plan.memory_bytes();
+  state_.numa_nodes.assign(nodes.begin(), nodes.end());
   state_.reasons = plan.reasons;
   state_.claim_bytes = request.bytes();
   state_.claim_generation = claim.generation();
@@ -229,6 +238,7 @@ absl::Status Sandbox::BuildVm(const BundleSpec& spec, laminad::v1::ReadyRequest&
     MutexLock lock(mutex_);
     vm.max_vcpus = state_.max_vcpus;
     vm.max_hot_memory_bytes = state_.max_hot_memory_bytes;
+    vm.numa_nodes = state_.numa_nodes;
   }
   vm.hotplug_bytes = config_.layers.arena_bytes * config_.layers.max_arenas_per_pod;
   vm.hotplug_ports = config_.hypervisor.hotplug_ports;

@@ -35,6 +35,14 @@ std::string Escape(const std::string& value) {
   return out;
 }
 
+// Of a memory backend. Interleaving is what makes an even division true; a single node is bound strictly.
+std::string NumaPolicy(const std::vector<uint32_t>& nodes) {
+  if (nodes.empty()) return "";
+  std::string out;
+  for (const uint32_t node : nodes) out += fmt::format(",host-nodes={}", node);
+  return out + (nodes.size() == 1 ? ",policy=bind" : ",policy=interleave");
+}
+
 }  // namespace
 
 std::string HotplugPciPath(uint32_t index) {
@@ -71,7 +79,8 @@ QemuCommand BuildQemuCommand(const VmSpec& spec) {
       (device_bytes + kGiB - 1) / kGiB * 1024 + 1024 + spec.max_hot_memory_bytes / kMiB;
   add({"-m", fmt::format("{}M,slots=8,maxmem={}M", memory_mib, memory_mib + device_mib)});
   // Shared, because virtiofsd reads and writes the guest's buffers.
-  add({"-object", fmt::format("memory-backend-memfd,id=ram,size={}M,share=on", memory_mib)});
+  add({"-object", fmt::format("memory-backend-memfd,id=ram,size={}M,share=on{}", memory_mib,
+                              NumaPolicy(spec.numa_nodes))});
   add({"-bios", Escape(spec.firmware), "-kernel", spec.kernel, "-initrd", spec.initramfs});
   add({"-append",
        fmt::format("{}{}{}{}", kKernelArgs, spec.max_hot_memory_bytes > 0 ? kHotMemoryKernelArgs : "",
@@ -110,8 +119,8 @@ QemuCommand BuildQemuCommand(const VmSpec& spec) {
   }
   // Before any other device with memory: there its addresses begin at a whole memory block of the guest's.
   if (spec.max_hot_memory_bytes > 0) {
-    add({"-object",
-         fmt::format("memory-backend-memfd,id=hot-ram,size={}M,share=on", spec.max_hot_memory_bytes / kMiB)});
+    add({"-object", fmt::format("memory-backend-memfd,id=hot-ram,size={}M,share=on{}",
+                                spec.max_hot_memory_bytes / kMiB, NumaPolicy(spec.numa_nodes))});
     add({"-device", fmt::format("virtio-mem-pci,id=hot-memory,memdev=hot-ram,block-size=4M,requested-size=0,"
                                 "bus=pcie.0,addr={:02x}.0",
                                 kHotMemorySlot)});

@@ -22,9 +22,12 @@ struct VmSpec {
   uint32_t max_vcpus = 0;  // can be plugged while it runs; 0: as many as at boot
   uint64_t memory_bytes = 0;
   uint64_t max_hot_memory_bytes = 0;  // virtio-mem, empty at boot; multiple of 128 MiB, 0: no such device
-  uint64_t hotplug_bytes = 0;         // address space for arenas attached later
-  uint32_t hotplug_ports = 8;         // PCIe root ports for arenas and SCSI controllers, at most 64
-  std::string runtime_dir;            // sockets qmp.sock, rpc.sock, stdio.sock (107 bytes a path); qemu.log
+  // Where the guest's memory lies, that of the boot and virtio-mem's: on one NUMA node alone, or evenly on
+  // several; ascending, at most 127. Empty: anywhere.
+  std::vector<uint32_t> numa_nodes;
+  uint64_t hotplug_bytes = 0;  // address space for arenas attached later
+  uint32_t hotplug_ports = 8;  // PCIe root ports for arenas and SCSI controllers, at most 64
+  std::string runtime_dir;     // sockets qmp.sock, rpc.sock, stdio.sock (107 bytes a path); qemu.log
   std::vector<ArenaDevice> boot_arenas;  // at most 8
   std::string virtiofs_socket;           // empty: no shared directory
   std::string virtiofs_tag = "lamina";

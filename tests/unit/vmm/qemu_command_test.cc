@@ -69,6 +69,22 @@ TEST(QemuCommandTest, RoomToGrow) {
   EXPECT_EQ(Line(spec, "virtio-mem"), "none");
 }
 
+TEST(QemuCommandTest, NumaNodesBindAllOfTheGuestsMemoryAndNoArena) {
+  VmSpec spec = Pod();
+  spec.max_hot_memory_bytes = 2 * kGiB;
+  spec.boot_arenas = {{"arena-7", "/var/lib/lamina/arena-7", kGiB}};
+  spec.numa_nodes = {1};
+  EXPECT_EQ(Line(spec, "id=ram"),
+            "-object memory-backend-memfd,id=ram,size=352M,share=on,host-nodes=1,policy=bind");
+  EXPECT_EQ(Line(spec, "hot-ram,size"),
+            "-object memory-backend-memfd,id=hot-ram,size=2048M,share=on,host-nodes=1,policy=bind");
+  EXPECT_THAT(Line(spec, "id=mem-arena-7"), ::testing::EndsWith("share=on,readonly=on"));
+  spec.numa_nodes = {0, 2};
+  EXPECT_EQ(
+      Line(spec, "id=ram"),
+      "-object memory-backend-memfd,id=ram,size=352M,share=on,host-nodes=0,host-nodes=2,policy=interleave");
+}
+
 TEST(QemuCommandTest, AWholePod) {
   VmSpec spec = Pod();
   spec.boot_arenas = {{"arena-7", "/var/lib/lamina/arena-7", kGiB}};
