@@ -33,6 +33,7 @@ REFUSED = {
     "maxUnavailable": "0%",
 }
 ACCEPTED = {
+    "config.sizing.allowed_annotations": ["lamina.io/numa-nodes", "lamina.io/default-cpu"],
     "config.sizing.overhead_cpu": "250m",
     "config.sizing.overhead_memory": 100663296,
     "config.hypervisor.vmm_overhead_memory": "1GiB",

@@ -72,15 +72,27 @@ TEST(LaminadMetrics, HaveTheFamiliesThatDashboardsUse) {
   ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
   ASSERT_TRUE(laminad.Claim("one", 256 * kMiB).ok());
   const std::string text = laminad.Http("/metrics").body;
-  for (const char* family :
-       {"lamina_sandboxes gauge", "lamina_memory_claimed_bytes gauge", "lamina_memory_capacity_bytes gauge",
-        "lamina_memory_available_bytes gauge", "lamina_memory_resident_bytes gauge",
-        "lamina_sandbox_memory_bytes gauge", "lamina_sandbox_vcpus gauge", "lamina_arena_bytes gauge",
-        "lamina_layers_placed_total counter", "lamina_layer_conversions_total counter",
-        "lamina_layer_reuses_total counter", "lamina_sandbox_boot_seconds histogram",
-        "lamina_claims_refused_total counter", "lamina_balloon_rounds_total counter",
-        "lamina_memory_lowered_bytes gauge", "lamina_memory_pressure gauge", "lamina_claim_seconds histogram",
-        "lamina_build_info gauge"}) {
+  for (const char* family : {"lamina_sandboxes gauge",
+                             "lamina_memory_claimed_bytes gauge",
+                             "lamina_memory_capacity_bytes gauge",
+                             "lamina_memory_available_bytes gauge",
+                             "lamina_memory_resident_bytes gauge",
+                             "lamina_sandbox_memory_bytes gauge",
+                             "lamina_sandbox_vcpus gauge",
+                             "lamina_arena_bytes gauge",
+                             "lamina_layers_placed_total counter",
+                             "lamina_layer_conversions_total counter",
+                             "lamina_layer_reuses_total counter",
+                             "lamina_sandbox_boot_seconds histogram",
+                             "lamina_claims_refused_total counter",
+                             "lamina_balloon_rounds_total counter",
+                             "lamina_numa_node_capacity_bytes gauge",
+                             "lamina_numa_node_claimed_bytes gauge",
+                             "lamina_numa_node_available_bytes gauge",
+                             "lamina_memory_lowered_bytes gauge",
+                             "lamina_memory_pressure gauge",
+                             "lamina_claim_seconds histogram",
+                             "lamina_build_info gauge"}) {
     EXPECT_THAT(text, testing::HasSubstr(std::string("# TYPE ") + family + "\n"));
   }
   EXPECT_THAT(text, testing::HasSubstr("lamina_sandbox_memory_bytes{pod=\"pod-one\",namespace=\"shop\","

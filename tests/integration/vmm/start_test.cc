@@ -47,6 +47,33 @@ TEST(Start, BootsAndTellsItsPhases) {
          hello.agent_ready_boot_seconds() - hello.agent_started_boot_seconds());
 }
 
+// QEMU understands several nodes, and gives their policy to the boot's memory and to what can be plugged. A
+// node that the machine has not is dropped beside one that it has; alone it ends QEMU.
+TEST(Start, SeveralNumaNodesAreInterleaved) {
+  if (!FileSystem::Real().Exists("/sys/devices/system/node/node0")) GTEST_SKIP() << "a kernel without NUMA";
+  const TempDir dir;
+  VmSpec spec = TestSpec(dir.path());
+  spec.max_hot_memory_bytes = 256 * kMiB;
+  spec.numa_nodes = {0, 1};
+  const auto vm = Vm::Start(spec, {});
+  ASSERT_OK(vm);
+  int interleaved = 0;
+  std::ifstream maps("/proc/" + std::to_string((*vm)->pid()) + "/numa_maps");
+  for (std::string line; std::getline(maps, line);) {
+    if (line.find("memfd:memory-backend-memfd") == std::string::npos) continue;
+    EXPECT_THAT(line, ::testing::HasSubstr(" interleave:0"));
+    ++interleaved;
+  }
+  EXPECT_EQ(interleaved, 2);
+  ASSERT_OK((*vm)->Kill(seconds(10)));
+  if (FileSystem::Real().Exists("/sys/devices/system/node/node127")) return;
+  const TempDir other;
+  spec = TestSpec(other.path());
+  spec.numa_nodes = {127};
+  EXPECT_THAT(Vm::Start(spec, {}).status(),
+              HasStatus(absl::StatusCode::kUnavailable, "cannot bind memory to host NUMA nodes"));
+}
+
 TEST(Start, QemusSocketsAreForTheOwnerOnlyThroughTheirDirectory) {
   const TempDir dir;  // mkdtemp: 0700, as the shim makes it
   const auto vm = Vm::Start(TestSpec(dir.path()), {});
