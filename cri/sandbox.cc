@@ -214,9 +214,10 @@ absl::Status Sandbox::BuildVm(const BundleSpec& spec, laminad::v1::ReadyRequest&
     MutexLock lock(mutex_);
     state_.mac = network.mac;
   }
-  ASSIGN_OR_RETURN(const vmm::VirtiofsdProcess virtiofsd,
+  ASSIGN_OR_RETURN(vmm::VirtiofsdProcess virtiofsd,
                    vmm::StartVirtiofsd(config_.hypervisor.virtiofsd, dir + "/shared", dir + "/virtiofsd.sock",
                                        dir + "/virtiofsd.log", cgroup.procs_files(), kLaminadTimeout));
+  virtiofsd_pidfd_ = std::move(virtiofsd.pidfd);
   {
     MutexLock lock(mutex_);
     state_.virtiofsd = {virtiofsd.pid, virtiofsd.start_time};
@@ -330,7 +331,13 @@ absl::Status Sandbox::BuildVm(const BundleSpec& spec, laminad::v1::ReadyRequest&
 }
 
 void Sandbox::WatchVm() {
-  vm_->WaitExit();
+  if (!vm_->WaitExit(virtiofsd_pidfd_.get())) {
+    // Whoever touches a volume in the guest now waits for ever, and cannot be killed.
+    LogError("sandbox {}: its virtiofsd has ended, and the volumes with it: ending the VM", id_);
+    const absl::Status killed = vm_->Kill(kKillTimeout);
+    if (!killed.ok()) LogError("sandbox {}: {}", id_, Message(killed));
+    vm_->WaitExit();
+  }
   std::vector<std::shared_ptr<Process>> processes;
   bool stopping;
   {

@@ -144,6 +144,7 @@ class Sandbox {
   std::optional<sizing::VmPlan> unshown_ GUARDED_BY(resize_mutex_);  // laminad shows an older one
   bool watching_memory_ GUARDED_BY(resize_mutex_) = false;
 
+  UniqueFd virtiofsd_pidfd_;
   std::unique_ptr<vmm::Vm> vm_;
   std::unique_ptr<vmm::Resizer> resizer_;  // null: the VM keeps its size
   std::unique_ptr<ttrpc::Client> agent_;

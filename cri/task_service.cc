@@ -75,7 +75,7 @@ class TaskService {
       response.set_pid(sandbox_.vmm_pid());
     } else {
       ASSIGN_OR_RETURN(const uint32_t pid, sandbox_.CreateContainer(request));
-      response.set_pid(HostPid(request.id(), pid));
+      response.set_pid(HostPid(pid));
     }
     containerd::TaskCreate event;
     event.set_container_id(request.id());
@@ -93,7 +93,7 @@ class TaskService {
   absl::StatusOr<containerd::StartResponse> Start(const containerd::TaskRequest& request) {
     ASSIGN_OR_RETURN(const uint32_t pid, sandbox_.StartProcess(request.id(), request.exec_id()));
     containerd::StartResponse response;
-    response.set_pid(HostPid(request.id(), pid));
+    response.set_pid(HostPid(pid));
     if (request.exec_id().empty()) {
       containerd::TaskStart event;
       event.set_container_id(request.id());
@@ -122,7 +122,7 @@ class TaskService {
     uint32_t pid = 0;
     ASSIGN_OR_RETURN(const ExitInfo exit, sandbox_.DeleteProcess(request.id(), request.exec_id(), pid));
     containerd::DeleteResponse response;
-    response.set_pid(HostPid(request.id(), pid));
+    response.set_pid(HostPid(pid));
     response.set_exit_status(exit.status);
     *response.mutable_exited_at() = Stamp(exit.unix_nanos);
     if (request.exec_id().empty()) {
@@ -143,7 +143,7 @@ class TaskService {
     response.set_id(request.id());
     response.set_exec_id(request.exec_id());
     response.set_bundle(sandbox_.BundleOf(request.id()));
-    response.set_pid(HostPid(request.id(), process->pid()));
+    response.set_pid(HostPid(process->pid()));
     response.set_stdin(process->paths.in);
     response.set_stdout(process->paths.out);
     response.set_stderr(process->paths.err);
@@ -175,7 +175,7 @@ class TaskService {
     return response;
   }
 
-  absl::StatusOr<containerd::ConnectResponse> Connect(const containerd::TaskRequest& request) {
+  absl::StatusOr<containerd::ConnectResponse> Connect() {
     containerd::ConnectResponse response;
     response.set_shim_pid(static_cast<uint32_t>(getpid()));
     response.set_task_pid(sandbox_.vmm_pid());
@@ -205,7 +205,7 @@ class TaskService {
 
  private:
   // For containerd a pid is something in the host's /proc: everything in the VM is its QEMU.
-  uint32_t HostPid(const std::string& id, uint32_t pid) const { return pid == 0 ? 0 : sandbox_.vmm_pid(); }
+  uint32_t HostPid(uint32_t pid) const { return pid == 0 ? 0 : sandbox_.vmm_pid(); }
 
   Sandbox& sandbox_;
   EventPublisher& events_;
@@ -239,7 +239,7 @@ void RegisterTaskService(ttrpc::Server& server, Sandbox& sandbox, EventPublisher
     server.Handle<TaskRequest, containerd::WaitResponse>(
         name, "Wait", [service](auto&, auto& r) { return service->Wait(r); });
     server.Handle<TaskRequest, containerd::ConnectResponse>(
-        name, "Connect", [service](auto&, auto& r) { return service->Connect(r); });
+        name, "Connect", [service](auto&, auto&) { return service->Connect(); });
     server.Handle<TaskRequest, containerd::PidsResponse>(
         name, "Pids", [service](auto&, auto& r) { return service->Pids(r); });
     server.Handle<TaskRequest, containerd::StatsResponse>(

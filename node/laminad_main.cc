@@ -67,15 +67,15 @@ absl::Status Run(const Config& config) {
   if (grpc == nullptr)
     return MakeStatus(absl::StatusCode::kUnavailable, "gRPC at {}: cannot listen", config.grpc_socket());
 
-  // Decided before the first pod: the trial boot may take seconds. A host that cannot boot a VM yet still has
-  // its REST and its ledger.
+  // First: pods that run wait for their ledger. The trial boot may take seconds, and a shim that is asked for
+  // a pod meanwhile waits for it; a host that cannot boot a VM yet still has its REST and its ledger.
+  RETURN_IF_ERROR(state->Reconcile());
   const absl::StatusOr<std::string> accel = vmm::ChooseAccel(config);
   if (accel.ok()) {
     spdlog::info("VMs run on {}", *accel);
   } else {
     spdlog::warn("choice of acceleration: {}", Message(accel.status()));
   }
-  RETURN_IF_ERROR(state->Reconcile());
   spdlog::info("ready: shims at {}, gRPC at {}, REST at http://{}", config.shim_socket(),
                config.grpc_socket(), config.laminad.rest_address);
   for (;;) {

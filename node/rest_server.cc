@@ -11,7 +11,6 @@ namespace lamina::node {
 namespace {
 
 using web::http::experimental::listener::http_listener;
-using web::http::experimental::listener::http_listener_config;
 
 class CppRestServer : public RestServer {
  public:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The code's form: clang-format, who may include whom, shell scripts, YAML, file sizes. --tidy adds clang-tidy (slow).
+# The code's form: clang-format, who may include whom, shell scripts, YAML, file sizes.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 failed=0
@@ -13,9 +13,5 @@ mapfile -t scripts < <(git ls-files '*.sh' dev .ci/run)
 shellcheck -x "${scripts[@]}" || failed=1
 mapfile -t yaml < <(git ls-files '*.yaml' '*.yml' | grep -v '/templates/' || true)
 [ ${#yaml[@]} -eq 0 ] || yamllint -d '{extends: default, rules: {line-length: {max: 140}, document-start: disable}}' "${yaml[@]}" || failed=1
-if [ "${1:-}" = --tidy ]; then
-  [ -f build/compile_commands.json ] || cmake --preset release >/dev/null
-  git ls-files '*.cc' | grep -v '^tests/' | xargs -n 1 -P "$(nproc)" clang-tidy -p build --quiet --warnings-as-errors='*' || failed=1
-fi
 [ $failed = 0 ] && echo "lint: clean"
 exit $failed

@@ -58,12 +58,16 @@ absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const std::string& program, cons
                   "announce_submounts",
                   "--thread-pool-size=4"};
   options.log_path = log_path;
+  // With one arena malloc never asks for the number of CPUs, a call for which its seccomp filter kills it:
+  // QEMU 7.2's allows none, and glibc 2.36's malloc makes it once threads have filled eight arenas.
+  options.env = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "MALLOC_ARENA_MAX=1"};
   // A socket that an earlier one left would look like readiness.
   if (unlink(socket.c_str()) != 0 && errno != ENOENT) return ErrnoStatus(errno, "remove " + socket);
   options.cgroup_procs_files = cgroup_procs_files;
   ASSIGN_OR_RETURN(const pid_t pid, Spawn(options));
   VirtiofsdProcess process;
   process.pid = pid;
+  process.pidfd = UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
   process.socket = socket;
   process.start_time = ProcessStartTime(pid).value_or(0);
   const auto deadline = steady_clock::now() + timeout;

@@ -7,12 +7,14 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "base/unique_fd.h"
 
 namespace lamina::vmm {
 
 struct VirtiofsdProcess {
   pid_t pid = 0;
   uint64_t start_time = 0;
+  UniqueFd pidfd;
   std::string socket;
 };
 

@@ -149,11 +149,18 @@ absl::Status Vm::Alive() const {
   return MakeStatus(absl::StatusCode::kUnavailable, "QEMU (pid {}) has ended; {}", pid_, LogTail(log_path_));
 }
 
-void Vm::WaitExit() {
-  pollfd poll_fd{pidfd_.get(), POLLIN, 0};
-  while (poll(&poll_fd, 1, -1) < 0 && errno == EINTR) {
+bool Vm::WaitExit(int helper) {
+  pollfd ends[] = {{pidfd_.get(), POLLIN, 0}, {helper, POLLIN, 0}};
+  while (poll(ends, 2, -1) < 0 && errno == EINTR) {
+  }
+  if (ends[0].revents == 0) {
+    int ready;
+    while ((ready = poll(ends, 1, 1000)) < 0 && errno == EINTR) {
+    }
+    if (ready == 0) return false;
   }
   waitpid(pid_, nullptr, WNOHANG);
+  return true;
 }
 
 absl::Status Vm::Kill(std::chrono::milliseconds timeout) {

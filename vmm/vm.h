@@ -51,8 +51,9 @@ class Vm {
 
   // OK while QEMU lives, else why it is gone with the end of its log.
   absl::Status Alive() const;
-  // Blocks until QEMU has ended. Reaps it.
-  void WaitExit();
+  // Blocks until QEMU has ended, and reaps it: true. False: the process behind `helper` (a pidfd; -1: none)
+  // has ended, and QEMU did not follow it within a second.
+  bool WaitExit(int helper = -1);
   // Ends QEMU with SIGKILL (it holds nothing that a farewell would save); returns when the process is seen
   // dead, or DeadlineExceeded. Repeatable.
   absl::Status Kill(std::chrono::milliseconds timeout);

@@ -57,7 +57,6 @@ Agent::Agent(AgentOptions options, std::unique_ptr<StdioMux> mux, ModuleLoader& 
       mux_(std::move(mux)),
       modules_(modules),
       monitor_(monitor),
-      processes_(processes),
       on_shutdown_(std::move(on_shutdown)),
       crun_(processes, options_.crun, options_.root),
       layers_(options_.root, modules, monitor, Sysfs()),

@@ -66,7 +66,6 @@ class Agent {
   const std::unique_ptr<StdioMux> mux_;
   ModuleLoader& modules_;
   DeviceMonitor& monitor_;
-  ProcessTable& processes_;
   const std::function<void()> on_shutdown_;
   Crun crun_;
   LayerTable layers_;

@@ -114,8 +114,11 @@ absl::StatusOr<std::string> Sysfs::FindPci(std::string_view pci_path) const {
   return real;
 }
 
-absl::StatusOr<std::string> Sysfs::FindBlockBelow(const std::string& device, const std::string& part) const {
+absl::StatusOr<std::string> Sysfs::FindBlockBelow(const std::string& device, const std::string& part,
+                                                  std::string_view driver) const {
   for (const std::string& name : ListDirectory(root_ + "/block")) {
+    // There may be a thousand dm devices, and a real path is a dozen system calls.
+    if (name.compare(0, driver.size(), driver) != 0) continue;
     const std::string real = RealPath(root_ + "/block/" + name);
     if (real.compare(0, device.size() + 1, device + "/") == 0 &&
         real.find(part, device.size()) != std::string::npos) {
@@ -127,13 +130,13 @@ absl::StatusOr<std::string> Sysfs::FindBlockBelow(const std::string& device, con
 
 absl::StatusOr<std::string> Sysfs::FindPmem(std::string_view pci_path) const {
   ASSIGN_OR_RETURN(const std::string device, FindPci(pci_path));
-  return FindBlockBelow(device, "/block/pmem");
+  return FindBlockBelow(device, "/block/pmem", "pmem");
 }
 
 absl::StatusOr<std::string> Sysfs::FindScsiDisk(std::string_view pci_path, uint32_t target,
                                                 uint32_t lun) const {
   ASSIGN_OR_RETURN(const std::string device, FindPci(pci_path));
-  return FindBlockBelow(device, fmt::format(":0:{}:{}/block/", target, lun));
+  return FindBlockBelow(device, fmt::format(":0:{}:{}/block/", target, lun), "sd");
 }
 
 absl::Status Sysfs::ScanScsi(std::string_view pci_path, uint32_t target, uint32_t lun) const {

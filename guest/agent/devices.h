@@ -46,7 +46,8 @@ class Sysfs {
   std::vector<std::string> VirtioModaliases() const;
 
  private:
-  absl::StatusOr<std::string> FindBlockBelow(const std::string& device, const std::string& part) const;
+  absl::StatusOr<std::string> FindBlockBelow(const std::string& device, const std::string& part,
+                                             std::string_view driver) const;
   const std::string root_;
 };
 

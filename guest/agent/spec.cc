@@ -124,6 +124,14 @@ absl::StatusOr<PreparedSpec> PrepareSpec(std::string_view spec_json, const SpecC
   ASSIGN_OR_RETURN(Json spec, ParseObject(spec_json, "spec"));
   ASSIGN_OR_RETURN(Json * process, ObjectAt(spec, "process", "spec"));
   RETURN_IF_ERROR(AdaptProcess(*process, context.terminal, "process"));
+  // crun 1.8 takes 1.0 only, containerd 2 writes 1.2. Later versions of 1 add properties, which a runtime
+  // that does not know them must ignore (OCI runtime-spec, "Extensibility").
+  if (!spec.contains("ociVersion") || !spec["ociVersion"].is_string() ||
+      spec["ociVersion"].get_ref<const std::string&>().rfind("1.", 0) != 0) {
+    return InvalidArgument("ociVersion {}: want 1.x",
+                           Dump(spec.contains("ociVersion") ? spec["ociVersion"] : Json()).substr(0, 80));
+  }
+  spec["ociVersion"] = "1.0.2";
   ASSIGN_OR_RETURN(Json * root, ObjectAt(spec, "root", "spec"));
   ASSIGN_OR_RETURN(Json * linux_section, ObjectAt(spec, "linux", "spec"));
 

@@ -25,11 +25,11 @@ struct PreparedSpec {
   std::string rootfs;
 };
 
-// root.path, process.terminal and linux.cgroupsPath (/lamina/<id>) are set. Dropped: hooks, host LSM labels
-// (the guest has no AppArmor or SELinux policy), intelRdt, resources that cgroup v2 has not (net_cls,
-// realtime), hugepage limits without such pages, hostname without a UTS namespace. InvalidArgument, with what
-// is wrong and where: no JSON object, deeper than 64 levels, no process.args, a namespace with a path outside
-// /proc, a root outside the shared directory.
+// root.path, process.terminal, ociVersion (to 1.0.2, from any 1.x) and linux.cgroupsPath (/lamina/<id>) are
+// set. Dropped: hooks, host LSM labels (the guest has no AppArmor or SELinux policy), intelRdt, resources
+// that cgroup v2 has not (net_cls, realtime), hugepage limits without such pages, hostname without a UTS
+// namespace. InvalidArgument, with what is wrong and where: no JSON object, deeper than 64 levels, no
+// process.args, a namespace with a path outside /proc, a root outside the shared directory.
 absl::StatusOr<PreparedSpec> PrepareSpec(std::string_view spec_json, const SpecContext& context);
 
 // The same for an OCI Process of an exec.

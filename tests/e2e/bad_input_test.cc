@@ -5,6 +5,7 @@
 
 #include <filesystem>
 
+#include "base/file_system.h"
 #include "base/subprocess.h"
 #include "tests/e2e/kit/leftovers.h"
 #include "tests/e2e/support.h"
@@ -128,6 +129,17 @@ TEST_F(BadInputTest, AContainerWithoutAPodIsNotLaminas) {
   EXPECT_THAT(FindProcesses("no-pod", {}), IsEmpty());
 }
 
+TEST_F(BadInputTest, ANetworkNamespaceThatIsGone) {
+  const std::string gone = "/run/netns/" + fs::path(TestNode().dir()).filename().string() + "-gone";
+  const absl::Status status =
+      TestNode().Ctr({"run", "--rm", "--runtime", "io.containerd.lamina.v2", "--with-ns", "network:" + gone,
+                      "--annotation", "io.kubernetes.cri.container-type=sandbox", "--annotation",
+                      "io.kubernetes.cri.sandbox-id=no-network", kBusyboxImage, "no-network", "true"});
+  ASSERT_FALSE(status.ok());
+  EXPECT_THAT(Message(status), HasSubstr(gone));
+  EXPECT_THAT(FindProcesses("no-network", {}), IsEmpty());
+}
+
 // laminad's files on a small disk of their own, which is full three times in different places.
 TEST_F(BadInputTest, AFullDiskUnderTheArenas) {
   const std::string disk = TestNode().volumes_dir() + "/full";
@@ -189,6 +201,48 @@ TEST_F(BadInputTest, ADiskWithoutRoomForTheState) {
   EXPECT_THAT(ListFolder(disk + "/sandboxes"), IsEmpty());
   ASSERT_OK(TestNode().Reconfigure({{"paths.state_dir", Quoted(TestNode().state_dir())}}));
   EXPECT_OK(RunChecked({"umount", disk}, seconds(10)));
+}
+
+// The folder of containerd's snapshot that holds a layer with this file.
+std::string SnapshotWith(const std::string& file) {
+  for (const auto& entry : fs::recursive_directory_iterator(TestNode().dir())) {
+    if (entry.path().filename() == file && entry.is_regular_file()) return entry.path().parent_path();
+  }
+  return "";
+}
+
+// A snapshot that is damaged below containerd, between a container's creation and its start.
+TEST_F(BadInputTest, ALayersFolderThatIsGone) {
+  Image image = Images().Busybox();
+  image.name = "localhost/lamina/lost:1";
+  image.layers.push_back(Layer().File("only-in-the-lost-layer", "nothing else is known of this"));
+  ASSERT_OK(TestNode().Import(image));
+  ASSERT_OK_AND_ASSIGN(const ScopedPod pod, ScopedPod::Run({}));
+  ContainerSpec container = Sleeper();
+  container.image = image.name;
+  ASSERT_OK_AND_ASSIGN(const std::string first, Cri().CreateContainer(pod.id(), container));
+  const std::string folder = SnapshotWith("only-in-the-lost-layer");
+  ASSERT_FALSE(folder.empty());
+  fs::rename(folder, folder + ".away");
+  absl::Status status = Cri().StartContainer(first);
+  EXPECT_FALSE(status.ok());
+  EXPECT_THAT(Message(status), HasSubstr(folder));
+  // A file in the folder's place is no layer either.
+  container.name = "second";
+  fs::rename(folder + ".away", folder);
+  ASSERT_OK_AND_ASSIGN(const std::string second, Cri().CreateContainer(pod.id(), container));
+  fs::rename(folder, folder + ".away");
+  ASSERT_OK(FileSystem::Real().WriteAndSync(folder, "no folder and no EROFS image", 0600));
+  status = Cri().StartContainer(second);
+  EXPECT_FALSE(status.ok());
+  EXPECT_THAT(Message(status), HasSubstr(folder));
+  fs::remove(folder);
+  fs::rename(folder + ".away", folder);
+  // The pod is as well as before.
+  container.name = "third";
+  ASSERT_OK_AND_ASSIGN(const std::string third, Cri().RunContainer(pod.id(), container));
+  ASSERT_OK_AND_ASSIGN(const std::string read, ShellIn(third, "cat /only-in-the-lost-layer"));
+  EXPECT_EQ(read, "nothing else is known of this");
 }
 
 TEST_F(BadInputTest, AnImageThatIsNotThere) {

@@ -159,6 +159,20 @@ TEST_F(FailureTest, QemuDies) {
   EXPECT_NE(info.exit_code, 0);
 }
 
+// Without it the guest's programs would wait for their volumes for ever.
+TEST_F(FailureTest, VirtiofsdDies) {
+  PodSpec spec;
+  spec.name = "unshared";
+  ASSERT_OK_AND_ASSIGN(const ScopedPod pod, ScopedPod::Run(spec));
+  ASSERT_OK_AND_ASSIGN(const std::string id, Cri().RunContainer(pod.id(), Sleeper()));
+  const int virtiofsd = PidOf(pod.id().substr(0, 7), "/usr/lib/qemu/virtiofsd");
+  ASSERT_NE(virtiofsd, 0);
+  ASSERT_EQ(kill(virtiofsd, SIGKILL), 0);
+  EXPECT_OK(NotReady(pod.id()));
+  ASSERT_OK_AND_ASSIGN(const ContainerInfo info, Cri().WaitForExit(id, In(seconds(15))));
+  EXPECT_NE(info.exit_code, 0);
+}
+
 TEST_F(FailureTest, TheShimDies) {
   PodSpec spec;
   spec.name = "orphan";

@@ -172,7 +172,9 @@ TEST_F(VmTest, MetricsAgreeWithWhatRuns) {
   spec.resources.cpu_quota = 50'000;
   spec.resources.memory = 128 * kMiB;
   ASSERT_OK_AND_ASSIGN(const ScopedPod pod, ScopedPod::Run(spec));
-  ASSERT_OK(Cri().RunContainer(pod.id(), Sleeper()));
+  ContainerSpec container = Sleeper();
+  container.resources = spec.resources;
+  ASSERT_OK(Cri().RunContainer(pod.id(), container));
   ASSERT_OK_AND_ASSIGN(const std::string text, TestNode().Rest("/metrics"));
   const json claims = Get("/v1/claims");
   EXPECT_EQ(Metric(text, "lamina_sandboxes"), static_cast<double>(Get("/v1/sandboxes")["sandboxes"].size()));

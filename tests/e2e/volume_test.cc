@@ -171,6 +171,26 @@ TEST_F(VolumeTest, AHostilePathStaysInside) {
   EXPECT_THAT(In_(again, "cat /data/link 2>&1 || true"), HasSubstr("No such file"));
 }
 
+// With several of malloc's arenas virtiofsd makes a call that its seccomp filter punishes with death. Here
+// two would be enough.
+TEST_F(VolumeTest, VirtiofsdSurvivesItsThreads) {
+  LAMINA_ONLY();
+  const std::string program = TestNode().volumes_dir() + "/virtiofsd";
+  Put(program, "#!/bin/sh\nGLIBC_TUNABLES=glibc.malloc.arena_test=1 exec /usr/lib/qemu/virtiofsd \"$@\"\n");
+  fs::permissions(program, fs::perms::owner_all);
+  ASSERT_OK(TestNode().Reconfigure({{"hypervisor.virtiofsd", '"' + program + '"'}}));
+  const auto threaded = ScopedPod::Run({});
+  ASSERT_OK(TestNode().Reconfigure({{"hypervisor.virtiofsd", "\"/usr/lib/qemu/virtiofsd\""}}));
+  ASSERT_OK(threaded.status());
+  ContainerSpec container = Sleeper("threads");
+  container.mounts = {{"/data", Folder("threads")}};
+  ASSERT_OK_AND_ASSIGN(const std::string id, Cri().RunContainer(threaded->id(), container));
+  EXPECT_EQ(In_(id,
+                "for i in 1 2 3 4 5 6 7 8; do (for j in 1 2 3 4 5 6 7 8; do echo $i >/data/$i.$j; "
+                "cat /data/$i.$j; done) >/dev/null & done; wait; ls /data | wc -l"),
+            "64\n");
+}
+
 TEST_F(VolumeTest, AMissingSourceIsAClearError) {
   ContainerSpec spec = Sleeper("no-source");
   spec.mounts = {{"/data", TestNode().volumes_dir() + "/missing/never"}};

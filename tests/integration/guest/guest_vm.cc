@@ -165,6 +165,7 @@ absl::Status GuestVm::Start(const VmOptions& options) {
                     "-o",
                     "sandbox=chroot"};
     sharing.log_path = directory_ + "/virtiofsd.log";
+    sharing.env = {"MALLOC_ARENA_MAX=1"};  // as in vmm/virtiofsd.cc
     ASSIGN_OR_RETURN(virtiofsd_, Spawn(sharing));
     RETURN_IF_ERROR(Until(steady_clock::now() + std::chrono::seconds(10), virtiofsd_, "virtiofsd's socket",
                           [&] { return fs::exists(directory_ + "/fs"); }));

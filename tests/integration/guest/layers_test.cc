@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 
@@ -97,6 +98,35 @@ TEST(Layers, OneCallMountsManyAndSaysWhichOneItCannot) {
   }
   EXPECT_TRUE(vm.Call("UnmountLayers", all).ok());
   EXPECT_EQ(Mounts(vm).find(LayerId(kFirst)), std::string::npos);
+}
+
+// As many as layers/ puts in one arena, in one call, and all of them taken away again.
+TEST(Layers, AThousandAndTwentyFourMappingsOfOneDevice) {
+  GuestVm& vm = GuestVm::Shared();
+  constexpr uint64_t kFirst = 0x1024000;
+  constexpr int kMappings = 1024;
+  const auto image =
+      MakeErofs(MakeDirectoryWith(vm, "one-of-many", "file", "one of many"), vm.directory() + "/many.erofs");
+  ASSERT_TRUE(image.ok()) << image.status();
+  MountLayersRequest request;
+  UnmountLayersRequest all;
+  for (int i = 0; i < kMappings; ++i) {
+    const auto region = vm.AddToArena(*image);
+    ASSERT_TRUE(region.ok()) << region.status();
+    agent::v1::Layer& layer = *request.add_layers();
+    layer.set_id(LayerId(kFirst + static_cast<uint64_t>(i)));
+    *layer.mutable_pmem() = *region;
+    all.add_ids(layer.id());
+  }
+  const auto start = std::chrono::steady_clock::now();
+  const auto response = vm.Call<MountLayersResponse>("MountLayers", request, std::chrono::minutes(5));
+  ASSERT_TRUE(response.ok()) << response.status();
+  printf("%d mappings: %.2f s\n", kMappings,
+         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  ASSERT_EQ(response->results_size(), kMappings);
+  for (const auto& result : response->results()) EXPECT_TRUE(result.dax()) << result.id();
+  EXPECT_TRUE(vm.Call("UnmountLayers", all, std::chrono::minutes(5)).ok());
+  EXPECT_EQ(Mounts(vm).find(LayerId(kFirst + kMappings - 1)), std::string::npos);
 }
 
 TEST(Layers, WhatCannotBeMountedLeavesNothing) {

@@ -80,7 +80,7 @@ TEST(Virtiofs, ABindMadeAfterTheBootIsSeenAndArenasDoNotDisturbIt) {
   EXPECT_EQ(FirstLine(root + "/out/c2"), "through the bind");
 
   ASSERT_EQ(umount2((root + "/in").c_str(), MNT_DETACH), 0);
-  const VirtiofsdProcess virtiofsd = (*machine)->virtiofsd();
+  const VirtiofsdProcess& virtiofsd = (*machine)->virtiofsd();
   EXPECT_TRUE(ProcessAlive(virtiofsd.pid, virtiofsd.start_time));
 }
 
@@ -89,7 +89,7 @@ TEST(Virtiofs, EndsWithQemu) {
   options.shared_dir = true;
   const auto machine = Machine::Boot(options);
   ASSERT_OK(machine);
-  const VirtiofsdProcess virtiofsd = (*machine)->virtiofsd();
+  const VirtiofsdProcess& virtiofsd = (*machine)->virtiofsd();
   ASSERT_OK((*machine)->vm().Kill(seconds(10)));
   const auto deadline = std::chrono::steady_clock::now() + seconds(10);
   while (ProcessAlive(virtiofsd.pid, virtiofsd.start_time) && std::chrono::steady_clock::now() < deadline) {

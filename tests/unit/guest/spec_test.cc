@@ -35,6 +35,22 @@ TEST(Spec, TheGuestsFactsGoIn) {
   EXPECT_EQ((*prepared)["ociVersion"], "1.0.2");
 }
 
+TEST(Spec, EveryVersionOneIsPutInTheWordsOfCrunsOwn) {
+  Json spec = Minimal();
+  for (const char* version : {"1.0.0", "1.1.0", "1.2.1", "1.0.2-dev"}) {
+    spec["ociVersion"] = version;
+    const auto prepared = Prepare(spec);
+    ASSERT_TRUE(prepared.ok()) << prepared.status();
+    EXPECT_EQ((*prepared)["ociVersion"], "1.0.2");
+  }
+  for (const Json& version : {Json("2.0.0"), Json(""), Json(1), Json()}) {
+    spec["ociVersion"] = version;
+    EXPECT_EQ(Prepare(spec).status().code(), absl::StatusCode::kInvalidArgument) << version;
+  }
+  spec.erase("ociVersion");
+  EXPECT_NE(std::string(Prepare(spec).status().message()).find("ociVersion"), std::string::npos);
+}
+
 TEST(Spec, WhatTheGuestCannotDoGoesOut) {
   Json spec = Minimal();
   spec["hooks"] = {{"prestart", Json::array({{{"path", "/bin/evil"}}})}};
