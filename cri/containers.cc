@@ -228,9 +228,12 @@ absl::StatusOr<uint32_t> Sandbox::CreateContainer(const containerd::CreateTaskRe
     return InvalidArgument("container id \"{}\" is not safe as a file name", request.id());
   if (!request.checkpoint().empty())
     return absl::UnimplementedError("containers are not restored from checkpoints");
-  ASSIGN_OR_RETURN(const std::string json,
-                   FileSystem::Real().Read(request.bundle() + "/config.json", 8 << 20));
-  ASSIGN_OR_RETURN(const BundleSpec spec, ParseSpec(json, request.bundle() + "/config.json"));
+  const std::string config = request.bundle() + "/config.json";
+  ASSIGN_OR_RETURN(std::string json, FileSystem::Real().Read(config, 8 << 20));
+  if (const std::string files = PodFilesDir(RuntimeDir(config_, id_)); FileSystem::Real().Exists(files)) {
+    ASSIGN_OR_RETURN(json, WithPodFiles(json, files, config));
+  }
+  ASSIGN_OR_RETURN(const BundleSpec spec, ParseSpec(json, config));
 
   auto container = std::make_shared<Container>();
   container->id = request.id();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "cri/pod_files.h"
 #include "sizing/plan.h"
 
 namespace lamina::cri {
@@ -30,6 +31,7 @@ struct BundleSpec {
   sizing::Limits limits;  // linux.resources
   // Of the whole pod; from PodSandboxConfig alone, in a config.json they are annotations or nowhere.
   std::optional<sizing::Limits> pod_limits, pod_overhead;
+  std::optional<PodFiles> files;  // to be made by the shim; absent: containerd has made them
 
   std::string Annotation(const std::string& key) const;
   std::string sandbox_id(const std::string& fallback) const;

@@ -202,6 +202,7 @@ absl::Status Sandbox::BuildVm(const BundleSpec& spec, laminad::v1::ReadyRequest&
   }
   RETURN_IF_ERROR(FileSystem::Real().MakeDirectories(dir, 0700));
   RETURN_IF_ERROR(MakeSharedDir(dir + "/shared"));
+  if (spec.files) RETURN_IF_ERROR(WritePodFiles(PodFilesDir(dir), *spec.files));
   HostCgroup cgroup;
   if (!cgroup_path_.empty()) {
     ASSIGN_OR_RETURN(cgroup, MakeHostCgroup("/sys/fs/cgroup", cgroup_path_));

@@ -199,6 +199,11 @@ absl::StatusOr<BundleSpec> SpecFromPodConfig(const containerd::CreateSandboxRequ
   spec.annotations["io.kubernetes.cri.sandbox-namespace"] = config.metadata().namespace_();
   spec.annotations["io.kubernetes.cri.sandbox-uid"] = config.metadata().uid();
   spec.hostname = config.hostname();
+  const containerd::DnsConfig& dns = config.dns_config();
+  spec.files = PodFiles{config.hostname(),
+                        {dns.servers().begin(), dns.servers().end()},
+                        {dns.searches().begin(), dns.searches().end()},
+                        {dns.options().begin(), dns.options().end()}};
   spec.netns_path = request.netns_path();
   spec.has_network_namespace = !request.netns_path().empty();
   spec.sysctls = {config.linux().sysctls().begin(), config.linux().sysctls().end()};
