@@ -95,7 +95,8 @@ class MemoryTest : public ::testing::Test {
 TEST_F(MemoryTest, AsManyAsFitAndTheOthersAreRefusedBeforeTheirQemuStarts) {
   SetNode(false);
   std::atomic<size_t> most{0};
-  const Started started = StartTogether(10, [&] {
+  constexpr size_t kCalls = 64;
+  const Started started = StartTogether(kCalls, [&] {
     // All claims come at the beginning; QEMUs are counted until as many run as may.
     for (int i = 0; i < 100 && most < kFits; ++i) {
       most = std::max<size_t>(most, Qemus());
@@ -103,6 +104,7 @@ TEST_F(MemoryTest, AsManyAsFitAndTheOthersAreRefusedBeforeTheirQemuStarts) {
     }
   });
   EXPECT_EQ(started.pods.size(), kFits);
+  EXPECT_EQ(started.refused.size(), kCalls - kFits);
   for (const absl::Status& why : started.refused) EXPECT_THAT(Message(why), HasSubstr("do not fit"));
   EXPECT_EQ(ClaimIds(), started.pods);
   EXPECT_EQ(Qemus(), kFits);
@@ -112,6 +114,14 @@ TEST_F(MemoryTest, AsManyAsFitAndTheOthersAreRefusedBeforeTheirQemuStarts) {
     const auto info = Cri().PodStatus(pod);
     EXPECT_TRUE(info.ok() && info->ready) << pod << " was killed later";
   }
+  ASSERT_OK_AND_ASSIGN(const std::string page, TestNode().Rest("/metrics"));
+  EXPECT_EQ(Metric(page, "lamina_claims_refused_total{reason=\"no_memory\"}"), kCalls - kFits);
+  EXPECT_EQ(Metric(page, "lamina_claim_seconds_count"), kCalls);
+  printf("claims of %zu RunPodSandbox calls at once:", kCalls);
+  for (const char* most : {"0.001", "0.005", "0.01", "0.05"})
+    printf(" %.0f within %s s,", Metric(page, fmt::format("lamina_claim_seconds_bucket{{le=\"{}\"}}", most)),
+           most);
+  printf(" mean %.1f ms\n", 1000 * Metric(page, "lamina_claim_seconds_sum") / kCalls);
 }
 
 TEST_F(MemoryTest, ARoundOfTheBalloonsMakesRoomOnAFullNode) {

@@ -151,4 +151,11 @@ std::vector<std::string> SplitLines(const std::string& text) {
   return lines;
 }
 
+double Metric(const std::string& page, const std::string& sample) {
+  for (const std::string& line : SplitLines(page)) {
+    if (line.rfind(sample + " ", 0) == 0) return std::stod(line.substr(sample.size() + 1));
+  }
+  return -1;
+}
+
 }  // namespace lamina::e2e

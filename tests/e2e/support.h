@@ -91,5 +91,7 @@ ContainerSpec ShellContainer(const std::string& name, const std::string& script)
 absl::StatusOr<std::string> ShellIn(const std::string& container, const std::string& command);
 std::string Trim(std::string text);
 std::vector<std::string> SplitLines(const std::string& text);
+// Of a /metrics page: the value of the sample with exactly this name and labels; -1: none.
+double Metric(const std::string& page, const std::string& sample);
 
 }  // namespace lamina::e2e

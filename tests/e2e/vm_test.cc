@@ -31,14 +31,6 @@ json Find(const std::string& path, const char* list, const std::string& id) {
   return nullptr;
 }
 
-// The value of the sample with exactly this name and labels, as the text form has it; -1: none.
-double Metric(const std::string& text, const std::string& sample) {
-  for (const std::string& line : SplitLines(text)) {
-    if (line.rfind(sample + " ", 0) == 0) return std::stod(line.substr(sample.size() + 1));
-  }
-  return -1;
-}
-
 double ArenaBytes(const std::string& kind) {
   double sum = 0;
   for (const json& arena : Get("/v1/arenas").value("arenas", json::array()))
