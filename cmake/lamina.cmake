@@ -24,12 +24,14 @@ target_compile_options(lamina_flags INTERFACE -Wall -Wextra -Werror -Wno-unused-
 target_link_libraries(lamina_flags INTERFACE Threads::Threads)
 # Debian's absl headers compile with NDEBUG-dependent inline code only in containers, which are not used here.
 if(LAMINA_SANITIZE)
-  target_compile_options(lamina_flags INTERFACE -fsanitize=${LAMINA_SANITIZE} -fno-sanitize-recover=all)
   target_link_options(lamina_flags INTERFACE -fsanitize=${LAMINA_SANITIZE})
+  set(LAMINA_SANITIZE_OPTIONS -fsanitize=${LAMINA_SANITIZE} -fno-sanitize-recover=all)
   if(LAMINA_SANITIZE MATCHES thread)
-    # protobuf's headers give map fields two members more under TSan, which the packaged library does not know.
-    target_compile_options(lamina_flags INTERFACE -U__SANITIZE_THREAD__ -D_GLIBCXX_TSAN=1)
+    # protobuf's headers give map fields two members more under TSan, which the packaged library does not know: neither may
+    # its users nor the generated messages.
+    list(APPEND LAMINA_SANITIZE_OPTIONS -U__SANITIZE_THREAD__ -D_GLIBCXX_TSAN=1)
   endif()
+  target_compile_options(lamina_flags INTERFACE ${LAMINA_SANITIZE_OPTIONS})
 endif()
 if(LAMINA_COVERAGE)
   target_compile_options(lamina_flags INTERFACE --coverage)
@@ -131,7 +133,7 @@ function(lamina_proto name)
   target_include_directories(lamina_${name} SYSTEM PUBLIC ${PROJECT_BINARY_DIR})
   target_link_libraries(lamina_${name} PUBLIC Threads::Threads lamina_protobuf)
   if(LAMINA_SANITIZE)
-    target_compile_options(lamina_${name} PRIVATE -fsanitize=${LAMINA_SANITIZE})
+    target_compile_options(lamina_${name} PRIVATE ${LAMINA_SANITIZE_OPTIONS})
   endif()
   if(A_GRPC)
     target_link_libraries(lamina_${name} PUBLIC -lgrpc++ -lgrpc -lgpr)

@@ -215,11 +215,11 @@ absl::Status GuestVm::Connect() {
     if (!qmp_) qmp_ = ConnectTo(directory_ + "/qmp");
     return static_cast<bool>(qmp_);
   }));
-  RETURN_IF_ERROR(ConnectPorts());
+  RETURN_IF_ERROR(ConnectPorts(std::chrono::seconds(60)));
   return Qmp(R"({"execute":"qmp_capabilities"})");
 }
 
-absl::Status GuestVm::ConnectPorts() {
+absl::Status GuestVm::ConnectPorts(std::chrono::seconds hello_timeout) {
   const auto deadline = steady_clock::now() + std::chrono::seconds(60);
   UniqueFd rpc, stdio;
   RETURN_IF_ERROR(Until(deadline, qemu_, "the guest's ports", [&] {
@@ -233,7 +233,7 @@ absl::Status GuestVm::ConnectPorts() {
   request.set_protocol_version(1);
   request.set_host_unix_nanos(UnixNanos(Clock::Real().Wall()));
   request.set_random_seed("not so random seed of a test");
-  ASSIGN_OR_RETURN(hello_, Call<agent::v1::HelloResponse>("Hello", request));
+  ASSIGN_OR_RETURN(hello_, Call<agent::v1::HelloResponse>("Hello", request, hello_timeout));
   return absl::OkStatus();
 }
 
@@ -250,10 +250,17 @@ absl::Status GuestVm::Reconnect() {
     RETURN_IF_ERROR(Until(steady_clock::now() + std::chrono::seconds(5), 0, "half a frame to be taken",
                           [&] { return ioctl(cut.get(), TIOCOUTQ, &unsent) == 0 && unsent == 0; }));
   }
-  // A successor takes longer than this to start. (A host that came back within a few milliseconds might go
-  // unnoticed: the port has no word for it.)
-  poll(nullptr, 0, 300);
-  return ConnectPorts();
+  // The port has no word for a host that came back before the guest saw it go: what it says then goes on with
+  // the half frame. So a successor that is not answered goes away again, for longer.
+  absl::Status status;
+  for (const int away_ms : {300, 1000, 3000, 10'000}) {
+    poll(nullptr, 0, away_ms);
+    status = ConnectPorts(std::chrono::seconds(5));
+    if (status.code() != absl::StatusCode::kDeadlineExceeded) break;
+    client_.reset();
+    mux_.reset();
+  }
+  return status;
 }
 
 GuestVm::~GuestVm() {

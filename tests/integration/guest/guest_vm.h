@@ -72,7 +72,7 @@ class GuestVm {
   GuestVm() = default;
   absl::Status Start(const VmOptions& options);
   absl::Status Connect();
-  absl::Status ConnectPorts();
+  absl::Status ConnectPorts(std::chrono::seconds hello_timeout);
 
   std::string directory_;
   pid_t qemu_ = 0, virtiofsd_ = 0;
