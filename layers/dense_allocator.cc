@@ -29,27 +29,32 @@ class DenseAllocator : public PoolAllocator {
     // Where the first few are all misaligned, the smallest by what is left once aligned: nearly as tight, and
     // found without walking on.
     const bool huge = held >= kHuge;
-    const Extent* found = nullptr;
+    auto found = by_size_.lower_bound({held, 0});
     int tries = kTries;
-    for (auto it = by_size_.lower_bound({held, 0}); it != by_size_.end() && tries > 0; ++it, --tries) {
-      if (huge && AlignedSize(it->second, it->first) < held) continue;
-      found = &*it;
-      break;
+    while (huge && found != by_size_.end() && AlignedSize(found->second, found->first) < held) {
+      if (--tries > 0) {
+        ++found;
+        continue;
+      }
+      const auto aligned = by_aligned_size_.lower_bound({held, 0});
+      found = aligned == by_aligned_size_.end()
+                  ? by_size_.end()
+                  : by_size_.find({by_offset_.at(aligned->second), aligned->second});
     }
-    if (found == nullptr && tries == 0) {
-      const auto it = by_aligned_size_.lower_bound({held, 0});
-      if (it != by_aligned_size_.end()) found = &*it;
-    }
-    if (found == nullptr) {
+    if (found == by_size_.end()) {
       return MakeStatus(absl::StatusCode::kResourceExhausted, "a region of {} bytes: not enough space",
                         bytes);
     }
-    const uint64_t start = found->second;
-    const uint64_t end = start + by_offset_.at(start);
+    const auto [size, start] = *found;
+    const uint64_t end = start + size;
     const uint64_t offset = huge ? RoundUp(start, kHuge) : start;
-    RemoveFree(start, end - start);
-    if (offset > start) AddFree(start, offset - start);
-    if (end > offset + held) AddFree(offset + held, end - offset - held);
+    if (offset == start && end > offset + held) {
+      ShortenFree(found, held);
+    } else {
+      RemoveFree(start, size);
+      if (offset > start) AddFree(start, offset - start);
+      if (end > offset + held) AddFree(offset + held, end - offset - held);
+    }
     return Take(offset, held, bytes, next_generation_++);
   }
 
@@ -112,6 +117,7 @@ class DenseAllocator : public PoolAllocator {
   }
 
  private:
+  using Extent = std::pair<uint64_t, uint64_t>;
   struct Live {
     uint64_t held, payload, generation;
   };
@@ -133,6 +139,23 @@ class DenseAllocator : public PoolAllocator {
       by_aligned_size_.erase({aligned, start});
     by_offset_.erase(start);
   }
+  // The extent begins `by` bytes later: its nodes are used again.
+  void ShortenFree(std::set<Extent>::iterator extent, uint64_t by) {
+    const auto [size, start] = *extent;
+    auto by_size = by_size_.extract(extent);
+    by_size.value() = {size - by, start + by};
+    by_size_.insert(std::move(by_size));
+    if (const uint64_t aligned = AlignedSize(start, size); aligned >= kHuge)
+      by_aligned_size_.erase({aligned, start});
+    if (const uint64_t aligned = AlignedSize(start + by, size - by); aligned >= kHuge)
+      by_aligned_size_.insert({aligned, start + by});
+    const auto at = by_offset_.find(start);
+    const auto next = std::next(at);
+    auto by_offset = by_offset_.extract(at);
+    by_offset.key() = start + by;
+    by_offset.mapped() = size - by;
+    by_offset_.insert(next, std::move(by_offset));
+  }
   Region Take(uint64_t offset, uint64_t held, uint64_t payload, uint64_t generation) {
     live_[offset] = {held, payload, generation};
     held_ += held;
@@ -141,7 +164,6 @@ class DenseAllocator : public PoolAllocator {
   }
 
   const uint64_t capacity_;
-  using Extent = std::pair<uint64_t, uint64_t>;
   std::set<Extent> by_size_;                // {size, start} of free extents
   std::set<Extent> by_aligned_size_;        // {AlignedSize, start} of those that hold an aligned 2 MiB
   std::map<uint64_t, uint64_t> by_offset_;  // start -> size of free extents
