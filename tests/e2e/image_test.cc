@@ -144,5 +144,17 @@ TEST_F(ImageTest, ALayerThatIsTooLargeForAnArenaIsADisk) {
   EXPECT_OK(Cri().RemoveContainer(id));
 }
 
+TEST_F(ImageTest, BlobsOfTheErofsSnapshotterAreTakenAsTheyAre) {
+  const char* snapshotter = getenv("LAMINA_E2E_SNAPSHOTTER");
+  if (!IsLamina() || snapshotter == nullptr || std::string_view(snapshotter) != "erofs")
+    GTEST_SKIP() << "containerd's snapshotter is not erofs";
+  ASSERT_OK_AND_ASSIGN(const std::string id, Cri().RunContainer(pod(), Sleeper("blobs")));
+  ASSERT_OK_AND_ASSIGN(const std::string metrics, TestNode().Rest("/metrics"));
+  EXPECT_EQ(Metric(metrics, "lamina_layer_conversions_total"), 0);
+  EXPECT_GT(Metric(metrics, "lamina_layers_placed_total{kind=\"vpmem\"}"), 0);
+  EXPECT_OK(Cri().StopContainer(id, 0));
+  EXPECT_OK(Cri().RemoveContainer(id));
+}
+
 }  // namespace
 }  // namespace lamina::e2e

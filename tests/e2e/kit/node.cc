@@ -26,7 +26,7 @@ namespace fs = std::filesystem;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-// {0} private folder, {1} pause image. The internal opt plugin would make /opt/containerd.
+// {0} private folder, {1} pause image, {2} snapshotter. The internal opt plugin would make /opt/containerd.
 constexpr char kContainerdConfig[] = R"(version = 2
 root = "{0}/containerd"
 state = "{0}/containerd-run"
@@ -49,7 +49,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.
     bin_dir = "/usr/lib/cni"
     conf_dir = "{0}/net.d"
   [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "overlayfs"
+    snapshotter = "{2}"
     default_runtime_name = "runc"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
@@ -138,10 +138,16 @@ absl::Status Node::Prepare() {
   config_["paths.guest_dir"] = '"' + options_.guest_dir + '"';
   config_["laminad.rest_address"] = '"' + rest_address() + '"';
   RETURN_IF_ERROR(Reconfigure(options_.config));
-  std::string containerd = fmt::format(kContainerdConfig, dir_, kPauseImage);
+  const char* snapshotter = getenv("LAMINA_E2E_SNAPSHOTTER");
+  std::string containerd =
+      fmt::format(kContainerdConfig, dir_, kPauseImage, snapshotter == nullptr ? "overlayfs" : snapshotter);
   // The last table is lamina's.
   if (const char* sandboxer = getenv("LAMINA_E2E_SANDBOXER"))
     containerd += fmt::format("      sandboxer = \"{}\"\n", sandboxer);
+  if (snapshotter != nullptr &&
+      std::string_view(snapshotter) == "erofs")  // the layers' archives become blobs
+    containerd +=
+        "[plugins.\"io.containerd.service.v1.diff-service\"]\n  default = [\"erofs\", \"walking\"]\n";
   RETURN_IF_ERROR(WriteFile(dir_ + "/containerd.toml", containerd));
   cri_ = CriClient::Create({containerd_socket(), options_.handler, dir_ + "/logs", "/lamina-" + tag_});
   return absl::OkStatus();
@@ -343,7 +349,14 @@ std::vector<std::string> Node::FindLeftovers(bool daemons_run) {
   };
   for (const Process& process : FindProcesses(dir_, {containerd_, laminad_}))
     left.push_back(fmt::format("process: {} {}", process.pid, process.command));
-  add("mount", FindMounts(dir_));
+  Lines mounts = FindMounts(dir_);
+  // containerd keeps an image's blobs mounted as long as it has the image, and beyond its own end.
+  const auto blob = [](const std::string& mount) {
+    return mount.find("io.containerd.snapshotter.v1.erofs/snapshots/") != std::string::npos &&
+           mount.find(" - erofs ") != std::string::npos;
+  };
+  mounts.erase(std::remove_if(mounts.begin(), mounts.end(), blob), mounts.end());
+  add("mount", mounts);
   add("cgroup", FindCgroups(cri_->options().cgroup_parent));
   Lines sockets = FindSockets(dir_);
   if (daemons_run) {

@@ -1,7 +1,7 @@
 // A Kubernetes node in a private folder: a real containerd with its own sockets, CNI network and images, and
 // a laminad beside it. Nothing of the machine's own containerd is touched. Another containerd than Debian
 // 12's is taken from PATH; with LAMINA_E2E_SANDBOXER=shim a containerd 2.x hands pods to the shim's Sandbox
-// service.
+// service, with LAMINA_E2E_SNAPSHOTTER=erofs it keeps image layers as EROFS blobs.
 #pragma once
 
 #include <chrono>
