@@ -165,6 +165,8 @@ def check_daemonset():
     mounts = {m["name"]: m["mountPath"] for m in server["volumeMounts"]}
     for name in ("run", "state", "containerd"):
         expect(volumes[name]["hostPath"]["path"] == mounts[name], f"volume {name} has another path inside")
+    cgroup = next(m for m in server["volumeMounts"] if m["name"] == "cgroup")
+    expect(mounts["cgroup"] == "/sys/fs/cgroup" and cgroup.get("readOnly"), "laminad sees the node's cgroups, read-only")
     expect({mounts["run"], mounts["state"]} == {config["paths"]["run_dir"], config["paths"]["state_dir"]},
            "the config's folders are not the mounted ones")
 
