@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <thread>
@@ -176,7 +177,11 @@ class Load {
 double DiskP99Ms(const std::string& parent) {
   std::string path = parent + "/lamina-sync-XXXXXX";
   const UniqueFd fd(mkstemp(path.data()));
-  if (!fd) return 0;
+  const auto fail = [&](const char* what) {
+    fmt::print(stderr, "{} {}: {}\n", what, path, strerror(errno));
+    exit(1);
+  };
+  if (!fd) fail("create");
   unlink(path.c_str());
   const std::string record(400, 'r');
   const auto interval = std::chrono::duration_cast<steady_clock::duration>(Seconds(0.5 / kPacedClaims));
@@ -190,7 +195,8 @@ double DiskP99Ms(const std::string& parent) {
       batch.push_back(due);
       bytes += record;
     }
-    if (write(fd.get(), bytes.data(), bytes.size()) < 0 || fdatasync(fd.get()) != 0) return 0;
+    if (write(fd.get(), bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size())) fail("write");
+    if (fdatasync(fd.get()) != 0) fail("sync");
     const auto now = steady_clock::now();
     for (const auto& at : batch) ms.push_back(Seconds(now - at).count() * 1e3);
   }
