@@ -1,51 +1,50 @@
 #include "layers/digest.h"
 
 #include <fcntl.h>
-#include <openssl/evp.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <memory>
 #include <vector>
 
 #include "base/status.h"
 #include "base/unique_fd.h"
 
 namespace lamina::layers {
-namespace {
 
-using Context = std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)>;
-
-absl::StatusOr<Context> Begin() {
+absl::StatusOr<Sha256Hasher> Sha256Hasher::Create() {
   Context context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
   if (context == nullptr || EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) != 1) {
     return absl::InternalError("sha256 is not available");
   }
-  return context;
+  return Sha256Hasher(std::move(context));
 }
 
-std::string End(Context& context) {
-  unsigned char digest[EVP_MAX_MD_SIZE];
-  unsigned length = 0;
-  EVP_DigestFinal_ex(context.get(), digest, &length);
+void Sha256Hasher::Update(const void* data, size_t bytes) { EVP_DigestUpdate(context_.get(), data, bytes); }
+
+Sha256Bytes Sha256Hasher::Finish() {
+  Sha256Bytes digest{};
+  EVP_DigestFinal_ex(context_.get(), digest.data(), nullptr);
+  EVP_DigestInit_ex(context_.get(), nullptr, nullptr);
+  return digest;
+}
+
+std::string Hex(const Sha256Bytes& digest) {
   std::string hex;
-  for (unsigned i = 0; i < length; ++i) hex += fmt::format("{:02x}", digest[i]);
+  for (const unsigned char byte : digest) hex += fmt::format("{:02x}", byte);
   return hex;
 }
 
-}  // namespace
-
 absl::StatusOr<std::string> Sha256(std::string_view data) {
-  ASSIGN_OR_RETURN(Context context, Begin());
-  EVP_DigestUpdate(context.get(), data.data(), data.size());
-  return End(context);
+  ASSIGN_OR_RETURN(Sha256Hasher hasher, Sha256Hasher::Create());
+  hasher.Update(data.data(), data.size());
+  return Hex(hasher.Finish());
 }
 
 absl::StatusOr<std::string> DigestOf(const std::string& path, uint64_t offset, uint64_t bytes) {
   UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) return ErrnoStatus(errno, "open " + path);
-  ASSIGN_OR_RETURN(Context context, Begin());
+  ASSIGN_OR_RETURN(Sha256Hasher hasher, Sha256Hasher::Create());
   std::vector<char> buffer(1 << 20);
   while (bytes > 0) {
     const ssize_t n =
@@ -53,11 +52,11 @@ absl::StatusOr<std::string> DigestOf(const std::string& path, uint64_t offset, u
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return ErrnoStatus(errno, "read " + path);
     if (n == 0) return MakeStatus(absl::StatusCode::kDataLoss, "{}: ends {} bytes too early", path, bytes);
-    EVP_DigestUpdate(context.get(), buffer.data(), static_cast<size_t>(n));
+    hasher.Update(buffer.data(), static_cast<size_t>(n));
     offset += static_cast<uint64_t>(n);
     bytes -= static_cast<uint64_t>(n);
   }
-  return End(context);
+  return Hex(hasher.Finish());
 }
 
 }  // namespace lamina::layers

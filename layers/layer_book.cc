@@ -41,6 +41,10 @@ void LayerStore::SetWindowsLocked(const PlaceRequest& request, std::vector<Place
 
 bool LayerStore::Ours(const std::string& path) const { return path.rfind(options_.dir + "/", 0) == 0; }
 
+std::string LayerStore::TreePath(const std::string& digest) const {
+  return options_.dir + "/" + digest + ".verity";
+}
+
 LayerStore::Entry* LayerStore::FindRegionLocked(const PlaceRequest& request, Devices& devices,
                                                 const std::string& digest, Arena*& arena) {
   for (const bool attached : {true, false}) {
@@ -73,8 +77,12 @@ absl::Status LayerStore::UseLocked(const Devices& devices, std::set<std::string>
 void LayerStore::DropDiskLocked(const std::string& key) {
   const auto it = disks_.find(key);
   if (it == disks_.end()) return;
+  const std::string digest = it->second->digest;
   if (Ours(it->second->path)) fs_.Remove(it->second->path).IgnoreError();
   disks_.erase(it);
+  const bool other = std::any_of(disks_.begin(), disks_.end(),
+                                 [&](const auto& item) { return item.second->digest == digest; });
+  if (options_.scsi_verity && !other) fs_.Remove(TreePath(digest)).IgnoreError();
 }
 
 void LayerStore::DropEmptyArenasLocked() {
@@ -181,7 +189,8 @@ absl::Status LayerStore::ReleaseSandbox(const std::string& sandbox_id) {
     const auto current = it++;
     Disk& disk = *current->second;
     changed = disk.users.erase(sandbox_id) != 0 || changed;
-    if (!Ours(disk.path) && disk.idle()) disks_.erase(current);  // its owner may delete it now
+    if (!Ours(disk.path) && disk.idle())
+      DropDiskLocked(std::string(current->first));  // its owner may delete it now
   }
   if (!changed && !unsaved_) return absl::OkStatus();
   GcLocked(options_.idle_budget_bytes);
@@ -289,7 +298,7 @@ std::vector<DiskInfo> LayerStore::disks() const {
   MutexLock lock(mutex_);
   std::vector<DiskInfo> all;
   for (const auto& [key, disk] : disks_)
-    all.push_back({disk->digest, disk->path, disk->why, disk->bytes, disk->users});
+    all.push_back({disk->digest, disk->path, disk->why, disk->tree.root_hash, disk->bytes, disk->users});
   return all;
 }
 

@@ -180,6 +180,8 @@ absl::Status LayerStore::Load() {
     if (digest.size() != 64 || digest.find('/') != std::string::npos || !fs_.Exists(disk->path)) continue;
     use_clock_ = std::max(use_clock_, disk->last_use + 1);
     if (ours) known.insert(digest + ".erofs");
+    // Written anew when the disk is first used; until then a pod that was given it may be attaching it.
+    if (options_.scsi_verity) known.insert(digest + ".verity");
     const std::string key = ours ? digest : digest + "@" + disk->path;
     disks_[key] = std::move(disk);
   }

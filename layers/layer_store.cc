@@ -127,7 +127,9 @@ absl::StatusOr<Placement> LayerStore::PlaceAlone(const PlaceRequest& request, De
     LayerStore& store;
     Obtained& obtained;
     ~Cleanup() {
-      if (!obtained.temporary.empty()) store.fs_.Remove(obtained.temporary).IgnoreError();
+      for (const std::string& path : {obtained.temporary, obtained.temporary_tree}) {
+        if (!path.empty()) store.fs_.Remove(path).IgnoreError();
+      }
       if (obtained.pinned.empty()) return;
       MutexLock lock(store.mutex_);
       --store.disks_.at(obtained.pinned)->pins;
@@ -146,6 +148,7 @@ absl::StatusOr<Placement> LayerStore::PlaceAlone(const PlaceRequest& request, De
     if (placed) return placement;
   }
   placement.why_scsi = why_scsi;
+  if (options_.scsi_verity) RETURN_IF_ERROR(AddTree(obtained));
   return PlaceAsDisk(request, devices, obtained, placement);
 }
 
@@ -400,6 +403,19 @@ absl::StatusOr<bool> LayerStore::FillRegion(const PlaceRequest& request, const D
   return true;
 }
 
+absl::Status LayerStore::AddTree(Obtained& obtained) {
+  std::string to;
+  {
+    MutexLock lock(mutex_);
+    if (!obtained.pinned.empty()) obtained.tree = disks_.at(obtained.pinned)->tree;
+    if (!obtained.tree.root_hash.empty()) return absl::OkStatus();
+    to = fmt::format("{}/{}.part", options_.dir, next_temp_++);
+  }
+  ASSIGN_OR_RETURN(obtained.tree, MakeVerityTree(obtained.image, to));
+  obtained.temporary_tree = to;
+  return absl::OkStatus();
+}
+
 absl::StatusOr<Placement> LayerStore::PlaceAsDisk(const PlaceRequest& request, const Devices& devices,
                                                   Obtained& obtained, Placement placement) {
   MutexLock lock(mutex_);
@@ -429,10 +445,17 @@ absl::StatusOr<Placement> LayerStore::PlaceAsDisk(const PlaceRequest& request, c
     status = fs_.Rename(obtained.temporary, disk.path);  // also over one that was found damaged
     if (status.ok()) obtained.temporary.clear();
   }
+  // Equal images have equal trees: whoever has the other one open reads the same.
+  if (status.ok() && !obtained.temporary_tree.empty()) {
+    status = fs_.Rename(obtained.temporary_tree, TreePath(disk.digest));
+    if (status.ok()) obtained.temporary_tree.clear();
+  }
   if (status.ok()) {
     disk.verified = true;
     disk.last_use = use_clock_++;
     placement.image_path = disk.path;
+    disk.tree = placement.tree = obtained.tree;
+    if (!disk.tree.root_hash.empty()) placement.tree_path = TreePath(disk.digest);
     if (fresh) {
       disk.users = {request.sandbox_id};
       status = SaveFor(devices);

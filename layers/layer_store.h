@@ -15,6 +15,7 @@
 #include "base/mutex.h"
 #include "layers/erofs_image.h"
 #include "layers/pool_allocator.h"
+#include "layers/verity.h"
 
 namespace lamina::layers {
 
@@ -24,6 +25,7 @@ struct StoreOptions {
   uint64_t arena_bytes = 1ULL << 30;
   uint64_t max_layer_bytes = 512ULL << 20;
   bool vpmem = true;
+  bool scsi_verity = false;  // disks come with a hash tree (layers/verity.h)
   uint64_t idle_budget_bytes = 4ULL << 30;
   size_t max_arenas_per_domain = 0;  // 0: as many as the pods' device slots ask for
   size_t max_conversions = 0;        // at a time, of all sandboxes; 0: one for each core, at least two
@@ -40,6 +42,8 @@ struct Placement {
   uint64_t arena_bytes = 0;
   uint64_t offset = 0, held_bytes = 0, payload_bytes = 0;
   std::string image_path;  // kScsi
+  std::string tree_path;   // kScsi, with scsi_verity: the file of the disk's hash tree
+  VerityTree tree;
   std::string why_scsi;
   bool reused = false;    // no conversion, no new bytes
   bool new_user = false;  // the sandbox had not been given it before
@@ -69,6 +73,7 @@ struct ArenaInfo {
 };
 struct DiskInfo {
   std::string layer_id, path, why;  // why it is not in an arena
+  std::string root_hash;            // of its hash tree, if this process has made one
   uint64_t bytes = 0;
   std::set<std::string> users;
 };
@@ -154,9 +159,11 @@ class LayerStore {
   };
   struct Obtained {
     Image image;
-    bool made = false;      // converted or copied: bytes that were not there before
-    std::string pinned;     // key in disks_ of the disk that the image is
-    std::string temporary;  // to be removed unless it became a disk
+    bool made = false;           // converted or copied: bytes that were not there before
+    std::string pinned;          // key in disks_ of the disk that the image is
+    std::string temporary;       // to be removed unless it became a disk
+    VerityTree tree;             // the disk's, once it is known
+    std::string temporary_tree;  // the same as `temporary`
   };
 
   LayerStore(FileSystem& fs, StoreOptions options, Maker maker);
@@ -177,6 +184,8 @@ class LayerStore {
                                     const Obtained* image, Placement& placement, std::string& why_not);
   absl::StatusOr<bool> FillRegion(const PlaceRequest& request, const Devices& devices, const Image& image,
                                   Placement& placement);
+  // Makes the tree of what is to become a disk, unless the disk has one.
+  absl::Status AddTree(Obtained& obtained);
   absl::StatusOr<Placement> PlaceAsDisk(const PlaceRequest& request, const Devices& devices,
                                         Obtained& obtained, Placement placement);
   // True when the region's bytes are the layer's; a damaged one loses its name.
@@ -203,6 +212,7 @@ class LayerStore {
   bool PlanMovesLocked(Arena& from, std::vector<Move>& moves) REQUIRES(mutex_);
   absl::Status MoveLayer(const Move& move, PackResult& result);
   bool Ours(const std::string& path) const;
+  std::string TreePath(const std::string& digest) const;
 
   FileSystem& fs_;
   const StoreOptions options_;

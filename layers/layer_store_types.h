@@ -31,6 +31,7 @@ struct LayerStore::Disk {
   std::set<std::string> users;
   uint64_t last_use = 0;
   bool verified = false;
+  VerityTree tree;  // made by this process; without a root: none
   size_t pins = 0;
   bool idle() const { return users.empty() && pins == 0; }
 };

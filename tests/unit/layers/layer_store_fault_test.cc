@@ -6,6 +6,7 @@ namespace {
 
 class LayerStoreFaultTest : public StoreFixture {
  protected:
+  LayerStoreFaultTest() { options_.scsi_verity = true; }
   // True when all succeeded.
   bool Live(LayerStore& store, std::vector<Placement>* placed) {
     bool ok = true;

@@ -7,6 +7,7 @@
 #include <random>
 #include <thread>
 
+#include "layers/digest.h"
 #include "tests/unit/layers/store_fixture.h"
 
 namespace lamina::layers {
@@ -354,6 +355,95 @@ TEST_F(LayerStoreTest, DamagedDiskIsRebuilt) {
   EXPECT_EQ(Seen(*store->Place(Ask("s2", layer))), ImageOf("big", 9 * kMiB));
   EXPECT_EQ(made_, 2);
   EXPECT_EQ(store->disks()[0].users, (std::set<std::string>{"s1", "s2"}));
+}
+
+// Of the placement's disk, as the guest will check it.
+void ExpectTreeOf(const Placement& placement) {
+  ASSERT_EQ(placement.kind, PlacementKind::kScsi);
+  const std::string other = placement.tree_path + ".expected";
+  const auto tree =
+      MakeVerityTree({placement.image_path, placement.layer_id, placement.payload_bytes}, other);
+  ASSERT_TRUE(tree.ok()) << tree.status();
+  EXPECT_EQ(placement.tree.root_hash, tree->root_hash);
+  EXPECT_EQ(placement.tree.bytes, tree->bytes);
+  ASSERT_EQ(std::filesystem::file_size(placement.tree_path), tree->bytes);
+  EXPECT_EQ(*DigestOf(placement.tree_path, 0, tree->bytes), *DigestOf(other, 0, tree->bytes));
+  std::filesystem::remove(other);
+}
+
+TEST_F(LayerStoreTest, DisksHaveHashTreesWhenAskedFor) {
+  options_.scsi_verity = true;
+  auto store = *Open();
+  const std::string big = Layer("big", "big", 9 * kMiB);
+  const auto first = store->Place(Ask("s1", big));
+  ASSERT_TRUE(first.ok()) << first.status();
+  ExpectTreeOf(*first);
+  const auto made = std::filesystem::last_write_time(first->tree_path);
+  const auto second = store->Place(Ask("s2", big));
+  ASSERT_TRUE(second.ok()) << second.status();
+  ExpectTreeOf(*second);
+  EXPECT_EQ(std::filesystem::last_write_time(first->tree_path), made) << "one tree for all";
+  ASSERT_EQ(store->disks().size(), 1u);
+  EXPECT_EQ(store->disks()[0].root_hash, first->tree.root_hash);
+  const auto small = store->Place(Ask("s1", Layer("small", "small", 64 * kKiB)));
+  ASSERT_TRUE(small.ok()) << small.status();
+  EXPECT_EQ(small->tree_path, "") << "an arena's regions have none";
+  // Nothing but the root that the guest is told makes a tree good: one of an earlier process is replaced.
+  store.reset();
+  std::ofstream(first->tree_path) << "damage";
+  store = *Open();
+  EXPECT_EQ(store->disks()[0].root_hash, "");
+  const auto again = store->Place(Ask("s3", big));
+  ASSERT_TRUE(again.ok()) << again.status();
+  ExpectTreeOf(*again);
+  for (const char* sandbox : {"s1", "s2", "s3"}) ASSERT_TRUE(store->ReleaseSandbox(sandbox).ok());
+  ASSERT_TRUE(store->Gc(0).ok());
+  EXPECT_EQ(Files(), std::set<std::string>{"index.json"});
+}
+
+TEST_F(LayerStoreTest, ATreeBelongsToAllDisksOfItsContent) {
+  options_.scsi_verity = true;
+  auto store = *Open();
+  std::vector<Placement> placed;
+  for (const std::string name : {"a", "b"}) {
+    const std::string blob = root_ + "/" + name + ".erofs";
+    std::ofstream(blob) << ImageOf("same", 9 * kMiB);
+    const auto placement = store->Place(Ask("s-" + name, blob));
+    ASSERT_TRUE(placement.ok()) << placement.status();
+    EXPECT_EQ(placement->image_path, blob);
+    placed.push_back(*placement);
+  }
+  EXPECT_EQ(placed[0].tree_path, placed[1].tree_path);
+  ASSERT_TRUE(store->ReleaseSandbox("s-a").ok());
+  ExpectTreeOf(placed[1]);
+  ASSERT_TRUE(store->ReleaseSandbox("s-b").ok());
+  EXPECT_EQ(Files(), std::set<std::string>{"index.json"});
+  EXPECT_TRUE(std::filesystem::exists(placed[0].image_path)) << "the blobs are the snapshotter's";
+}
+
+TEST_F(LayerStoreTest, TreesOfAnEarlierConfigurationGo) {
+  options_.scsi_verity = true;
+  const std::string big = Layer("big", "big", 9 * kMiB);
+  ASSERT_TRUE((*Open())->Place(Ask("s1", big)).ok());
+  options_.scsi_verity = false;
+  auto store = *Open();
+  const auto placement = store->Place(Ask("s1", big));
+  ASSERT_TRUE(placement.ok()) << placement.status();
+  EXPECT_EQ(placement->tree_path, "");
+  EXPECT_EQ(Files(), (std::set<std::string>{"index.json", placement->layer_id + ".erofs"}));
+}
+
+TEST_F(LayerStoreTest, ADamagedDiskIsRebuiltWithItsTree) {
+  options_.scsi_verity = true;
+  const std::string big = Layer("big", "big", 9 * kMiB);
+  const auto first = (*Open())->Place(Ask("s1", big));
+  ASSERT_TRUE(first.ok()) << first.status();
+  Damage(*first);
+  auto store = *Open();
+  const auto second = store->Place(Ask("s1", big));
+  ASSERT_TRUE(second.ok()) << second.status();
+  ExpectTreeOf(*second);
+  EXPECT_EQ(second->tree.root_hash, first->tree.root_hash);
 }
 
 TEST_F(LayerStoreTest, ForeignIndexesAreLeftUntouched) {
