@@ -151,6 +151,7 @@ const std::map<std::string, Setter>& Setters() {
       {"hypervisor.vmm_overhead_memory", Bytes(FIELD(hypervisor.vmm_overhead_memory_bytes))},
       {"hypervisor.kernel_args", Text(FIELD(hypervisor.kernel_args))},
       {"layers.vpmem", Flag(FIELD(layers.vpmem))},
+      {"layers.scsi_verity", Flag(FIELD(layers.scsi_verity))},
       {"layers.policy", Text(FIELD(layers.policy), {"classic", "dense"})},
       {"layers.sharing", Text(FIELD(layers.sharing), {"pod", "namespace", "node"})},
       {"layers.arena_size", Bytes(FIELD(layers.arena_bytes))},

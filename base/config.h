@@ -42,6 +42,7 @@ struct Config {
   } hypervisor;
   struct Layers {
     bool vpmem = true;
+    bool scsi_verity = false;
     std::string policy = "dense";       // classic, dense
     std::string sharing = "namespace";  // pod, namespace, node
     uint64_t arena_bytes = 1 * kGiB;

@@ -84,17 +84,19 @@ absl::Status Sandbox::MountLayers(const containerd::CreateTaskRequest& request, 
       if (others > 0 && known != state_.layers.end()) mounted = *known;
     }
     if (!mounted.id.empty()) {
-      if (mounted.kind == "scsi") {
-        ASSIGN_OR_RETURN(const uint64_t reservation, vm_->scsi().Reserve(mounted.image_path));
+      for (const std::string& path : {mounted.image_path, mounted.tree_path}) {
+        if (path.empty()) continue;
+        ASSIGN_OR_RETURN(const uint64_t reservation, vm_->scsi().Reserve(path));
         container.disks.push_back(reservation);
       }
       continue;
     }
     agent::v1::Layer* layer = mount.add_layers();
     layer->set_id(placement.layer_id());
-    persist::PlacedLayer record{
-        placement.layer_id(),   "", placement.arena().id(), placement.offset(), placement.payload_bytes(),
-        placement.image_path(), ""};
+    persist::PlacedLayer record{placement.layer_id(),      "",
+                                placement.arena().id(),    placement.offset(),
+                                placement.payload_bytes(), placement.image_path(),
+                                placement.tree().path(),   ""};
     if (placement.kind() == laminad::v1::Placement::VPMEM) {
       ASSIGN_OR_RETURN(
           const std::string path,
@@ -106,16 +108,18 @@ absl::Status Sandbox::MountLayers(const containerd::CreateTaskRequest& request, 
       record.kind = "vpmem";
       record.device = path;
     } else if (placement.kind() == laminad::v1::Placement::SCSI) {
-      ASSIGN_OR_RETURN(const uint64_t reservation, vm_->scsi().Reserve(placement.image_path()));
-      container.disks.push_back(reservation);
-      ASSIGN_OR_RETURN(const vmm::DiskPlace disk, vm_->scsi().Map(reservation));
-      layer->mutable_scsi()->set_pci_path(disk.pci_path);
-      layer->mutable_scsi()->set_target(disk.target);
-      layer->mutable_scsi()->set_lun(disk.lun);
-      layer->mutable_scsi()->set_size(placement.payload_bytes());
+      ASSIGN_OR_RETURN(*layer->mutable_scsi(),
+                       AttachDisk(placement.image_path(), placement.payload_bytes(), container));
+      if (placement.has_tree()) {
+        ASSIGN_OR_RETURN(*layer->mutable_verity()->mutable_tree(),
+                         AttachDisk(placement.tree().path(), placement.tree().bytes(), container));
+        layer->mutable_verity()->set_root_hash(placement.tree().root_hash());
+      }
       record.kind = "scsi";
-      record.device = fmt::format("{} lun {}", disk.pci_path, disk.lun);
-      LogInfo("layer {} comes as a disk: {}", placement.layer_id(), placement.why_scsi());
+      record.device = fmt::format("{} lun {}", layer->scsi().pci_path(), layer->scsi().lun());
+      LogInfo("layer {} comes as a disk{}: {}", placement.layer_id(),
+              placement.has_tree() ? " with a hash tree, root " + placement.tree().root_hash() : "",
+              placement.why_scsi());
     } else {
       return absl::InternalError("laminad answered a layer without a place");
     }
@@ -143,12 +147,27 @@ absl::Status Sandbox::MountLayers(const containerd::CreateTaskRequest& request, 
   return absl::OkStatus();
 }
 
+absl::StatusOr<agent::v1::ScsiDisk> Sandbox::AttachDisk(const std::string& image, uint64_t bytes,
+                                                        Container& container) {
+  ASSIGN_OR_RETURN(const uint64_t reservation, vm_->scsi().Reserve(image));
+  container.disks.push_back(reservation);
+  ASSIGN_OR_RETURN(const vmm::DiskPlace place, vm_->scsi().Map(reservation));
+  agent::v1::ScsiDisk disk;
+  disk.set_pci_path(place.pci_path);
+  disk.set_target(place.target);
+  disk.set_lun(place.lun);
+  disk.set_size(bytes);
+  return disk;
+}
+
 std::vector<std::string> Sandbox::DisksLocked(const Container& container) const {
   std::vector<std::string> images;
   for (const persist::PlacedLayer& layer : state_.layers) {
     const auto& ids = container.layer_ids;
-    if (!layer.image_path.empty() && std::find(ids.begin(), ids.end(), layer.id) != ids.end())
-      images.push_back(layer.image_path);
+    if (std::find(ids.begin(), ids.end(), layer.id) == ids.end()) continue;
+    for (const std::string& path : {layer.image_path, layer.tree_path}) {
+      if (!path.empty()) images.push_back(path);
+    }
   }
   return images;
 }

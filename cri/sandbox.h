@@ -111,9 +111,12 @@ class Sandbox {
 
   // containers.cc
   absl::Status MountLayers(const containerd::CreateTaskRequest& request, Container& container);
+  // A disk for the container, attached until UnmountLayers.
+  absl::StatusOr<agent::v1::ScsiDisk> AttachDisk(const std::string& image, uint64_t bytes,
+                                                 Container& container);
   absl::Status UnmountLayers(const Container& container);
   agent::v1::ContainerStats HostStats() const;
-  // The images that the container has as disks.
+  // The files that the container has as disks.
   std::vector<std::string> DisksLocked(const Container& container) const REQUIRES(mutex_);
   absl::StatusOr<std::map<size_t, std::string>> BindVolumes(const BundleSpec& spec, Container& container);
   absl::Status UndoContainer(const Container& container);

@@ -231,7 +231,10 @@ absl::Status Layers(const Common& common) {
       users.resize(2);
       users.push_back(fmt::format("{} more", more));
     }
-    table.Add({ShortId(layer.id()), vpmem ? layer.arena() : "scsi",
+    table.Add({ShortId(layer.id()),
+               vpmem                       ? layer.arena()
+               : layer.root_hash().empty() ? "scsi"
+                                           : "scsi+verity",
                vpmem ? std::to_string(layer.offset()) : "-", HumanBytes(layer.held_bytes()),
                Percent(layer.payload_bytes(), layer.held_bytes()),
                users.empty() ? "-" : fmt::format("{}", fmt::join(users, ",")),

@@ -57,6 +57,11 @@ absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeState::PlaceLayers(
     out->set_image_path(placed.image_path);
     out->set_reused(placed.reused);
     out->set_why_scsi(placed.why_scsi);
+    if (!placed.tree_path.empty()) {
+      out->mutable_tree()->set_path(placed.tree_path);
+      out->mutable_tree()->set_bytes(placed.tree.bytes);
+      out->mutable_tree()->set_root_hash(placed.tree.root_hash);
+    }
     out->set_convert_seconds(placed.convert_seconds);
     out->set_copy_seconds(placed.copy_seconds);
   }
@@ -111,6 +116,7 @@ lamina::node::v1::LayerList NodeState::layers() const {
     out->set_payload_bytes(disk.bytes);
     out->set_image_path(disk.path);
     out->set_why_scsi(disk.why);
+    out->set_root_hash(disk.root_hash);
     for (const std::string& user : disk.users) out->add_users(user);
   }
   return list;

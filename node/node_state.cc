@@ -59,6 +59,7 @@ absl::StatusOr<std::unique_ptr<NodeState>> NodeState::Open(const Config& config,
   options.arena_bytes = config.layers.arena_bytes;
   options.max_layer_bytes = config.layers.max_layer_bytes;
   options.vpmem = config.layers.vpmem;
+  options.scsi_verity = config.layers.scsi_verity;
   options.idle_budget_bytes = config.layers.idle_budget_bytes;
   RETURN_IF_ERROR(fs.MakeDirectories(config.paths.state_dir, 0700));
   ASSIGN_OR_RETURN(node->layers_, layers::LayerStore::Open(fs, options));

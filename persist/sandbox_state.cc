@@ -58,7 +58,7 @@ bool ReadLayer(const json& object, PlacedLayer& layer) {
   return object.is_object() && Read(object, "id", layer.id) && Read(object, "kind", layer.kind) &&
          Read(object, "arena", layer.arena) && Read(object, "offset", layer.offset) &&
          Read(object, "size", layer.size) && Read(object, "image_path", layer.image_path) &&
-         Read(object, "device", layer.device);
+         Read(object, "tree_path", layer.tree_path) && Read(object, "device", layer.device);
 }
 
 bool ReadContainer(const json& object, ContainerState& container) {
@@ -179,6 +179,7 @@ std::string EncodeState(const SandboxState& state) {
                       {"offset", layer.offset},
                       {"size", layer.size},
                       {"image_path", layer.image_path},
+                      {"tree_path", layer.tree_path},
                       {"device", layer.device}});
   }
   for (const auto& [id, container] : state.containers) {

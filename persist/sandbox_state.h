@@ -38,6 +38,7 @@ struct PlacedLayer {
   std::string arena;  // vpmem
   uint64_t offset = 0, size = 0;
   std::string image_path;  // scsi
+  std::string tree_path;   // scsi: of its hash tree, if it has one
   std::string device;      // where the guest finds it
 };
 

@@ -12,6 +12,7 @@
 #include <charconv>
 #include <chrono>
 #include <cstring>
+#include <sstream>
 #include <thread>
 #include <vector>
 
@@ -81,36 +82,31 @@ absl::StatusOr<UniqueFd> OpenControl() {
 
 bool MayPass(int error) { return error == EBUSY || error == ENOENT || error == ENXIO || error == ENODEV; }
 
-struct Table {
-  uint64_t sectors = 0;
-  uint64_t start = 0;
-  std::string device;  // "/dev/pmem0"
-};
-
-// Back from the form of PlanLinear.
-Table SplitTable(const std::string& text) {
-  Table table;
-  char device[64] = {};
-  unsigned long long sectors = 0, start = 0;
-  if (sscanf(text.c_str(), "0 %llu linear %63s %llu", &sectors, device, &start) == 3) {
-    table = {sectors, start, device};
+// The kernel tells devices by their numbers: "/dev/pmem0 4096" comes back as "259:0 4096".
+absl::StatusOr<std::string> WithNumbers(const std::string& parameters) {
+  std::istringstream words(parameters);
+  std::string result;
+  for (std::string word; words >> word;) {
+    if (word.rfind("/dev/", 0) == 0) {
+      struct stat node;
+      if (stat(word.c_str(), &node) != 0) return ErrnoStatus(errno, "stat " + word);
+      word = fmt::format("{}:{}", major(node.st_rdev), minor(node.st_rdev));
+    }
+    result += (result.empty() ? "" : " ") + word;
   }
-  return table;
+  return result;
 }
 
-// Whether the live table of `name` is the wanted one ("259:0 4096" is how the kernel tells it).
-absl::StatusOr<bool> HasTable(int control, const std::string& name, const Table& want) {
-  Request status(name);
+// Whether the live table is the wanted one.
+absl::StatusOr<bool> HasTable(int control, const Mapping& want) {
+  Request status(want.name);
   status.header()->flags = DM_STATUS_TABLE_FLAG;
   if (const int error = Call(control, DM_TABLE_STATUS, status); error != 0) {
-    return ErrnoStatus(error, "read the table of " + name);
+    return ErrnoStatus(error, "read the table of " + want.name);
   }
-  struct stat node;
-  if (stat(want.device.c_str(), &node) != 0) return ErrnoStatus(errno, "stat " + want.device);
-  const std::string parameters =
-      fmt::format("{}:{} {}", major(node.st_rdev), minor(node.st_rdev), want.start);
+  ASSIGN_OR_RETURN(const std::string parameters, WithNumbers(want.parameters));
   return status.header()->target_count == 1 && status.target()->length == want.sectors &&
-         std::strcmp(status.target()->target_type, "linear") == 0 && parameters == status.parameters();
+         want.target == status.target()->target_type && parameters == status.parameters();
 }
 
 absl::StatusOr<std::string> NodeOf(uint64_t device) {
@@ -125,15 +121,14 @@ absl::StatusOr<std::string> NodeOf(uint64_t device) {
   return node;
 }
 
-int LoadAndResume(int control, const LinearMapping& mapping, const Table& table, uint64_t* device) {
+int LoadAndResume(int control, const Mapping& mapping, uint64_t* device) {
   Request load(mapping.name);
   load.header()->target_count = 1;
   load.header()->flags = DM_READONLY_FLAG;
   load.target()->sector_start = 0;
-  load.target()->length = table.sectors;
-  std::strncpy(load.target()->target_type, "linear", sizeof load.target()->target_type - 1);
-  const std::string parameters = fmt::format("{} {}", table.device, table.start);
-  std::strncpy(load.parameters(), parameters.c_str(), load.parameters_size() - 1);
+  load.target()->length = mapping.sectors;
+  std::strncpy(load.target()->target_type, mapping.target.c_str(), sizeof load.target()->target_type - 1);
+  std::strncpy(load.parameters(), mapping.parameters.c_str(), load.parameters_size() - 1);
   if (const int error = Call(control, DM_TABLE_LOAD, load); error != 0) return error;
   Request resume(mapping.name);
   resume.header()->flags = DM_READONLY_FLAG;
@@ -144,20 +139,35 @@ int LoadAndResume(int control, const LinearMapping& mapping, const Table& table,
 
 }  // namespace
 
-absl::StatusOr<LinearMapping> PlanLinear(std::string_view pmem, uint64_t offset, uint64_t size) {
+absl::StatusOr<Mapping> PlanLinear(std::string_view pmem, uint64_t offset, uint64_t size) {
   const bool named = pmem.size() > 4 && pmem.size() < 16 && pmem.substr(0, 4) == "pmem" &&
                      pmem.find_first_not_of("0123456789", 4) == std::string_view::npos;
   if (!named) return InvalidArgument("\"{}\" is not a pmem device", pmem.substr(0, 64));
   if (size == 0 || offset % 4096 != 0 || size % 4096 != 0 || offset + size < offset) {
     return InvalidArgument("region of {} bytes at {} of {}: want multiples of 4096", size, offset, pmem);
   }
-  return LinearMapping{fmt::format("dm-linear-{}-{}-{}", pmem, offset, size),
-                       fmt::format("0 {} linear /dev/{} {}", size / 512, pmem, offset / 512)};
+  return Mapping{fmt::format("dm-linear-{}-{}-{}", pmem, offset, size), size / 512, "linear",
+                 fmt::format("/dev/{} {}", pmem, offset / 512)};
 }
 
-absl::StatusOr<std::string> DeviceMapper::CreateLinear(const LinearMapping& mapping) {
-  const Table table = SplitTable(mapping.table);
-  if (table.sectors == 0) return InvalidArgument("dm table \"{}\" is not linear", mapping.table);
+absl::StatusOr<Mapping> PlanVerity(std::string_view data, std::string_view tree, uint64_t size,
+                                   std::string_view root_hash) {
+  for (const std::string_view disk : {data, tree}) {
+    const bool named = disk.size() > 2 && disk.size() < 16 && disk.substr(0, 2) == "sd" &&
+                       disk.find_first_not_of("abcdefghijklmnopqrstuvwxyz", 2) == std::string_view::npos;
+    if (!named) return InvalidArgument("\"{}\" is not a SCSI disk", disk.substr(0, 64));
+  }
+  if (data == tree) return InvalidArgument("{} cannot be its own hash tree", data);
+  if (size == 0 || size % 4096 != 0)
+    return InvalidArgument("disk of {} bytes: want a multiple of 4096", size);
+  if (root_hash.size() != 64 || root_hash.find_first_not_of("0123456789abcdef") != std::string_view::npos)
+    return InvalidArgument("root hash \"{}\": want 64 hex digits", root_hash.substr(0, 128));
+  return Mapping{
+      fmt::format("dm-verity-{}", data), size / 512, "verity",
+      fmt::format("1 /dev/{} /dev/{} 4096 4096 {} 0 sha256 {} -", data, tree, size / 4096, root_hash)};
+}
+
+absl::StatusOr<std::string> DeviceMapper::Create(const Mapping& mapping) {
   ASSIGN_OR_RETURN(UniqueFd control, OpenControl());
   int error = 0;
   for (int attempt = 0; attempt < kCreateAttempts; ++attempt) {
@@ -165,7 +175,7 @@ absl::StatusOr<std::string> DeviceMapper::CreateLinear(const LinearMapping& mapp
     Request create(mapping.name);
     error = Call(control.get(), DM_DEV_CREATE, create);
     if (error == EBUSY) {  // the name is taken
-      const auto same = HasTable(control.get(), mapping.name, table);
+      const auto same = HasTable(control.get(), mapping);
       if (same.ok() && *same) {
         Request status(mapping.name);
         if (Call(control.get(), DM_DEV_STATUS, status) == 0) return NodeOf(status.header()->dev);
@@ -178,14 +188,15 @@ absl::StatusOr<std::string> DeviceMapper::CreateLinear(const LinearMapping& mapp
     }
     if (error == 0) {
       uint64_t device = 0;
-      error = LoadAndResume(control.get(), mapping, table, &device);
+      error = LoadAndResume(control.get(), mapping, &device);
       if (error == 0) return NodeOf(device);
       Request remove(mapping.name);
       Call(control.get(), DM_DEV_REMOVE, remove);
     }
     if (!MayPass(error)) break;
   }
-  return ErrnoStatus(error, fmt::format("create {} with \"{}\"", mapping.name, mapping.table));
+  return ErrnoStatus(
+      error, fmt::format("create {} with \"{} {}\"", mapping.name, mapping.target, mapping.parameters));
 }
 
 absl::Status DeviceMapper::Remove(const std::string& name) {

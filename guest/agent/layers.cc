@@ -45,8 +45,12 @@ std::string DescribePlace(const agent::v1::Layer& layer) {
   if (layer.has_pmem()) {
     return fmt::format("pmem {} {} {}", layer.pmem().pci_path(), layer.pmem().offset(), layer.pmem().size());
   }
-  return fmt::format("scsi {} {} {} {}", layer.scsi().pci_path(), layer.scsi().target(), layer.scsi().lun(),
-                     layer.scsi().size());
+  const auto disk = [](const agent::v1::ScsiDisk& d) {
+    return fmt::format("scsi {} {} {} {}", d.pci_path(), d.target(), d.lun(), d.size());
+  };
+  if (!layer.has_verity()) return disk(layer.scsi());
+  return fmt::format("{} with the tree on {} of root {}", disk(layer.scsi()), disk(layer.verity().tree()),
+                     layer.verity().root_hash());
 }
 
 }  // namespace
@@ -65,7 +69,7 @@ absl::Status LayerTable::MountPmem(const agent::v1::Layer& layer, Entry& entry,
   };
   auto found = monitor_.WaitFor(find, kDeviceTimeout);
   if (!found.ok()) return DeviceError(found.status());
-  ASSIGN_OR_RETURN(const LinearMapping mapping, PlanLinear(*found, region.offset(), region.size()));
+  ASSIGN_OR_RETURN(const Mapping mapping, PlanLinear(*found, region.offset(), region.size()));
   ASSIGN_OR_RETURN(const uint64_t size, sysfs_.BlockSizeBytes(*found));
   if (region.offset() + region.size() > size) {
     return InvalidArgument("region of {} bytes at {} does not fit {} of {} bytes", region.size(),
@@ -75,7 +79,7 @@ absl::Status LayerTable::MountPmem(const agent::v1::Layer& layer, Entry& entry,
 
   start = steady_clock::now();
   RETURN_IF_ERROR(modules_.Load("dm"));
-  ASSIGN_OR_RETURN(const std::string node, DeviceMapper::CreateLinear(mapping));
+  ASSIGN_OR_RETURN(const std::string node, DeviceMapper::Create(mapping));
   entry.dm_name = mapping.name;
   result.set_map_seconds(SecondsSince(start));
 
@@ -91,14 +95,11 @@ absl::Status LayerTable::MountPmem(const agent::v1::Layer& layer, Entry& entry,
   return absl::OkStatus();
 }
 
-absl::Status LayerTable::MountScsi(const agent::v1::Layer& layer, Entry& entry,
-                                   agent::v1::LayerResult& result) {
-  const auto& disk = layer.scsi();
+absl::StatusOr<std::string> LayerTable::FindDisk(const agent::v1::ScsiDisk& disk, Entry& entry) {
   if (disk.target() > 255 || disk.lun() > 16383) {
     return InvalidArgument("SCSI target {} lun {}: out of range", disk.target(), disk.lun());
   }
-  auto start = steady_clock::now();
-  RETURN_IF_ERROR(modules_.Load("virtio-8"));
+  const auto start = steady_clock::now();
   bool scanned = false;
   const auto find = [&]() -> absl::StatusOr<std::string> {
     auto name = sysfs_.FindScsiDisk(disk.pci_path(), disk.target(), disk.lun());
@@ -110,16 +111,39 @@ absl::Status LayerTable::MountScsi(const agent::v1::Layer& layer, Entry& entry,
   };
   auto found = monitor_.WaitFor(find, kDeviceTimeout);
   if (!found.ok()) return DeviceError(found.status());
-  entry.disk = *found;
+  entry.disks.push_back(*found);
   ASSIGN_OR_RETURN(const uint64_t size, sysfs_.BlockSizeBytes(*found));
   if (size != disk.size()) {
     return InvalidArgument("disk {} at SCSI {}:{} has {} bytes, not {}", *found, disk.target(), disk.lun(),
                            size, disk.size());
   }
-  result.set_wait_device_seconds(SecondsSince(start));
+  return found;
+}
+
+absl::Status LayerTable::MountScsi(const agent::v1::Layer& layer, Entry& entry,
+                                   agent::v1::LayerResult& result) {
+  auto start = steady_clock::now();
+  RETURN_IF_ERROR(modules_.Load("virtio-8"));
+  ASSIGN_OR_RETURN(const std::string disk, FindDisk(layer.scsi(), entry));
+  std::string node = "/dev/" + disk;
+  if (layer.has_verity()) {
+    ASSIGN_OR_RETURN(const std::string tree, FindDisk(layer.verity().tree(), entry));
+    result.set_wait_device_seconds(SecondsSince(start));
+
+    start = steady_clock::now();
+    RETURN_IF_ERROR(modules_.Load("dm"));
+    RETURN_IF_ERROR(modules_.Load("verity"));
+    ASSIGN_OR_RETURN(const Mapping mapping,
+                     PlanVerity(disk, tree, layer.scsi().size(), layer.verity().root_hash()));
+    ASSIGN_OR_RETURN(node, DeviceMapper::Create(mapping));
+    entry.dm_name = mapping.name;
+    result.set_map_seconds(SecondsSince(start));
+  } else {
+    result.set_wait_device_seconds(SecondsSince(start));
+  }
 
   start = steady_clock::now();
-  RETURN_IF_ERROR(MountErofs("/dev/" + *found, MountPoint(layer.id()), ""));
+  RETURN_IF_ERROR(MountErofs(node, MountPoint(layer.id()), ""));
   result.set_mount_seconds(SecondsSince(start));
   return absl::OkStatus();
 }
@@ -151,6 +175,10 @@ absl::StatusOr<agent::v1::LayerResult> LayerTable::Mount(const agent::v1::Layer&
   if (!layer.has_pmem() && !layer.has_scsi()) return InvalidArgument("layer {}: no place given", layer.id());
   RETURN_IF_ERROR(
       ParsePciPath(layer.has_pmem() ? layer.pmem().pci_path() : layer.scsi().pci_path()).status());
+  if (layer.has_verity()) {
+    if (!layer.has_scsi()) return InvalidArgument("layer {}: a hash tree without a SCSI disk", layer.id());
+    RETURN_IF_ERROR(ParsePciPath(layer.verity().tree().pci_path()).status());
+  }
   const std::string place = DescribePlace(layer);
   agent::v1::LayerResult result;
   result.set_id(layer.id());
@@ -223,9 +251,9 @@ absl::Status LayerTable::Undo(const std::string& id, Entry& entry) {
     RETURN_IF_ERROR(DeviceMapper::Remove(entry.dm_name));
     entry.dm_name.clear();
   }
-  if (!entry.disk.empty()) {
-    RETURN_IF_ERROR(sysfs_.DeleteScsiDisk(entry.disk));
-    entry.disk.clear();
+  while (!entry.disks.empty()) {
+    RETURN_IF_ERROR(sysfs_.DeleteScsiDisk(entry.disks.back()));
+    entry.disks.pop_back();
   }
   return absl::OkStatus();
 }

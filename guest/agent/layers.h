@@ -1,5 +1,5 @@
 // The pod's image layers, mounted read-only at <root>/layers/<id>: EROFS on dm-linear on virtio-pmem (with
-// DAX) or on a SCSI disk.
+// DAX), or on a SCSI disk, with dm-verity between where the host gave a hash tree.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,7 @@
 namespace lamina::agent::v1 {
 class Layer;
 class LayerResult;
+class ScsiDisk;
 }  // namespace lamina::agent::v1
 
 namespace lamina::guest {
@@ -33,8 +34,8 @@ class LayerTable {
   // left, or what is left is removed by the next Mount of the layer or of its place, or by Unmount.
   absl::StatusOr<agent::v1::LayerResult> Mount(const agent::v1::Layer& layer);
 
-  // Unmounts it and removes its dm device or disk; OK when it is not there; can be repeated where it failed.
-  // FailedPrecondition while a container uses it.
+  // Unmounts it and removes its dm device and disks; OK when it is not there; can be repeated where it
+  // failed. FailedPrecondition while a container uses it.
   absl::Status Unmount(const std::string& id);
 
   // The short links of the layers, in the same order, each layer held until Release. NotFound names the
@@ -51,7 +52,8 @@ class LayerTable {
  private:
   struct Entry {
     std::string place;  // text of the layer's place, to tell a repetition from a conflict
-    std::string dm_name, disk;
+    std::string dm_name;
+    std::vector<std::string> disks;  // "sda": the layer's, then its hash tree's
     bool mounted = false, busy = false, dax = false;
     int users = 0;
     unsigned link = 0;
@@ -59,6 +61,8 @@ class LayerTable {
 
   absl::Status MountPmem(const agent::v1::Layer& layer, Entry& entry, agent::v1::LayerResult& result);
   absl::Status MountScsi(const agent::v1::Layer& layer, Entry& entry, agent::v1::LayerResult& result);
+  // Waits for the disk, makes it read-only and notes it in `entry`.
+  absl::StatusOr<std::string> FindDisk(const agent::v1::ScsiDisk& disk, Entry& entry);
   absl::Status Undo(const std::string& id, Entry& entry);
   absl::Status Remove(const std::string& id, bool only_leftovers);
   absl::Status RemoveLeftovers(const std::string& id, const std::string& place);

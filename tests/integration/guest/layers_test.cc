@@ -1,9 +1,11 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <chrono>
 #include <filesystem>
 #include <fstream>
 
+#include "layers/verity.h"
 #include "tests/integration/guest/pod.h"
 
 namespace lamina::guest {
@@ -195,6 +197,98 @@ TEST(Layers, AHotPluggedDiskIsMountedAndLeavesTheGuestWithItsLayer) {
   }
   ASSERT_TRUE(Unmount(vm, LayerId(0x5c51)).ok());
   EXPECT_TRUE(vm.UnplugDisk(4).ok());
+}
+
+// Writes over the first occurrence of `text`.
+void Overwrite(const std::string& path, const std::string& text) {
+  std::ifstream in(path, std::ios::binary);
+  const std::string all((std::istreambuf_iterator<char>(in)), {});
+  const size_t at = all.find(text);
+  ASSERT_NE(at, std::string::npos);
+  std::fstream(path, std::ios::in | std::ios::out | std::ios::binary)
+      .seekp(static_cast<std::streamoff>(at))
+      .put('?');
+}
+
+TEST(Layers, ADiskWithAHashTreeShowsNoBlockThatWasChanged) {
+  GuestVm& vm = GuestVm::Shared();
+  const std::string before = Mounts(vm);
+  const std::string directory = MakeDirectoryWith(vm, "verity", "good", std::string(9000, 'g') + "whole");
+  const std::string bad = std::string(2 << 20, 'b') + "to be damaged" + std::string(2 << 20, 'e');
+  std::ofstream(directory + "/bad") << bad;
+  const auto image = MakeErofs(directory, vm.directory() + "/verity.erofs");
+  ASSERT_TRUE(image.ok()) << image.status();
+  const auto examined = layers::ExamineErofsImage(image->path);
+  ASSERT_TRUE(examined.ok()) << examined.status();
+  const std::string tree_path = vm.directory() + "/verity.tree";
+  const auto tree = layers::MakeVerityTree(*examined, tree_path);
+  ASSERT_TRUE(tree.ok()) << tree.status();
+
+  MountLayersRequest request;
+  auto* layer = request.add_layers();
+  layer->set_id(LayerId(0x7e51));
+  const auto plug = [&](uint32_t lun) {
+    for (const auto& [path, bytes, disk] :
+         {std::tuple(image->path, image->bytes, layer->mutable_scsi()),
+          {tree_path, tree->bytes, layer->mutable_verity()->mutable_tree()}}) {
+      ASSERT_TRUE(vm.PlugDisk({path, bytes}, lun).ok());
+      disk->set_pci_path(kScsiPath);
+      disk->set_lun(lun++);
+      disk->set_size(bytes);
+    }
+  };
+  const auto mount = [&] { return vm.Call<MountLayersResponse>("MountLayers", request); };
+  const auto unplug = [&](uint32_t lun) {
+    EXPECT_TRUE(vm.UnplugDisk(lun).ok());
+    EXPECT_TRUE(vm.UnplugDisk(lun + 1).ok());
+  };
+
+  // Another image's root: not even the superblock is believed.
+  plug(10);
+  layer->mutable_verity()->set_root_hash(std::string(64, '0'));
+  EXPECT_FALSE(mount().ok());
+  EXPECT_EQ(Mounts(vm), before);
+  unplug(10);
+
+  Overwrite(image->path, "to be damaged");
+  plug(12);
+  layer->mutable_verity()->set_root_hash("no hash");
+  EXPECT_EQ(mount().status().code(), absl::StatusCode::kInvalidArgument);
+  unplug(12);
+  plug(14);
+  layer->mutable_verity()->set_root_hash(tree->root_hash);
+  for (int repeat = 0; repeat < 2; ++repeat) {
+    const auto mounted = mount();
+    ASSERT_TRUE(mounted.ok()) << mounted.status();
+    printf("scsi layer with a hash tree: devices %.4f s, dm %.4f s, mount %.4f s\n",
+           mounted->results(0).wait_device_seconds(), mounted->results(0).map_seconds(),
+           mounted->results(0).mount_seconds());
+  }
+  MountLayersRequest other = request;
+  other.mutable_layers(0)->mutable_verity()->set_root_hash(std::string(64, '1'));
+  EXPECT_EQ(vm.Call<MountLayersResponse>("MountLayers", other).status().code(),
+            absl::StatusCode::kAlreadyExists);
+  {
+    ContainerOptions options;
+    options.layers = {LayerId(0x7e51), BusyboxLayer(vm)};
+    options.args = {"/bin/sh", "-c",
+                    "tail -c 5 /good; head -c 1048576 /bad | wc -c; tail -c 3 /bad; cat /bad > /dev/null || "
+                    "echo ' refused'"};
+    TestContainer container(vm, options);
+    ASSERT_TRUE(container.created().ok()) << container.created();
+    ASSERT_TRUE(container.Start().ok());
+    container.Wait();
+    EXPECT_EQ(container.out().ToEnd(), "whole1048576\neee refused\n");
+    EXPECT_THAT(container.err().ToEnd(), ::testing::HasSubstr("nput/output error"));
+  }
+  ASSERT_TRUE(Unmount(vm, LayerId(0x7e51)).ok());
+  EXPECT_EQ(Mounts(vm), before);
+  unplug(14);
+
+  layer->clear_place();
+  layer->mutable_pmem()->set_pci_path(kPmemPath);
+  layer->mutable_pmem()->set_size(4096);
+  EXPECT_EQ(mount().status().code(), absl::StatusCode::kInvalidArgument) << "only disks have trees";
 }
 
 TEST(Layers, AHundredAndTwentyLayersStackUp) {

@@ -9,7 +9,9 @@ TEST(DeviceMapper, ARegionBecomesALinearTableInSectors) {
   const auto mapping = PlanLinear("pmem0", 2097152, 1048576);
   ASSERT_TRUE(mapping.ok()) << mapping.status();
   EXPECT_EQ(mapping->name, "dm-linear-pmem0-2097152-1048576");
-  EXPECT_EQ(mapping->table, "0 2048 linear /dev/pmem0 4096");
+  EXPECT_EQ(mapping->sectors, 2048u);
+  EXPECT_EQ(mapping->target, "linear");
+  EXPECT_EQ(mapping->parameters, "/dev/pmem0 4096");
 }
 
 TEST(DeviceMapper, RegionsAndDevicesThatCannotBeAreRefused) {
@@ -20,6 +22,31 @@ TEST(DeviceMapper, RegionsAndDevicesThatCannotBeAreRefused) {
   EXPECT_FALSE(PlanLinear("pmem", 0, 4096).ok());
   EXPECT_FALSE(PlanLinear("sda", 0, 4096).ok());
   EXPECT_FALSE(PlanLinear("pmem0/../sda", 0, 4096).ok());
+}
+
+TEST(DeviceMapper, ADiskAndItsTreeBecomeAVerityTable) {
+  const std::string root(64, 'a');
+  const auto mapping = PlanVerity("sdb", "sdaa", 12288, root);
+  ASSERT_TRUE(mapping.ok()) << mapping.status();
+  EXPECT_EQ(mapping->name, "dm-verity-sdb");
+  EXPECT_EQ(mapping->sectors, 24u);
+  EXPECT_EQ(mapping->target, "verity");
+  EXPECT_EQ(mapping->parameters, "1 /dev/sdb /dev/sdaa 4096 4096 3 0 sha256 " + root + " -");
+}
+
+TEST(DeviceMapper, DisksAndRootsThatCannotBeAreRefused) {
+  const std::string root(64, '0');
+  EXPECT_TRUE(PlanVerity("sda", "sdb", 4096, root).ok());
+  EXPECT_FALSE(PlanVerity("sda", "sda", 4096, root).ok());
+  EXPECT_FALSE(PlanVerity("sd", "sdb", 4096, root).ok());
+  EXPECT_FALSE(PlanVerity("sda", "pmem0", 4096, root).ok());
+  EXPECT_FALSE(PlanVerity("sda", "sdb 1", 4096, root).ok());
+  EXPECT_FALSE(PlanVerity("sda", "sdb", 0, root).ok());
+  EXPECT_FALSE(PlanVerity("sda", "sdb", 4097, root).ok());
+  EXPECT_FALSE(PlanVerity("sda", "sdb", 4096, root.substr(1)).ok());
+  EXPECT_FALSE(PlanVerity("sda", "sdb", 4096, root.substr(1) + "G").ok());
+  EXPECT_FALSE(PlanVerity("sda", "sdb", 4096, root.substr(1) + " ").ok());
+  EXPECT_FALSE(PlanVerity("sda", "sdb", 4096, "").ok());
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ class RandomState {
       *process = {static_cast<int64_t>(random_()), random_()};
     for (auto* list : {&state.reasons, &state.cgroup_dirs, &state.arenas}) *list = List();
     for (uint64_t i = Below(4); i > 0; --i)
-      state.layers.push_back({Text(), Text(), Text(), random_(), random_(), Text(), Text()});
+      state.layers.push_back({Text(), Text(), Text(), random_(), random_(), Text(), Text(), Text()});
     for (uint64_t i = Below(4); i > 0; --i) {
       const std::string name = "c" + std::to_string(i);
       state.containers[name] = {name,   Text(), Text(), static_cast<uint32_t>(random_()),

@@ -52,7 +52,7 @@ TEST(SandboxState, AChangeOfAnyFieldChangesTheFile) {
   RandomState random(7);
   SandboxState state = random.Make("p");
   state.containers["c"] = {"c", "/b", "created", 0, {"l"}, {"v"}, {"d"}, 3};
-  state.layers = {{"l", "vpmem", "a", 1, 2, "", "p"}};
+  state.layers = {{"l", "vpmem", "a", 1, 2, "", "", "p"}};
   std::set<std::string> seen = {EncodeState(state)};
   const auto changed = [&](const char* what) { EXPECT_TRUE(seen.insert(EncodeState(state)).second) << what; };
   state.numa_nodes.push_back(7), changed("NUMA nodes");
@@ -65,6 +65,7 @@ TEST(SandboxState, AChangeOfAnyFieldChangesTheFile) {
   state.cgroup_dirs.push_back("/x"), changed("cgroups");
   state.arenas.push_back("x"), changed("arenas");
   state.layers[0].offset ^= 1, changed("layer");
+  state.layers[0].tree_path += "1", changed("hash tree");
   state.containers["c"].disks.push_back("x"), changed("disks");
   state.containers["c"].pid ^= 1, changed("pid");
   state.containers["c"].exit_status ^= 1, changed("exit status");
