@@ -24,10 +24,7 @@ class ClassicAllocator : public PoolAllocator {
     }
     int from = wanted;
     while (from <= root_ && free_[from].empty()) ++from;
-    if (from > root_) {
-      return MakeStatus(absl::StatusCode::kResourceExhausted, "a region of {} bytes: not enough space",
-                        bytes);
-    }
+    if (from > root_) return NotEnoughSpace();
     const uint64_t offset = *free_[from].begin();
     free_[from].erase(free_[from].begin());
     for (; from > wanted; --from) {

@@ -120,14 +120,22 @@ absl::StatusOr<agent::v1::LayerResult> Machine::MountPmem(int id, const std::str
   return response.results(0);
 }
 
-absl::StatusOr<agent::v1::LayerResult> Machine::MountScsi(int id, const DiskPlace& place, uint64_t size) {
+agent::v1::ScsiDisk Machine::Disk(const DiskPlace& place, uint64_t size) {
+  agent::v1::ScsiDisk disk;
+  disk.set_pci_path(place.pci_path);
+  disk.set_target(place.target);
+  disk.set_lun(place.lun);
+  disk.set_size(size);
+  return disk;
+}
+
+absl::StatusOr<agent::v1::LayerResult> Machine::MountScsi(int id, const DiskPlace& place, uint64_t size,
+                                                          const agent::v1::Verity& verity) {
   agent::v1::MountLayersRequest request;
   agent::v1::Layer* layer = request.add_layers();
   layer->set_id(LayerId(id));
-  layer->mutable_scsi()->set_pci_path(place.pci_path);
-  layer->mutable_scsi()->set_target(place.target);
-  layer->mutable_scsi()->set_lun(place.lun);
-  layer->mutable_scsi()->set_size(size);
+  *layer->mutable_scsi() = Disk(place, size);
+  if (!verity.root_hash().empty()) *layer->mutable_verity() = verity;
   ASSIGN_OR_RETURN(const auto response, Call<agent::v1::MountLayersResponse>("MountLayers", request));
   if (response.results_size() != 1) return absl::InternalError("not one result");
   return response.results(0);

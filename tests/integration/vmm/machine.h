@@ -59,7 +59,10 @@ class Machine {
   }
   absl::StatusOr<agent::v1::LayerResult> MountPmem(int id, const std::string& pci_path, uint64_t offset,
                                                    uint64_t size);
-  absl::StatusOr<agent::v1::LayerResult> MountScsi(int id, const DiskPlace& place, uint64_t size);
+  // `verity`: the disk's hash tree; without a root: none.
+  absl::StatusOr<agent::v1::LayerResult> MountScsi(int id, const DiskPlace& place, uint64_t size,
+                                                   const agent::v1::Verity& verity = {});
+  static agent::v1::ScsiDisk Disk(const DiskPlace& place, uint64_t size);
   absl::Status Unmount(int id);
 
  private:
