@@ -1,21 +1,26 @@
 #!/usr/bin/env bash
-# Runs the benchmarks in build/bench: all, or the one named (with or without the suffix _bench) with what
-# follows as its arguments. All of them run even if one is over a budget; the exit code then says so.
+# Runs the benchmarks in build/bench: all; or those whose names begin with $1 ("layers" is layers_bench and
+# layers_vm_bench); or, with further arguments, the one named, which gets them. All of them run even if one is over
+# a budget; the exit code then says so.
 set -euo pipefail
+shopt -s nullglob
 cd "$(dirname "$(readlink -f "$0")")/.."
-if [ $# -gt 0 ]; then
-  program=build/bench/$1
-  [ -x "$program" ] || program=build/bench/${1}_bench
-  if [ ! -x "$program" ]; then
-    echo "no benchmark is called $1; there are: $(cd build/bench && echo ./*_bench | sed 's|\./||g; s/_bench//g')" >&2
-    exit 2
-  fi
+name=${1:-}
+programs=(build/bench/"${name%_bench}"*_bench)
+if [ $# -gt 1 ]; then
+  programs=()
+  [ ! -x "build/bench/${name%_bench}_bench" ] || programs=("build/bench/${name%_bench}_bench")
   shift
-  exec "$program" "$@"
+elif [ $# -eq 1 ]; then
+  shift
+fi
+if [ ${#programs[@]} -eq 0 ]; then
+  echo "no benchmark is called $name; there are: $(cd build/bench && echo ./*_bench | sed 's|\./||g; s/_bench//g')" >&2
+  exit 2
 fi
 code=0
-for program in build/bench/*_bench; do
+for program in "${programs[@]}"; do
   echo "== $(basename "$program")"
-  "$program" || code=$?
+  "$program" "$@" || code=$?
 done
 exit $code
