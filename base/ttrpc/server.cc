@@ -46,7 +46,7 @@ struct Connection {
   // How many peers a persistent port has lost: a call's answer goes to the peer that made it or to nobody,
   // because the next one counts its stream ids from 1 again.
   std::atomic<uint64_t> epoch{0};
-  bool idle_port = false;  // loop thread only: read gave 0 on a persistent port
+  bool idle_port = false;  // a persistent port that has no peer; the loop's, once it runs
 };
 
 }  // namespace
@@ -126,8 +126,11 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
       connection->peer_pid = credentials.pid;
     }
     const int number = connection->fd.get();
+    // A virtio-serial port may hold a request before its kernel has heard that the host is there. To read it
+    // then would look, at the next read's 0, as if that host had gone, and nobody would be answered.
+    connection->idle_port = persistent;
     connections_[number] = std::move(connection);
-    Watch(number, EPOLLIN);
+    if (!persistent) Watch(number, EPOLLIN);
   }
 
   absl::Status EnsureLoop() REQUIRES(mutex_) {

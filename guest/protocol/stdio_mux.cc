@@ -76,6 +76,7 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
 
   absl::Status Start() {
     running_ = true;
+    no_peer_ = persistent_ && !PeerIsThere();
     absl::Status status =
         ttrpc::StartThread(kThreadStackBytes, [self = shared_from_this()] { self->Loop(); });
     if (!status.ok()) {
@@ -187,8 +188,7 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
       {
         MutexLock lock(mutex_);
         if (no_peer_) {
-          pollfd port{channel_.get(), POLLIN, 0};
-          no_peer_ = poll(&port, 1, 0) >= 0 && (port.revents & POLLHUP) != 0;
+          no_peer_ = !PeerIsThere();
         } else if (fds[1].revents != 0) {
           Receive();
         }
@@ -304,6 +304,13 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
 
   void Fail(const std::string& why) REQUIRES(mutex_) {
     status_ = MakeStatus(absl::StatusCode::kUnavailable, "stdio: {}", why);
+  }
+
+  // Read only then: what a port holds before its kernel has heard of the host would be lost with the "peer"
+  // that the next read does not find.
+  bool PeerIsThere() const {
+    pollfd port{channel_.get(), POLLIN, 0};
+    return poll(&port, 1, 0) < 0 || (port.revents & POLLHUP) == 0;
   }
 
   // The next peer begins anew: with whole frames, full windows, and without what was on its way to the last

@@ -9,6 +9,7 @@
 #include <random>
 #include <thread>
 
+#include "tests/testing/pty_port.h"
 #include "tests/testing/status_matchers.h"
 
 namespace lamina::guest {
@@ -159,6 +160,24 @@ TEST_F(Mux, BadIdsAreRefused) {
   Flow flow = Connect(1);
   EXPECT_THAT(a_->AttachSource(1, std::move(second.read), nullptr),
               testing::HasStatus(absl::StatusCode::kInvalidArgument, "stream 1"));
+}
+
+TEST(MuxPeer, WhatItSentBeforeThePortKnewOfItIsKept) {
+  testing::PtyPort pty;
+  {
+    const UniqueFd early = pty.OpenPeer();
+    WriteAll(early.get(), std::string("\5\0\0\0\1\0\0\0\5\0\0\0hello", 17));
+  }
+  const int port = pty.port.get();
+  ASSERT_EQ(testing::PtyPort::Events(port), POLLIN | POLLHUP);
+  const auto mux = StdioMux::Create(std::move(pty.port), true);
+  const UniqueFd peer = pty.OpenPeer();
+  Pipe out;
+  ASSERT_OK(mux->AttachSink(5, std::move(out.write), [] {}));
+  ASSERT_EQ(testing::PtyPort::Events(out.read.get()), POLLIN);
+  char text[5];
+  ASSERT_EQ(read(out.read.get(), text, sizeof text), 5);
+  EXPECT_EQ(std::string(text, 5), "hello");
 }
 
 TEST(MuxPeer, OneThatBreaksTheRulesLosesTheChannel) {

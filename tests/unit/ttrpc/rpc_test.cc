@@ -13,6 +13,8 @@
 #include "base/ttrpc/frame.h"
 #include "base/ttrpc/server.h"
 #include "proto/agent.pb.h"
+#include "proto/ttrpc.pb.h"
+#include "tests/testing/pty_port.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
 
@@ -97,6 +99,30 @@ class Rpc : public ::testing::Test {
   Server server_;
   std::unique_ptr<Client> client_;
 };
+
+TEST_F(Rpc, ARequestThatCameBeforeItsPeerIsAnswered) {
+  testing::PtyPort pty;
+  {
+    const UniqueFd early = pty.OpenPeer();
+    Request request;
+    request.set_service("s");
+    request.set_method("Echo");
+    Frame frame;
+    frame.stream_id = 1;
+    frame.payload = request.SerializeAsString();
+    const std::string bytes = *EncodeFrame(frame);
+    ASSERT_EQ(write(early.get(), bytes.data(), bytes.size()), static_cast<ssize_t>(bytes.size()));
+  }
+  const int port = pty.port.get();
+  ASSERT_EQ(testing::PtyPort::Events(port), POLLIN | POLLHUP);
+  ASSERT_OK(server_.ServeFd(std::move(pty.port), true));
+  // The server has looked at the port by the time that it answers another caller.
+  ASSERT_OK(Call("Echo", "x"));
+  EXPECT_EQ(testing::PtyPort::Events(port), POLLIN | POLLHUP) << "it is not read before its peer is there";
+
+  const UniqueFd peer = pty.OpenPeer();
+  EXPECT_EQ(testing::PtyPort::Events(peer.get()), POLLIN) << "no answer";
+}
 
 TEST_F(Rpc, AnswersAndErrors) {
   std::string out;
