@@ -30,7 +30,8 @@ struct PoolStats {
   uint64_t largest_free_bytes = 0;  // one region of this size fits (its alignment apart)
 };
 
-// ResourceExhausted, made once and without the size: a caller asks many arenas, and is refused by most of them.
+// ResourceExhausted, made once and without the size: a caller asks many arenas, and is refused by most of
+// them.
 inline const absl::Status& NotEnoughSpace() {
   static const absl::Status status = absl::ResourceExhaustedError("not enough space");
   return status;

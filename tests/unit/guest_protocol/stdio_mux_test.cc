@@ -171,6 +171,11 @@ TEST(MuxPeer, WhatItSentBeforeThePortKnewOfItIsKept) {
   const int port = pty.port.get();
   ASSERT_EQ(testing::PtyPort::Events(port), POLLIN | POLLHUP);
   const auto mux = StdioMux::Create(std::move(pty.port), true);
+  // A pipe of one page takes eight only from a mux that has gone round several times.
+  Pipe in;
+  fcntl(in.write.get(), F_SETPIPE_SZ, 4096);
+  ASSERT_OK(mux->AttachSource(7, std::move(in.read), [] {}));
+  WriteAll(in.write.get(), std::string(8 * 4096, 'x'));
   const UniqueFd peer = pty.OpenPeer();
   Pipe out;
   ASSERT_OK(mux->AttachSink(5, std::move(out.write), [] {}));
