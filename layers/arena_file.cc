@@ -10,32 +10,26 @@
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "layers/erofs_image.h"
+#include "layers/file_io.h"
 
 namespace lamina::layers {
 namespace {
 
-absl::Status CopyRange(int from, uint64_t from_offset, int to, uint64_t to_offset, uint64_t bytes,
-                       const std::string& what) {
+struct OpenFile {
+  int fd;
+  const std::string& path;
+};
+
+absl::Status CopyRange(const OpenFile& from, uint64_t from_offset, const OpenFile& to, uint64_t to_offset,
+                       uint64_t bytes) {
   std::vector<char> buffer(1 << 20);
-  while (bytes > 0) {
-    const ssize_t n =
-        pread(from, buffer.data(), std::min<uint64_t>(buffer.size(), bytes), static_cast<off_t>(from_offset));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return ErrnoStatus(errno, "read for " + what);
-    if (n == 0)
-      return MakeStatus(absl::StatusCode::kDataLoss, "{}: the source ends {} bytes too early", what, bytes);
-    for (ssize_t done = 0; done < n;) {
-      const ssize_t written = pwrite(to, buffer.data() + done, static_cast<size_t>(n - done),
-                                     static_cast<off_t>(to_offset) + done);
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) return ErrnoStatus(errno, "write for " + what);
-      done += written;
-    }
-    from_offset += static_cast<uint64_t>(n);
-    to_offset += static_cast<uint64_t>(n);
-    bytes -= static_cast<uint64_t>(n);
+  for (uint64_t done = 0; done < bytes;) {
+    const uint64_t part = std::min<uint64_t>(buffer.size(), bytes - done);
+    RETURN_IF_ERROR(ReadAt(from.fd, from.path, from_offset + done, buffer.data(), part));
+    RETURN_IF_ERROR(WriteAt(to.fd, to.path, to_offset + done, buffer.data(), part));
+    done += part;
   }
-  if (fsync(to) != 0) return ErrnoStatus(errno, "fsync for " + what);
+  if (fsync(to.fd) != 0) return ErrnoStatus(errno, "fsync " + to.path);
   return absl::OkStatus();
 }
 
@@ -58,7 +52,7 @@ absl::Status CopyIntoArena(const std::string& path, uint64_t offset, const std::
   if (!from) return ErrnoStatus(errno, "open " + from_path);
   UniqueFd to(open(path.c_str(), O_WRONLY | O_CLOEXEC));
   if (!to) return ErrnoStatus(errno, "open arena " + path);
-  absl::Status status = CopyRange(from.get(), from_offset, to.get(), offset, bytes, "arena " + path);
+  absl::Status status = CopyRange({from.get(), from_path}, from_offset, {to.get(), path}, offset, bytes);
   if (status.ok()) {
     const absl::StatusOr<std::string> found = DigestOf(path, offset, bytes);
     status = found.status();
@@ -76,7 +70,7 @@ absl::Status CopyFromArena(const std::string& path, uint64_t offset, uint64_t by
   if (!from) return ErrnoStatus(errno, "open arena " + path);
   UniqueFd out(open(to.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
   if (!out) return ErrnoStatus(errno, "create " + to);
-  const absl::Status status = CopyRange(from.get(), offset, out.get(), 0, bytes, to);
+  const absl::Status status = CopyRange({from.get(), path}, offset, {out.get(), to}, 0, bytes);
   if (!status.ok()) unlink(to.c_str());
   return status;
 }

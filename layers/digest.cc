@@ -1,7 +1,6 @@
 #include "layers/digest.h"
 
 #include <fcntl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -9,6 +8,7 @@
 
 #include "base/status.h"
 #include "base/unique_fd.h"
+#include "layers/file_io.h"
 
 namespace lamina::layers {
 
@@ -46,15 +46,11 @@ absl::StatusOr<std::string> DigestOf(const std::string& path, uint64_t offset, u
   if (!fd) return ErrnoStatus(errno, "open " + path);
   ASSIGN_OR_RETURN(Sha256Hasher hasher, Sha256Hasher::Create());
   std::vector<char> buffer(1 << 20);
-  while (bytes > 0) {
-    const ssize_t n =
-        pread(fd.get(), buffer.data(), std::min<uint64_t>(buffer.size(), bytes), static_cast<off_t>(offset));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return ErrnoStatus(errno, "read " + path);
-    if (n == 0) return MakeStatus(absl::StatusCode::kDataLoss, "{}: ends {} bytes too early", path, bytes);
-    hasher.Update(buffer.data(), static_cast<size_t>(n));
-    offset += static_cast<uint64_t>(n);
-    bytes -= static_cast<uint64_t>(n);
+  for (uint64_t done = 0; done < bytes;) {
+    const uint64_t part = std::min<uint64_t>(buffer.size(), bytes - done);
+    RETURN_IF_ERROR(ReadAt(fd.get(), path, offset + done, buffer.data(), part));
+    hasher.Update(buffer.data(), part);
+    done += part;
   }
   return Hex(hasher.Finish());
 }

@@ -219,6 +219,14 @@ absl::StatusOr<LayerStore::Obtained> LayerStore::Obtain(const PlaceRequest& requ
   }
   if (!is_directory) {
     ASSIGN_OR_RETURN(result.image, ExamineErofsImage(source));
+    // The key has the file's size and times: what changed without them was not written by anybody.
+    if (!digest.empty() && result.image.digest != digest) {
+      return MakeStatus(
+          absl::StatusCode::kDataLoss,
+          "layer {}: its sha256 was {} and is {}, though it was not written since: the disk has "
+          "damaged it; remove the image and pull it again",
+          source, digest, result.image.digest);
+    }
     MutexLock lock(mutex_);
     digests_[key] = result.image.digest;
     return result;

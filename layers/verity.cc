@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "layers/digest.h"
+#include "layers/file_io.h"
 
 namespace lamina::layers {
 namespace {
@@ -36,28 +37,6 @@ struct Range {
   uint64_t offset, bytes;
 };
 
-absl::Status ReadAll(const Range& from, uint64_t at, char* data, uint64_t bytes) {
-  for (uint64_t done = 0; done < bytes;) {
-    const ssize_t n = pread(from.fd, data + done, bytes - done, static_cast<off_t>(from.offset + at + done));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return ErrnoStatus(errno, "read " + *from.path);
-    if (n == 0)
-      return MakeStatus(absl::StatusCode::kDataLoss, "{}: ends {} bytes too early", *from.path, bytes - done);
-    done += static_cast<uint64_t>(n);
-  }
-  return absl::OkStatus();
-}
-
-absl::Status WriteAll(int fd, const std::string& path, uint64_t at, const char* data, uint64_t bytes) {
-  for (uint64_t done = 0; done < bytes;) {
-    const ssize_t n = pwrite(fd, data + done, bytes - done, static_cast<off_t>(at + done));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return ErrnoStatus(errno, "write " + path);
-    done += static_cast<uint64_t>(n);
-  }
-  return absl::OkStatus();
-}
-
 // The hash of each block of `from`, in blocks padded with zeros, to `to_offset` of the tree. `whole`, which
 // may be null, takes all that is read.
 absl::Status HashBlocks(const Range& from, int tree, const std::string& tree_path, uint64_t to_offset,
@@ -65,7 +44,7 @@ absl::Status HashBlocks(const Range& from, int tree, const std::string& tree_pat
   std::vector<char> data(kBlocksAtATime * kBlock);
   for (uint64_t at = 0; at < from.bytes; at += data.size()) {
     const uint64_t bytes = std::min<uint64_t>(data.size(), from.bytes - at);
-    RETURN_IF_ERROR(ReadAll(from, at, data.data(), bytes));
+    RETURN_IF_ERROR(ReadAt(from.fd, *from.path, from.offset + at, data.data(), bytes));
     if (whole != nullptr) whole->Update(data.data(), bytes);
     std::vector<char> hashes;
     for (uint64_t block = 0; block < bytes; block += kBlock) {
@@ -74,7 +53,7 @@ absl::Status HashBlocks(const Range& from, int tree, const std::string& tree_pat
       hashes.insert(hashes.end(), hash.begin(), hash.end());
     }
     hashes.resize((hashes.size() + kBlock - 1) / kBlock * kBlock);
-    RETURN_IF_ERROR(WriteAll(tree, tree_path, to_offset, hashes.data(), hashes.size()));
+    RETURN_IF_ERROR(WriteAt(tree, tree_path, to_offset, hashes.data(), hashes.size()));
     to_offset += hashes.size();
   }
   return absl::OkStatus();
@@ -96,10 +75,10 @@ absl::StatusOr<VerityTree> WriteTree(const Image& image, int tree, const std::st
   }
   // What is left is one block: of the topmost level, or of the data.
   std::vector<char> top(kBlock);
-  RETURN_IF_ERROR(ReadAll(from, 0, top.data(), top.size()));
+  RETURN_IF_ERROR(ReadAt(from.fd, *from.path, from.offset, top.data(), top.size()));
   if (from.fd != tree) {
     whole.Update(top.data(), top.size());
-    RETURN_IF_ERROR(WriteAll(tree, tree_path, 0, std::vector<char>(kBlock).data(), kBlock));
+    RETURN_IF_ERROR(WriteAt(tree, tree_path, 0, std::vector<char>(kBlock).data(), kBlock));
   }
   blocks.Update(top.data(), top.size());
   made.root_hash = Hex(blocks.Finish());

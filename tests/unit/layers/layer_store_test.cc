@@ -4,6 +4,7 @@
 #include <chrono>
 #include <future>
 #include <latch>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <thread>
 
@@ -243,6 +244,33 @@ TEST_F(LayerStoreTest, BlobsAreTakenWithoutConversion) {
   std::ofstream(blob) << ImageOf("other", 128 * kKiB);
   EXPECT_EQ(Seen(*store->Place(Ask("s2", blob))), ImageOf("other", 128 * kKiB))
       << "written again: another layer";
+}
+
+TEST_F(LayerStoreTest, ABlobThatChangedWithoutBeingWrittenIsNoLayer) {
+  const std::string blob = root_ + "/blob.erofs", index = options_.dir + "/index.json";
+  std::ofstream(blob) << ImageOf("blob", 9 * kMiB);
+  const auto first = (*Open())->Place(Ask("s1", blob));
+  ASSERT_TRUE(first.ok()) << first.status();
+  Damage(*first);  // which changes the file's times: the index learns them, as if they had not changed
+  const auto fresh_key = [&] {
+    const std::string dir = options_.dir;
+    options_.dir = root_ + "/other";
+    EXPECT_TRUE((*Open())->Place(Ask("s1", blob)).ok());
+    const auto sources =
+        nlohmann::json::parse(std::ifstream(options_.dir + "/index.json"))["content"]["sources"];
+    options_.dir = dir;
+    return sources.begin().key();
+  }();
+  auto content = nlohmann::json::parse(std::ifstream(index));
+  content["content"]["sources"] = {{fresh_key, first->layer_id}};
+  content["checksum"] = *Sha256(content["content"].dump());
+  std::ofstream(index) << content.dump();
+
+  auto store = *Open();
+  const auto again = store->Place(Ask("s2", blob));
+  EXPECT_EQ(again.status().code(), StatusCode::kDataLoss) << again.status();
+  EXPECT_NE(again.status().message().find(blob), absl::string_view::npos) << again.status();
+  EXPECT_EQ(store->disks().at(0).users, std::set<std::string>{"s1"}) << "it keeps what it has";
 }
 
 TEST_F(LayerStoreTest, RoomIsMadeFromTheIdleOnlyAndOldestFirst) {
