@@ -10,11 +10,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/ttrpc/method.h"
 #include "base/unique_fd.h"
-
-namespace google::protobuf {
-class MessageLite;
-}
 
 namespace lamina::ttrpc {
 
@@ -63,6 +60,10 @@ class Server {
                if (!response.ok()) return response.status();
                return response->SerializeAsString();
              });
+  }
+  template <typename Request, typename Response, typename F>
+  void Handle(const Method<Request, Response>& method, F f) {
+    Handle<Request, Response>(method.service, method.name, std::move(f));
   }
 
   // Listens on a unix socket at `path` (mode 0600; a stale socket file is replaced) and serves in background

@@ -1,0 +1,51 @@
+#include "base/ttrpc/fake_caller.h"
+
+#include <google/protobuf/message_lite.h>
+
+#include <algorithm>
+
+namespace lamina::ttrpc {
+
+absl::Status FakeCaller::Call(std::string_view service, std::string_view method,
+                              const google::protobuf::MessageLite& request,
+                              google::protobuf::MessageLite* response, std::chrono::nanoseconds timeout,
+                              const std::map<std::string, std::string>& metadata) {
+  Handler handler;
+  {
+    MutexLock lock(mutex_);
+    const int number = static_cast<int>(calls_.size());
+    calls_.emplace_back(method);
+    if (number == fail_at_) return error_;
+    const auto it = handlers_.find(method);
+    if (it != handlers_.end()) handler = it->second;
+  }
+  absl::StatusOr<std::string> payload =
+      handler ? handler(request.SerializeAsString()) : absl::StatusOr<std::string>(std::string());
+  if (!payload.ok()) return payload.status();
+  if (response != nullptr && !response->ParseFromString(*payload))
+    return absl::InternalError("the answer does not parse");
+  return absl::OkStatus();
+}
+
+void FakeCaller::FailAt(int number, absl::Status error) {
+  MutexLock lock(mutex_);
+  fail_at_ = number;
+  error_ = std::move(error);
+}
+
+std::vector<std::string> FakeCaller::calls() const {
+  MutexLock lock(mutex_);
+  return calls_;
+}
+
+int FakeCaller::Count(std::string_view method) const {
+  MutexLock lock(mutex_);
+  return static_cast<int>(std::count(calls_.begin(), calls_.end(), method));
+}
+
+void FakeCaller::Put(const char* method, Handler handler) {
+  MutexLock lock(mutex_);
+  handlers_[method] = std::move(handler);
+}
+
+}  // namespace lamina::ttrpc
