@@ -127,8 +127,9 @@ bool ReadState(const json& root, SandboxState& state) {
       !Read(root, "claim_generation", state.claim_generation) || !Read(root, "reasons", state.reasons) ||
       !Read(root, "numa_nodes", state.numa_nodes) || !ReadProcess(root, "shim", state.shim) ||
       !ReadProcess(root, "vmm", state.vmm) || !ReadProcess(root, "virtiofsd", state.virtiofsd) ||
-      !Read(root, "runtime_dir", state.runtime_dir) || !ReadNetwork(root, state) ||
-      !Read(root, "cgroup_dirs", state.cgroup_dirs) || !Read(root, "arenas", state.arenas)) {
+      !Read(root, "boot_id", state.boot_id) || !Read(root, "runtime_dir", state.runtime_dir) ||
+      !ReadNetwork(root, state) || !Read(root, "cgroup_dirs", state.cgroup_dirs) ||
+      !Read(root, "arenas", state.arenas)) {
     return false;
   }
   bool known = false;
@@ -215,6 +216,7 @@ std::string EncodeState(const SandboxState& state) {
       {"shim", ToJson(state.shim)},
       {"vmm", ToJson(state.vmm)},
       {"virtiofsd", ToJson(state.virtiofsd)},
+      {"boot_id", state.boot_id},
       {"runtime_dir", state.runtime_dir},
       {"network", {{"netns_path", state.netns_path}, {"tap_name", state.tap_name}, {"mac", state.mac}}},
       {"cgroup_dirs", state.cgroup_dirs},

@@ -73,6 +73,9 @@ struct SandboxState {
   std::vector<uint32_t> numa_nodes;  // that its memory is bound to, ascending; none: anywhere
   std::vector<std::string> reasons;
   ProcessId shim, vmm, virtiofsd;
+  // /proc/sys/kernel/random/boot_id when it was written: pids of another boot name nobody. Empty: older than
+  // the field.
+  std::string boot_id;
   std::string runtime_dir;  // sockets, shared directory
   std::string netns_path, tap_name, mac;
   std::vector<std::string> cgroup_dirs;  // made by the shim, removed at the end

@@ -20,8 +20,9 @@ class RandomState {
     state.life_cycle = static_cast<LifeCycle>(Below(4));
     state.created_with_version = 1 + static_cast<int>(Below(kStateVersion));
     state.sandbox_id = id;
-    for (std::string* text : {&state.pod_name, &state.pod_namespace, &state.pod_uid, &state.bundle,
-                              &state.runtime_dir, &state.netns_path, &state.tap_name, &state.mac}) {
+    for (std::string* text :
+         {&state.pod_name, &state.pod_namespace, &state.pod_uid, &state.bundle, &state.boot_id,
+          &state.runtime_dir, &state.netns_path, &state.tap_name, &state.mac}) {
       *text = Text();
     }
     state.vcpus = static_cast<uint32_t>(random_());
