@@ -60,6 +60,16 @@ class Client::Impl : public std::enable_shared_from_this<Client::Impl> {
     return lost_.ok();
   }
 
+  void CancelCalls() {
+    MutexLock lock(mutex_);
+    for (auto& [id, pending] : pending_) {
+      if (pending->done) continue;
+      pending->done = true;
+      pending->error = MakeStatus(absl::StatusCode::kCancelled, "{}: the call was cancelled here", name_);
+      pending->condition.NotifyAll();
+    }
+  }
+
   absl::Status Call(std::string_view service, std::string_view method,
                     const google::protobuf::MessageLite& request, google::protobuf::MessageLite* response,
                     std::chrono::nanoseconds timeout, const std::map<std::string, std::string>& metadata) {
@@ -247,6 +257,8 @@ absl::Status Client::Call(std::string_view service, std::string_view method,
                           const std::map<std::string, std::string>& metadata) {
   return impl_->Call(service, method, request, response, timeout, metadata);
 }
+
+void Client::CancelCalls() { impl_->CancelCalls(); }
 
 bool Client::connected() const { return impl_->connected(); }
 

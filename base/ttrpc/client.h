@@ -27,8 +27,8 @@ class Client : public Caller {
                     std::chrono::nanoseconds timeout,
                     const std::map<std::string, std::string>& metadata = {}) override;
 
-  // False once the connection is lost (then every call answers Unavailable).
-  bool connected() const;
+  void CancelCalls() override;
+  bool connected() const override;
 
  private:
   class Impl;

@@ -15,6 +15,7 @@ absl::Status FakeCaller::Call(std::string_view service, std::string_view method,
     MutexLock lock(mutex_);
     const int number = static_cast<int>(calls_.size());
     calls_.emplace_back(method);
+    if (!connected_) return absl::UnavailableError("the connection ended");
     if (number == fail_at_) return error_;
     const auto it = handlers_.find(method);
     if (it != handlers_.end()) handler = it->second;
@@ -25,6 +26,32 @@ absl::Status FakeCaller::Call(std::string_view service, std::string_view method,
   if (response != nullptr && !response->ParseFromString(*payload))
     return absl::InternalError("the answer does not parse");
   return absl::OkStatus();
+}
+
+void FakeCaller::CancelCalls() {
+  MutexLock lock(mutex_);
+  ++cancels_;
+  cancelled_.NotifyAll();
+}
+
+bool FakeCaller::connected() const {
+  MutexLock lock(mutex_);
+  return connected_;
+}
+
+absl::Status FakeCaller::WaitCancelled(std::chrono::milliseconds timeout) {
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  MutexLock lock(mutex_);
+  for (const int before = cancels_; cancels_ == before;) {
+    if (!cancelled_.WaitUntil(mutex_, deadline))
+      return absl::DeadlineExceededError("nobody cancelled the call");
+  }
+  return absl::CancelledError("the call was cancelled here");
+}
+
+void FakeCaller::SetConnected(bool connected) {
+  MutexLock lock(mutex_);
+  connected_ = connected;
 }
 
 void FakeCaller::FailAt(int number, absl::Status error) {

@@ -35,6 +35,14 @@ class FakeCaller : public Caller {
                     std::chrono::nanoseconds timeout,
                     const std::map<std::string, std::string>& metadata = {}) override;
 
+  void CancelCalls() override;
+  bool connected() const override;
+  // For handlers that play a peer which does not answer: waits until calls are cancelled, at most `timeout`,
+  // and answers what such a call does.
+  absl::Status WaitCancelled(std::chrono::milliseconds timeout);
+  // As if the connection were lost, or were there again.
+  void SetConnected(bool connected);
+
   // The call with this number (from 0; negative: none) answers `error` and reaches no handler.
   void FailAt(int number, absl::Status error = absl::UnavailableError("injected: the connection ended"));
   // The methods called so far, in order.
@@ -46,6 +54,9 @@ class FakeCaller : public Caller {
   void Put(const char* method, Handler handler);
 
   mutable Mutex mutex_;
+  CondVar cancelled_;
+  int cancels_ GUARDED_BY(mutex_) = 0;
+  bool connected_ GUARDED_BY(mutex_) = true;
   std::map<std::string, Handler, std::less<>> handlers_ GUARDED_BY(mutex_);
   std::vector<std::string> calls_ GUARDED_BY(mutex_);
   int fail_at_ GUARDED_BY(mutex_) = -1;

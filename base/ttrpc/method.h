@@ -38,6 +38,11 @@ class Caller {
                             const google::protobuf::MessageLite& request,
                             google::protobuf::MessageLite* response, std::chrono::nanoseconds timeout,
                             const std::map<std::string, std::string>& metadata = {}) = 0;
+
+  // Fails the calls that are under way with Cancelled; later ones are made as ever.
+  virtual void CancelCalls() = 0;
+  // False once the connection is lost: then every call answers Unavailable.
+  virtual bool connected() const = 0;
 };
 
 template <typename Request, typename Response>

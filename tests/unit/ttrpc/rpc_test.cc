@@ -100,6 +100,14 @@ class Rpc : public ::testing::Test {
   std::unique_ptr<Client> client_;
 };
 
+TEST_F(Rpc, CancelledCallsFailAndLaterOnesAreMade) {
+  auto waiting = std::async(std::launch::async, [this] { return Call("Wait", "x"); });
+  gate_.AwaitWaiters(1);
+  client_->CancelCalls();
+  EXPECT_THAT(waiting.get(), HasStatus(absl::StatusCode::kCancelled, "peer"));
+  ASSERT_OK(Call("Echo", "y"));
+}
+
 TEST_F(Rpc, ARequestThatCameBeforeItsPeerIsAnswered) {
   testing::PtyPort pty;
   {
