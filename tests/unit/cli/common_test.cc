@@ -1,9 +1,9 @@
 #include <gtest/gtest.h>
 
 #include "base/units.h"
-#include "node/cli.h"
+#include "cli/cli.h"
 
-namespace lamina::node::cli {
+namespace lamina::cli {
 namespace {
 
 TEST(Table, AlignsColumnsWithoutTrailingSpaces) {
@@ -45,4 +45,4 @@ TEST(ExitCode, IsWhatHelpSays) {
 }
 
 }  // namespace
-}  // namespace lamina::node::cli
+}  // namespace lamina::cli

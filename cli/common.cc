@@ -5,9 +5,9 @@
 #include "base/file_system.h"
 #include "base/status.h"
 #include "base/units.h"
-#include "node/cli.h"
+#include "cli/cli.h"
 
-namespace lamina::node::cli {
+namespace lamina::cli {
 namespace {
 
 constexpr size_t kInputLimit = 64 * kMiB;
@@ -107,4 +107,4 @@ std::string Printable(const std::string& text) {
   return out;
 }
 
-}  // namespace lamina::node::cli
+}  // namespace lamina::cli

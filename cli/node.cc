@@ -9,13 +9,16 @@
 
 #include "base/status.h"
 #include "base/units.h"
-#include "node/cli.h"
+#include "cli/cli.h"
 #include "node/json.h"
 #include "proto/node/node.grpc.pb.h"
 #include "sizing/numa.h"
 
-namespace lamina::node::cli {
+namespace lamina::cli {
 namespace {
+
+namespace v1 = node::v1;
+using node::ToJson;
 
 constexpr std::chrono::seconds kTimeout{10};
 constexpr std::chrono::minutes kGcTimeout{5};
@@ -281,4 +284,4 @@ absl::StatusOr<std::string> AskLaminad(const Common& common) {
                      HumanBytes(status.claimed_bytes()), HumanBytes(status.capacity_bytes()));
 }
 
-}  // namespace lamina::node::cli
+}  // namespace lamina::cli

@@ -14,10 +14,10 @@
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/unique_fd.h"
-#include "node/cli.h"
+#include "cli/cli.h"
 #include "persist/state_store.h"
 
-namespace lamina::node::cli {
+namespace lamina::cli {
 namespace {
 
 constexpr std::chrono::seconds kProbeTimeout{10};
@@ -204,4 +204,4 @@ absl::Status Version(const Common& common) {
   return absl::OkStatus();
 }
 
-}  // namespace lamina::node::cli
+}  // namespace lamina::cli

@@ -8,11 +8,11 @@
 
 #include "base/status.h"
 #include "base/units.h"
-#include "node/cli.h"
+#include "cli/cli.h"
 #include "sizing/annotations.h"
 #include "sizing/plan.h"
 
-namespace lamina::node::cli {
+namespace lamina::cli {
 namespace {
 
 template <typename T>
@@ -215,4 +215,4 @@ absl::Status Size(const Common& common, const SizeFlags& flags) {
   return absl::OkStatus();
 }
 
-}  // namespace lamina::node::cli
+}  // namespace lamina::cli

@@ -1,4 +1,4 @@
-// The commands of `lamina`. cli_main.cc parses the command line; each command prints to stdout and returns
+// The commands of `lamina`. main.cc parses the command line; each command prints to stdout and returns
 // what went wrong, which main turns into an exit code: 0 done, 1 failure, 2 invalid input, 3 laminad
 // unavailable.
 #pragma once
@@ -15,7 +15,7 @@ namespace google::protobuf {
 class Message;
 }
 
-namespace lamina::node::cli {
+namespace lamina::cli {
 
 inline constexpr int kExitOk = 0, kExitFailure = 1, kExitInvalid = 2, kExitUnavailable = 3;
 
@@ -81,4 +81,4 @@ std::string ShortId(const std::string& id);
 // Control characters from pods' names and guests' words stay out of the terminal.
 std::string Printable(const std::string& text);
 
-}  // namespace lamina::node::cli
+}  // namespace lamina::cli

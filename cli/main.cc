@@ -7,9 +7,9 @@
 #include <string>
 
 #include "base/status.h"
-#include "node/cli.h"
+#include "cli/cli.h"
 
-namespace lamina::node::cli {
+namespace lamina::cli {
 namespace {
 
 constexpr char kFooter[] =
@@ -124,8 +124,8 @@ int Main(int argc, char** argv) {
 }
 
 }  // namespace
-}  // namespace lamina::node::cli
+}  // namespace lamina::cli
 
 // CLI11 throws where the commands contradict each other, which every test of the CLI would see.
 // NOLINTNEXTLINE(bugprone-exception-escape)
-int main(int argc, char** argv) { return lamina::node::cli::Main(argc, argv); }
+int main(int argc, char** argv) { return lamina::cli::Main(argc, argv); }

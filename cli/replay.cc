@@ -1,13 +1,14 @@
 // Traces run against the rules alone: neither laminad nor a config is asked.
+#include "layers/replay.h"
+
 #include <fmt/format.h>
 
 #include "base/status.h"
 #include "base/units.h"
-#include "layers/replay.h"
-#include "node/cli.h"
+#include "cli/cli.h"
 #include "sizing/claims_replay.h"
 
-namespace lamina::node::cli {
+namespace lamina::cli {
 namespace {
 
 // The trace's lines are answered as they are read, one JSON object each, for people and scripts alike.
@@ -32,4 +33,4 @@ absl::Status ReplayClaims(const Common&, const std::string& capacity, const std:
   return absl::OkStatus();
 }
 
-}  // namespace lamina::node::cli
+}  // namespace lamina::cli
