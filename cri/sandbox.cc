@@ -19,8 +19,7 @@
 #include "cri/network.h"
 #include "cri/volumes.h"
 #include "sizing/annotations.h"
-#include "vmm/accel.h"
-#include "vmm/virtiofsd.h"
+#include "vmm/hypervisor.h"
 
 namespace lamina::cri {
 namespace {
@@ -169,7 +168,7 @@ absl::Status Sandbox::StartPod(const std::string& id, const std::string& bundle,
     agent_.reset();
     mux_.reset();
     CleanUpSandbox(config_, state).IgnoreError();
-    resizer_.reset();
+    resizer_ = nullptr;
     vm_.reset();
     return status;
   }
@@ -190,7 +189,7 @@ absl::Status Sandbox::BuildVm(const BundleSpec& spec, laminad::v1::ReadyRequest&
   RETURN_IF_ERROR(Save());  // creating: from here a cleanup finds everything
   const auto claimed = steady_clock::now();
 
-  ASSIGN_OR_RETURN(const std::string accel, vmm::ChooseAccel(config_));
+  ASSIGN_OR_RETURN(const std::string accel, vmm::Hypervisor::Qemu().ChooseAccel(config_));
   std::string dir;
   uint64_t memory_bytes;
   uint32_t vcpus;
@@ -215,9 +214,14 @@ absl::Status Sandbox::BuildVm(const BundleSpec& spec, laminad::v1::ReadyRequest&
     MutexLock lock(mutex_);
     state_.mac = network.mac;
   }
-  ASSIGN_OR_RETURN(vmm::VirtiofsdProcess virtiofsd,
-                   vmm::StartVirtiofsd(config_.hypervisor.virtiofsd, dir + "/shared", dir + "/virtiofsd.sock",
-                                       dir + "/virtiofsd.log", cgroup.procs_files(), kLaminadTimeout));
+  vmm::VirtiofsdOptions volumes;
+  volumes.program = config_.hypervisor.virtiofsd;
+  volumes.shared_dir = dir + "/shared";
+  volumes.socket = dir + "/virtiofsd.sock";
+  volumes.log_path = dir + "/virtiofsd.log";
+  volumes.cgroup_procs_files = cgroup.procs_files();
+  volumes.timeout = kLaminadTimeout;
+  ASSIGN_OR_RETURN(vmm::VirtiofsdProcess virtiofsd, vmm::Hypervisor::Qemu().StartVirtiofsd(volumes));
   virtiofsd_pidfd_ = std::move(virtiofsd.pidfd);
   {
     MutexLock lock(mutex_);
@@ -257,8 +261,8 @@ absl::Status Sandbox::BuildVm(const BundleSpec& spec, laminad::v1::ReadyRequest&
     vm.mac = network.mac;
     options.tap_fd = network.tap.get();
   }
-  ASSIGN_OR_RETURN(vm_, vmm::Vm::Start(vm, options));
-  if (config_.sizing.mode == "dynamic") resizer_ = std::make_unique<vmm::Resizer>(vm_->qmp(), memory_bytes);
+  ASSIGN_OR_RETURN(vm_, vmm::Hypervisor::Qemu().Start(vm, options));
+  if (config_.sizing.mode == "dynamic") resizer_ = &vm_->resizer();
   {
     MutexLock lock(mutex_);
     state_.vmm = {vm_->pid(), vm_->start_time()};
@@ -337,7 +341,7 @@ void Sandbox::WatchVm() {
     LogError("sandbox {}: its virtiofsd has ended, and the volumes with it: ending the VM", id_);
     const absl::Status killed = vm_->Kill(kKillTimeout);
     if (!killed.ok()) LogError("sandbox {}: {}", id_, Message(killed));
-    vm_->WaitExit();
+    vm_->WaitExit(-1);
   }
   std::vector<std::shared_ptr<Process>> processes;
   bool stopping;

@@ -20,7 +20,6 @@
 #include "proto/containerd/task.pb.h"
 #include "proto/laminad.pb.h"
 #include "sizing/pod.h"
-#include "vmm/resize.h"
 #include "vmm/vm.h"
 
 namespace lamina::cri {
@@ -149,7 +148,7 @@ class Sandbox {
 
   UniqueFd virtiofsd_pidfd_;
   std::unique_ptr<vmm::Vm> vm_;
-  std::unique_ptr<vmm::Resizer> resizer_;  // null: the VM keeps its size
+  vmm::Resizer* resizer_ = nullptr;  // null: the VM keeps its size
   std::unique_ptr<ttrpc::Client> agent_;
   std::unique_ptr<guest::StdioMux> mux_;
   std::atomic<uint32_t> next_stream_{1};

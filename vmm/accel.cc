@@ -17,7 +17,7 @@
 #include "base/ttrpc/client.h"
 #include "base/unique_fd.h"
 #include "proto/agent.pb.h"
-#include "vmm/vm.h"
+#include "vmm/qemu_vm.h"
 
 namespace lamina::vmm {
 namespace {
@@ -68,7 +68,7 @@ absl::Status TryKvm(const Config& config, const std::string& dir) {
   spec.runtime_dir = dir;
   StartOptions options;
   options.timeout = kBootLimit;
-  ASSIGN_OR_RETURN(const std::unique_ptr<Vm> vm, Vm::Start(spec, options));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Vm> vm, QemuVm::Start(spec, options));
   const auto deadline = steady_clock::now() + kBootLimit;
   absl::Status status = absl::DeadlineExceededError("the guest did not answer");
   while (vm->Alive().ok() && steady_clock::now() < deadline) {

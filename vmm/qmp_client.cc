@@ -33,6 +33,21 @@ int MillisUntil(steady_clock::time_point deadline) {
 
 }  // namespace
 
+std::string JsonText(const std::string& text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') {
+      out.push_back('\\');
+      out.push_back(c);
+    } else if (static_cast<unsigned char>(c) < 0x20) {
+      out += fmt::format("\\u{:04x}", static_cast<unsigned char>(c));
+    } else {
+      out.push_back(c);
+    }
+  }
+  return out + "\"";
+}
+
 absl::StatusOr<QmpMessage> ParseQmpLine(std::string_view line) {
   bool too_deep = false;
   const auto limit_depth = [&](int depth, json::parse_event_t event, json&) {

@@ -15,6 +15,9 @@ namespace lamina::vmm {
 
 inline constexpr size_t kQmpMaxLineBytes = 1 << 20;
 
+// `text`, whatever its bytes, as a JSON string for a command's arguments.
+std::string JsonText(const std::string& text);
+
 struct QmpEvent {
   std::string name;          // DEVICE_DELETED
   std::string device, path;  // data.device, data.path where present

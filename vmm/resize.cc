@@ -46,7 +46,7 @@ uint64_t NextMemoryStep(uint64_t boot_bytes, uint64_t plugged_bytes, uint64_t wa
   return std::min(wanted_bytes, plugged_bytes + std::max(room, kHotplugStep));
 }
 
-absl::StatusOr<uint32_t> Resizer::PlugVcpus(uint32_t vcpus) {
+absl::StatusOr<uint32_t> QmpResizer::PlugVcpus(uint32_t vcpus) {
   ASSIGN_OR_RETURN(const std::string answer, qmp_.Execute("query-hotpluggable-cpus", "", kCommandTimeout));
   ASSIGN_OR_RETURN(const std::vector<VcpuSlot> slots, ParseVcpuSlots(answer));
   auto plugged = static_cast<uint32_t>(
@@ -66,7 +66,7 @@ absl::StatusOr<uint32_t> Resizer::PlugVcpus(uint32_t vcpus) {
   return plugged;
 }
 
-absl::StatusOr<uint64_t> Resizer::Property(const char* name) {
+absl::StatusOr<uint64_t> QmpResizer::Property(const char* name) {
   const std::string what = fmt::format("{} of the VM's virtio-mem device", name);
   auto answer = qmp_.Execute(
       "qom-get", fmt::format(R"({{"path":"{}","property":"{}"}})", kHotMemoryPath, name), kCommandTimeout);
@@ -77,14 +77,14 @@ absl::StatusOr<uint64_t> Resizer::Property(const char* name) {
   return value.get<uint64_t>();
 }
 
-absl::StatusOr<HotMemory> Resizer::Memory() {
+absl::StatusOr<HotMemory> QmpResizer::Memory() {
   HotMemory memory;
   ASSIGN_OR_RETURN(memory.requested, Property("requested-size"));
   ASSIGN_OR_RETURN(memory.plugged, Property("size"));
   return memory;
 }
 
-absl::Status Resizer::RequestMemory(uint64_t bytes) {
+absl::Status QmpResizer::RequestMemory(uint64_t bytes) {
   return Annotate(qmp_.Execute("qom-set",
                                fmt::format(R"({{"path":"{}","property":"requested-size","value":{}}})",
                                            kHotMemoryPath, bytes),
@@ -93,7 +93,7 @@ absl::Status Resizer::RequestMemory(uint64_t bytes) {
                   "ask the guest to hold " + FormatBytes(bytes) + " of virtio-mem");
 }
 
-absl::Status Resizer::GrowMemory(uint64_t bytes, std::chrono::milliseconds timeout) {
+absl::Status QmpResizer::GrowMemory(uint64_t bytes, std::chrono::milliseconds timeout) {
   const auto deadline = steady_clock::now() + timeout;
   ASSIGN_OR_RETURN(HotMemory memory, Memory());
   std::chrono::milliseconds look = kFirstLook;

@@ -35,23 +35,33 @@ struct HotMemory {
   uint64_t counted() const { return requested > plugged ? requested : plugged; }
 };
 
-// Works on the VM behind `qmp`, which must outlive it. Thread-safe as QmpClient is; callers decide who
-// resizes.
+// The seam. Thread-safe; callers decide who resizes.
 class Resizer {
  public:
-  // `boot_bytes`: the VM's memory without virtio-mem.
-  Resizer(QmpClient& qmp, uint64_t boot_bytes) : qmp_(qmp), boot_bytes_(boot_bytes) {}
+  virtual ~Resizer() = default;
 
   // Plugs until `vcpus` are there; more are left. Answers how many there are. OutOfRange: the VM has fewer
   // places. The guest brings them online.
-  absl::StatusOr<uint32_t> PlugVcpus(uint32_t vcpus);
+  virtual absl::StatusOr<uint32_t> PlugVcpus(uint32_t vcpus) = 0;
 
-  absl::StatusOr<HotMemory> Memory();
+  virtual absl::StatusOr<HotMemory> Memory() = 0;
   // Asks the guest for exactly `bytes` (whole steps) and does not wait. For shrinking, and to give up growth.
-  absl::Status RequestMemory(uint64_t bytes);
+  virtual absl::Status RequestMemory(uint64_t bytes) = 0;
   // Asks step by step and waits until the guest holds at least `bytes`. DeadlineExceeded names what it
   // holds; the request stands then.
-  absl::Status GrowMemory(uint64_t bytes, std::chrono::milliseconds timeout);
+  virtual absl::Status GrowMemory(uint64_t bytes, std::chrono::milliseconds timeout) = 0;
+};
+
+// Works on the VM behind `qmp`, which must outlive it.
+class QmpResizer : public Resizer {
+ public:
+  // `boot_bytes`: the VM's memory without virtio-mem.
+  QmpResizer(QmpClient& qmp, uint64_t boot_bytes) : qmp_(qmp), boot_bytes_(boot_bytes) {}
+
+  absl::StatusOr<uint32_t> PlugVcpus(uint32_t vcpus) override;
+  absl::StatusOr<HotMemory> Memory() override;
+  absl::Status RequestMemory(uint64_t bytes) override;
+  absl::Status GrowMemory(uint64_t bytes, std::chrono::milliseconds timeout) override;
 
  private:
   absl::StatusOr<uint64_t> Property(const char* name);

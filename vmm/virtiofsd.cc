@@ -38,48 +38,46 @@ absl::Status KillProcess(pid_t pid, uint64_t start_time, std::chrono::millisecon
   return absl::OkStatus();
 }
 
-absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const std::string& program, const std::string& shared_dir,
-                                                const std::string& socket, const std::string& log_path,
-                                                const std::vector<std::string>& cgroup_procs_files,
-                                                std::chrono::milliseconds timeout) {
-  SpawnOptions options;
+absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options) {
+  SpawnOptions spawn;
   // chroot instead of a mount namespace of its own: binds that are made later are seen.
-  options.argv = {program,
-                  "--socket-path=" + socket,
-                  "-o",
-                  "source=" + shared_dir,
-                  "-o",
-                  "cache=auto",
-                  "-o",
-                  "sandbox=chroot",
-                  "-o",
-                  "xattr",
-                  "-o",
-                  "announce_submounts",
-                  "--thread-pool-size=4"};
-  options.log_path = log_path;
+  spawn.argv = {options.program,
+                "--socket-path=" + options.socket,
+                "-o",
+                "source=" + options.shared_dir,
+                "-o",
+                "cache=auto",
+                "-o",
+                "sandbox=chroot",
+                "-o",
+                "xattr",
+                "-o",
+                "announce_submounts",
+                "--thread-pool-size=4"};
+  spawn.log_path = options.log_path;
   // With one arena malloc never asks for the number of CPUs, a call for which its seccomp filter kills it:
   // QEMU 7.2's allows none, and glibc 2.36's malloc makes it once threads have filled eight arenas.
-  options.env = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "MALLOC_ARENA_MAX=1"};
+  spawn.env = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "MALLOC_ARENA_MAX=1"};
   // A socket that an earlier one left would look like readiness.
-  if (unlink(socket.c_str()) != 0 && errno != ENOENT) return ErrnoStatus(errno, "remove " + socket);
-  options.cgroup_procs_files = cgroup_procs_files;
-  ASSIGN_OR_RETURN(const pid_t pid, Spawn(options));
+  if (unlink(options.socket.c_str()) != 0 && errno != ENOENT)
+    return ErrnoStatus(errno, "remove " + options.socket);
+  spawn.cgroup_procs_files = options.cgroup_procs_files;
+  ASSIGN_OR_RETURN(const pid_t pid, Spawn(spawn));
   VirtiofsdProcess process;
   process.pid = pid;
   process.pidfd = UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
-  process.socket = socket;
+  process.socket = options.socket;
   process.start_time = ProcessStartTime(pid).value_or(0);
-  const auto deadline = steady_clock::now() + timeout;
-  while (access(socket.c_str(), F_OK) != 0) {
+  const auto deadline = steady_clock::now() + options.timeout;
+  while (access(options.socket.c_str(), F_OK) != 0) {
     const bool alive = ProcessAlive(pid, process.start_time);
     if (alive && steady_clock::now() < deadline) {
       poll(nullptr, 0, 2);  // virtiofsd tells nobody when its socket is there
       continue;
     }
     KillProcess(pid, process.start_time, std::chrono::seconds(5)).IgnoreError();
-    const std::string log = FileSystem::Real().Read(log_path, 1 << 20).value_or("");
-    return MakeStatus(absl::StatusCode::kInternal, "{} {}: {}", program,
+    const std::string log = FileSystem::Real().Read(options.log_path, 1 << 20).value_or("");
+    return MakeStatus(absl::StatusCode::kInternal, "{} {}: {}", options.program,
                       alive ? "did not open its socket in time" : "ended at once",
                       log.size() > 300 ? log.substr(log.size() - 300) : log);
   }

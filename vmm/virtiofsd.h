@@ -3,6 +3,7 @@
 #include <sys/types.h>
 
 #include <chrono>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -18,13 +19,19 @@ struct VirtiofsdProcess {
   std::string socket;
 };
 
+struct VirtiofsdOptions {
+  std::string program;
+  std::string shared_dir;
+  std::string socket;
+  std::string log_path;
+  std::vector<std::string> cgroup_procs_files;                   // joined before exec
+  std::chrono::milliseconds timeout = std::chrono::seconds(30);  // until its socket is there
+};
+
 // Starts virtiofsd on `shared_dir` and returns when its socket is there. Bind mounts made later under
 // `shared_dir` are seen by the guest when `shared_dir` is a mount with shared propagation. virtiofsd ends by
 // itself when QEMU does. On error nothing is left running.
-absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const std::string& program, const std::string& shared_dir,
-                                                const std::string& socket, const std::string& log_path,
-                                                const std::vector<std::string>& cgroup_procs_files,
-                                                std::chrono::milliseconds timeout);
+absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options);
 
 // SIGKILL by pid and start time, waits until it is gone. Not running: OK.
 absl::Status KillProcess(pid_t pid, uint64_t start_time, std::chrono::milliseconds timeout);

@@ -75,12 +75,15 @@ absl::StatusOr<std::unique_ptr<Machine>> Machine::Boot(const Options& options) {
       return ErrnoStatus(errno, "bind " + shared);
     }
     spec.virtiofs_socket = machine->dir() + "/fs.sock";
-    ASSIGN_OR_RETURN(machine->virtiofsd_,
-                     StartVirtiofsd("/usr/lib/qemu/virtiofsd", shared, spec.virtiofs_socket,
-                                    machine->dir() + "/virtiofsd.log", {}, std::chrono::seconds(20)));
+    VirtiofsdOptions options;
+    options.program = kVirtiofsd;
+    options.shared_dir = shared;
+    options.socket = spec.virtiofs_socket;
+    options.log_path = machine->dir() + "/virtiofsd.log";
+    ASSIGN_OR_RETURN(machine->virtiofsd_, Hypervisor::Qemu().StartVirtiofsd(options));
   }
   const auto begin = steady_clock::now();
-  ASSIGN_OR_RETURN(machine->vm_, Vm::Start(spec, {}));
+  ASSIGN_OR_RETURN(machine->vm_, Hypervisor::Qemu().Start(spec, {}));
   const auto launched = steady_clock::now();
   machine->launch_seconds_ = std::chrono::duration<double>(launched - begin).count();
   ASSIGN_OR_RETURN(machine->client_, ttrpc::Client::Dial(RpcSocket(machine->dir()), "agent"));

@@ -11,10 +11,12 @@
 #include "base/ttrpc/client.h"
 #include "proto/agent.pb.h"
 #include "tests/testing/temp_dir.h"
+#include "vmm/hypervisor.h"
 #include "vmm/virtiofsd.h"
-#include "vmm/vm.h"
 
 namespace lamina::vmm {
+
+inline constexpr char kVirtiofsd[] = "/usr/lib/qemu/virtiofsd";
 
 // The guest image, 192 MiB, 1 vCPU, 8 ports, room for 16 GiB of arenas; sockets in `dir`.
 VmSpec TestSpec(const std::string& dir);

@@ -18,8 +18,6 @@ using lamina::testing::HasStatus;
 using std::chrono::seconds;
 using std::chrono::steady_clock;
 
-constexpr uint64_t kBoot = 192 * kMiB;  // TestSpec
-
 class ResizeTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -30,7 +28,7 @@ class ResizeTest : public ::testing::Test {
     auto machine = Machine::Boot(options);
     ASSERT_OK(machine);
     machine_ = std::move(*machine);
-    resizer_ = std::make_unique<Resizer>(machine_->vm().qmp(), kBoot);
+    resizer_ = &machine_->vm().resizer();
   }
   agent::v1::GuestInfoResponse Guest() {
     const auto info = machine_->Call<agent::v1::GuestInfoResponse>("GuestInfo", agent::v1::Empty());
@@ -68,7 +66,7 @@ class ResizeTest : public ::testing::Test {
   }
 
   std::unique_ptr<Machine> machine_;
-  std::unique_ptr<Resizer> resizer_;
+  Resizer* resizer_ = nullptr;
 };
 
 TEST_F(ResizeTest, VcpusComeGoOfflineAndComeBackWithoutPlugging) {

@@ -55,7 +55,7 @@ TEST(Start, SeveralNumaNodesAreInterleaved) {
   VmSpec spec = TestSpec(dir.path());
   spec.max_hot_memory_bytes = 256 * kMiB;
   spec.numa_nodes = {0, 1};
-  const auto vm = Vm::Start(spec, {});
+  const auto vm = Hypervisor::Qemu().Start(spec, {});
   ASSERT_OK(vm);
   int interleaved = 0;
   std::ifstream maps("/proc/" + std::to_string((*vm)->pid()) + "/numa_maps");
@@ -70,13 +70,13 @@ TEST(Start, SeveralNumaNodesAreInterleaved) {
   const TempDir other;
   spec = TestSpec(other.path());
   spec.numa_nodes = {127};
-  EXPECT_THAT(Vm::Start(spec, {}).status(),
+  EXPECT_THAT(Hypervisor::Qemu().Start(spec, {}).status(),
               HasStatus(absl::StatusCode::kUnavailable, "cannot bind memory to host NUMA nodes"));
 }
 
 TEST(Start, QemusSocketsAreForTheOwnerOnlyThroughTheirDirectory) {
   const TempDir dir;  // mkdtemp: 0700, as the shim makes it
-  const auto vm = Vm::Start(TestSpec(dir.path()), {});
+  const auto vm = Hypervisor::Qemu().Start(TestSpec(dir.path()), {});
   ASSERT_OK(vm);
   struct stat info {};
   ASSERT_EQ(stat((dir / "qemu.log").c_str(), &info), 0);
@@ -91,23 +91,26 @@ TEST(Start, AFailureQuotesQemuAndLeavesNothing) {
   VmSpec spec = TestSpec(dir.path());
   spec.kernel = dir / "kernel";
   // PVH is not in it, so QEMU reads it as a bzImage and gives up.
-  EXPECT_THAT(Vm::Start(spec, {}), HasStatus(absl::StatusCode::kUnavailable, "it said: qemu"));
+  EXPECT_THAT(Hypervisor::Qemu().Start(spec, {}), HasStatus(absl::StatusCode::kUnavailable, "it said: qemu"));
   spec = TestSpec(dir.path());
   spec.accel = "none";
-  EXPECT_THAT(Vm::Start(spec, {}), HasStatus(absl::StatusCode::kUnavailable, "invalid accelerator none"));
+  EXPECT_THAT(Hypervisor::Qemu().Start(spec, {}),
+              HasStatus(absl::StatusCode::kUnavailable, "invalid accelerator none"));
   spec = TestSpec(dir.path());
   spec.virtiofs_socket = dir / "nobody-listens";
-  EXPECT_THAT(Vm::Start(spec, {}), HasStatus(absl::StatusCode::kUnavailable, "nobody-listens"));
+  EXPECT_THAT(Hypervisor::Qemu().Start(spec, {}),
+              HasStatus(absl::StatusCode::kUnavailable, "nobody-listens"));
   StartOptions options;
   options.netns_path = dir / "no-netns";
-  EXPECT_THAT(Vm::Start(TestSpec(dir.path()), options), HasStatus(absl::StatusCode::kNotFound, "no-netns"));
+  EXPECT_THAT(Hypervisor::Qemu().Start(TestSpec(dir.path()), options),
+              HasStatus(absl::StatusCode::kNotFound, "no-netns"));
   EXPECT_EQ(ProcessesNaming(dir.path()), 0);
 }
 
 TEST(Start, ASecondStartInTheSameDirectoryTakesOverOldSockets) {
   const TempDir dir;
   for (int round = 0; round < 2; ++round) {
-    const auto vm = Vm::Start(TestSpec(dir.path()), {});
+    const auto vm = Hypervisor::Qemu().Start(TestSpec(dir.path()), {});
     ASSERT_OK(vm);
     EXPECT_OK((*vm)->Kill(seconds(10)));  // SIGKILL: the sockets stay
     EXPECT_TRUE(std::filesystem::exists(dir / "qmp.sock"));
@@ -123,7 +126,7 @@ TEST(Death, IsSeenByTheWaiterAndByCallsUnderWay) {
   ASSERT_OK(layer);
   const uint64_t disk = *vm.scsi().Reserve(*layer);
   ASSERT_OK(vm.scsi().Map(disk));
-  std::thread waiter([&] { vm.WaitExit(); });
+  std::thread waiter([&] { vm.WaitExit(-1); });
   ASSERT_OK(vm.Alive());
   const auto killed = steady_clock::now();
   ASSERT_EQ(kill(vm.pid(), SIGKILL), 0);
@@ -140,7 +143,7 @@ TEST(Death, AGuestThatPowersOffEndsQemu) {
   const auto machine = Machine::Boot({});
   ASSERT_OK(machine);
   ASSERT_OK((*machine)->Call("Shutdown", agent::v1::Empty()));
-  (*machine)->vm().WaitExit();
+  (*machine)->vm().WaitExit(-1);
   EXPECT_FALSE((*machine)->vm().Alive().ok());
 }
 
@@ -150,7 +153,7 @@ TEST(Death, TheVmOutlivesItsObject) {
   pid_t pid;
   uint64_t start_time;
   {
-    const auto vm = Vm::Start(TestSpec(dir.path()), {});
+    const auto vm = Hypervisor::Qemu().Start(TestSpec(dir.path()), {});
     ASSERT_OK(vm);
     pid = (*vm)->pid();
     start_time = (*vm)->start_time();

@@ -100,9 +100,12 @@ TEST(Virtiofs, EndsWithQemu) {
 
 TEST(Virtiofs, ADirectoryThatIsNotThereIsAnErrorInItsWords) {
   const lamina::testing::TempDir dir;
-  EXPECT_THAT(StartVirtiofsd("/usr/lib/qemu/virtiofsd", dir / "missing", dir / "fs.sock", dir / "log", {},
-                             seconds(10)),
-              HasStatus(absl::StatusCode::kInternal, "missing"));
+  VirtiofsdOptions options;
+  options.program = kVirtiofsd;
+  options.shared_dir = dir / "missing";
+  options.socket = dir / "fs.sock";
+  options.log_path = dir / "log";
+  EXPECT_THAT(Hypervisor::Qemu().StartVirtiofsd(options), HasStatus(absl::StatusCode::kInternal, "missing"));
 }
 
 }  // namespace

@@ -134,7 +134,7 @@ class FakeQemu {
 
 TEST(ResizerTest, PlugsWhatIsMissingAndNoMore) {
   FakeQemu qemu(0);
-  Resizer resizer(qemu.client(), 96 * kMiB);
+  QmpResizer resizer(qemu.client(), 96 * kMiB);
   EXPECT_EQ(resizer.PlugVcpus(1).value_or(0), 1u);
   EXPECT_EQ(resizer.PlugVcpus(3).value_or(0), 3u);
   EXPECT_EQ(resizer.PlugVcpus(3).value_or(0), 3u) << "repeated";
@@ -147,7 +147,7 @@ TEST(ResizerTest, PlugsWhatIsMissingAndNoMore) {
 
 TEST(ResizerTest, GrowsInStepsThatTheGuestCanCarry) {
   FakeQemu qemu(kTiB);
-  Resizer resizer(qemu.client(), 96 * kMiB);
+  QmpResizer resizer(qemu.client(), 96 * kMiB);
   ASSERT_OK(resizer.GrowMemory(16 * kGiB, seconds(60)));
   EXPECT_THAT(qemu.requests(), ::testing::ElementsAre(48 * 96 * kMiB, 16 * kGiB));
   const auto memory = resizer.Memory();
@@ -160,7 +160,7 @@ TEST(ResizerTest, GrowsInStepsThatTheGuestCanCarry) {
 
 TEST(ResizerTest, AGuestThatTakesNothingIsNotWaitedForLonger) {
   FakeQemu qemu(0);
-  Resizer resizer(qemu.client(), 96 * kMiB);
+  QmpResizer resizer(qemu.client(), 96 * kMiB);
   EXPECT_THAT(resizer.GrowMemory(128 * kMiB, std::chrono::milliseconds(50)),
               HasStatus(absl::StatusCode::kDeadlineExceeded, "hold 128MiB of virtio-mem and has taken 0"));
   ASSERT_OK(resizer.RequestMemory(0));

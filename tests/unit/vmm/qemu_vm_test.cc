@@ -1,5 +1,5 @@
-// Vm against a program that plays QEMU: a script that fails, and what is refused before anything starts.
-#include "vmm/vm.h"
+// QemuVm against a program that plays QEMU: a script that fails, and what is refused before anything starts.
+#include "vmm/qemu_vm.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -46,7 +46,7 @@ class VmStartTest : public ::testing::Test {
   absl::Status Start(milliseconds timeout = seconds(10)) {
     StartOptions options;
     options.timeout = timeout;
-    return Vm::Start(spec_, options).status();
+    return QemuVm::Start(spec_, options).status();
   }
 
   lamina::testing::TempDir dir_;
@@ -122,7 +122,13 @@ class VirtiofsdTest : public ::testing::Test {
     const std::string program = dir_ / "virtiofsd";
     std::ofstream(program) << "#!/bin/sh\necho $$ > " << (dir_ / "pid") << "\n" << script << "\n";
     EXPECT_EQ(chmod(program.c_str(), 0755), 0);
-    return StartVirtiofsd(program, dir_ / "shared", dir_ / "fs.sock", dir_ / "log", {}, timeout);
+    VirtiofsdOptions options;
+    options.program = program;
+    options.shared_dir = dir_ / "shared";
+    options.socket = dir_ / "fs.sock";
+    options.log_path = dir_ / "log";
+    options.timeout = timeout;
+    return StartVirtiofsd(options);
   }
   lamina::testing::TempDir dir_;
 };

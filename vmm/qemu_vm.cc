@@ -1,4 +1,4 @@
-#include "vmm/vm.h"
+#include "vmm/qemu_vm.h"
 
 #include <poll.h>
 #include <signal.h>
@@ -36,30 +36,6 @@ std::string LogTail(const std::string& path) {
   return "it said: " + tail;
 }
 
-// Ids of ours only: path characters never reach QEMU as an id.
-std::string DiskId(uint32_t controller, uint32_t lun) { return fmt::format("disk-{}-{}", controller, lun); }
-
-std::string JsonText(const std::string& text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
-      out.push_back('\\');
-      out.push_back(c);
-    } else if (static_cast<unsigned char>(c) < 0x20) {
-      out += fmt::format("\\u{:04x}", static_cast<unsigned char>(c));
-    } else {
-      out.push_back(c);
-    }
-  }
-  return out + "\"";
-}
-
-// QEMU said no, so nothing has changed; any other error leaves open whether it has.
-bool Refused(const absl::Status& status) {
-  return status.code() != absl::StatusCode::kDeadlineExceeded &&
-         status.code() != absl::StatusCode::kUnavailable;
-}
-
 absl::Status CheckSocketPath(const std::string& longest) {
   constexpr size_t kLimit = sizeof(sockaddr_un::sun_path) - 1;
   if (longest.size() <= kLimit) return absl::OkStatus();
@@ -83,7 +59,7 @@ absl::Status CheckArena(const ArenaDevice& arena) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Vm>> Vm::Start(const VmSpec& spec, const StartOptions& options) {
+absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Start(const VmSpec& spec, const StartOptions& options) {
   RETURN_IF_ERROR(CheckSocketPath(BalloonSocket(spec.runtime_dir)));
   if (spec.memory_bytes == 0 || spec.memory_bytes % kMiB != 0 || spec.vcpus == 0) {
     return InvalidArgument("a VM of {} bytes and {} vCPUs: whole MiB and at least 1 vCPU are needed",
@@ -101,8 +77,7 @@ absl::StatusOr<std::unique_ptr<Vm>> Vm::Start(const VmSpec& spec, const StartOpt
   }
   for (const ArenaDevice& arena : spec.boot_arenas) RETURN_IF_ERROR(CheckArena(arena));
   const QemuCommand command = BuildQemuCommand(spec);
-  std::unique_ptr<Vm> vm(new Vm());
-  vm->log_path_ = spec.runtime_dir + "/qemu.log";
+  std::unique_ptr<QemuVm> vm(new QemuVm(spec));
   SpawnOptions spawn;
   spawn.argv = command.argv;
   spawn.netns_path = options.netns_path;
@@ -136,20 +111,28 @@ absl::StatusOr<std::unique_ptr<Vm>> Vm::Start(const VmSpec& spec, const StartOpt
     vm->Kill(std::chrono::seconds(5)).IgnoreError();
     return Annotate(status, "start QEMU");
   }
-  MutexLock lock(vm->mutex_);
-  vm->ports_used_.assign(spec.hotplug_ports, false);
-  for (size_t i = 0; i < spec.boot_arenas.size(); ++i)
-    vm->windows_.push_back({spec.boot_arenas[i], command.arena_pci_paths[i]});
+  vm->SetUpDevices(spec, command);
   return vm;
 }
 
-absl::Status Vm::Alive() const {
+QemuVm::QemuVm(const VmSpec& spec) : log_path_(spec.runtime_dir + "/qemu.log"), ports_(spec.hotplug_ports) {}
+
+void QemuVm::SetUpDevices(const VmSpec& spec, const QemuCommand& command) {
+  resizer_ = std::make_unique<QmpResizer>(*qmp_, spec.memory_bytes);
+  scsi_host_ = std::make_unique<QemuScsi>(*qmp_, ports_);
+  scsi_ = std::make_unique<ScsiDisks>(*scsi_host_);
+  MutexLock lock(mutex_);
+  for (size_t i = 0; i < spec.boot_arenas.size(); ++i)
+    windows_.push_back({spec.boot_arenas[i], command.arena_pci_paths[i]});
+}
+
+absl::Status QemuVm::Alive() const {
   pollfd poll_fd{pidfd_.get(), POLLIN, 0};
   if (poll(&poll_fd, 1, 0) == 0) return absl::OkStatus();
   return MakeStatus(absl::StatusCode::kUnavailable, "QEMU (pid {}) has ended; {}", pid_, LogTail(log_path_));
 }
 
-bool Vm::WaitExit(int helper) {
+bool QemuVm::WaitExit(int helper) {
   pollfd ends[] = {{pidfd_.get(), POLLIN, 0}, {helper, POLLIN, 0}};
   while (poll(ends, 2, -1) < 0 && errno == EINTR) {
   }
@@ -163,7 +146,7 @@ bool Vm::WaitExit(int helper) {
   return true;
 }
 
-absl::Status Vm::Kill(std::chrono::milliseconds timeout) {
+absl::Status QemuVm::Kill(std::chrono::milliseconds timeout) {
   const auto deadline = steady_clock::now() + timeout;
   if (pidfd_.get() < 0) return absl::OkStatus();
   syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGKILL, nullptr, 0);
@@ -178,29 +161,14 @@ absl::Status Vm::Kill(std::chrono::milliseconds timeout) {
   return absl::OkStatus();
 }
 
-size_t Vm::free_ports() const {
-  MutexLock lock(mutex_);
-  return static_cast<size_t>(std::count(ports_used_.begin(), ports_used_.end(), false));
-}
-
-std::vector<ArenaDevice> Vm::arenas() const {
+std::vector<ArenaDevice> QemuVm::arenas() const {
   MutexLock lock(mutex_);
   std::vector<ArenaDevice> all;
   for (const Window& window : windows_) all.push_back(window.arena);
   return all;
 }
 
-absl::StatusOr<uint32_t> Vm::TakePortLocked() {
-  const auto it = std::find(ports_used_.begin(), ports_used_.end(), false);
-  if (it == ports_used_.end()) {
-    return MakeStatus(absl::StatusCode::kResourceExhausted, "all {} hotplug ports of the VM are used",
-                      ports_used_.size());
-  }
-  *it = true;
-  return static_cast<uint32_t>(it - ports_used_.begin());
-}
-
-absl::StatusOr<std::string> Vm::AttachArena(const ArenaDevice& arena, uint64_t end) {
+absl::StatusOr<std::string> QemuVm::AttachArena(const ArenaDevice& arena, uint64_t end) {
   MutexLock lock(mutex_);
   size_t earlier = 0;
   for (const Window& window : windows_) {
@@ -213,7 +181,7 @@ absl::StatusOr<std::string> Vm::AttachArena(const ArenaDevice& arena, uint64_t e
     return InvalidArgument("arena {}: {} bytes of it do not show a region that ends at {}", arena.path,
                            arena.bytes, end);
   }
-  ASSIGN_OR_RETURN(const uint32_t port, TakePortLocked());
+  ASSIGN_OR_RETURN(const uint32_t port, ports_.Take());
   const std::string name = (earlier == 0 ? std::string() : std::to_string(earlier)) + "-" + arena.id;
   absl::StatusOr<std::string> done = qmp_->Execute(
       "object-add",
@@ -234,94 +202,11 @@ absl::StatusOr<std::string> Vm::AttachArena(const ArenaDevice& arena, uint64_t e
     if (!undone) return Annotate(done.status(), "attach arena " + arena.path + " (its port is lost)");
   }
   if (!done.ok()) {
-    ports_used_[port] = false;
+    ports_.GiveBack(port);
     return Annotate(done.status(), "attach arena " + arena.path);
   }
   windows_.push_back({arena, HotplugPciPath(port)});
   return windows_.back().pci_path;
 }
-
-// ScsiDisks' calls as QMP commands.
-class Vm::QemuScsi : public ScsiHost {
- public:
-  explicit QemuScsi(Vm& vm) : vm_(vm) {}
-
-  absl::StatusOr<std::string> AddController(uint32_t index) override {
-    uint32_t port = 0;
-    {
-      MutexLock lock(vm_.mutex_);
-      const auto known = vm_.controller_ports_.find(index);  // an earlier call had no answer
-      if (known != vm_.controller_ports_.end()) {
-        port = known->second;
-      } else {
-        ASSIGN_OR_RETURN(port, vm_.TakePortLocked());
-        vm_.controller_ports_[index] = port;
-      }
-    }
-    const absl::Status done =
-        vm_.qmp_
-            ->Execute("device_add",
-                      fmt::format(R"({{"driver":"virtio-scsi-pci","id":"scsi{}","bus":"{}"}})", index,
-                                  HotplugPortId(port)),
-                      kCommandTimeout)
-            .status();
-    if (done.ok() || done.message().find("Duplicate device ID") != absl::string_view::npos)
-      return HotplugPciPath(port);
-    if (Refused(done)) {
-      MutexLock lock(vm_.mutex_);
-      vm_.controller_ports_.erase(index);
-      vm_.ports_used_[port] = false;
-    }
-    return Annotate(done, fmt::format("add SCSI controller {}", index));
-  }
-
-  absl::Status AddDisk(uint32_t controller, uint32_t lun, const std::string& image) override {
-    const std::string id = DiskId(controller, lun);
-    RETURN_IF_ERROR(
-        vm_.qmp_
-            ->Execute(
-                "blockdev-add",
-                fmt::format(
-                    R"({{"driver":"raw","node-name":"{}","read-only":true,"file":{{"driver":"file","filename":{},"read-only":true}}}})",
-                    id, JsonText(image)),
-                kCommandTimeout)
-            .status());
-    return vm_.qmp_
-        ->Execute(
-            "device_add",
-            fmt::format(
-                R"({{"driver":"scsi-hd","id":"{0}","drive":"{0}","bus":"scsi{1}.0","scsi-id":0,"lun":{2}}})",
-                id, controller, lun),
-            kCommandTimeout)
-        .status();
-  }
-
-  absl::Status RemoveDisk(uint32_t controller, uint32_t lun) override {
-    const std::string id = DiskId(controller, lun);
-    vm_.qmp_->ForgetDeleted(id);
-    const absl::Status asked =
-        vm_.qmp_->Execute("device_del", fmt::format(R"({{"id":"{}"}})", id), kCommandTimeout).status();
-    // An earlier call that was not waited for to its end goes on.
-    const bool going = asked.ok() || asked.message().find("process of unplug") != absl::string_view::npos;
-    if (going) {
-      RETURN_IF_ERROR(vm_.qmp_->WaitDeviceDeleted(id, kCommandTimeout));
-    } else if (!absl::IsNotFound(asked)) {
-      return asked;
-    }
-    const absl::Status done =
-        vm_.qmp_->Execute("blockdev-del", fmt::format(R"({{"node-name":"{}"}})", id), kCommandTimeout)
-            .status();
-    // It is not there: AddDisk got no further, or an earlier call whose answer was lost has done it.
-    if (done.message().find("Failed to find node") != absl::string_view::npos) return absl::OkStatus();
-    return done;
-  }
-
- private:
-  Vm& vm_;
-};
-
-Vm::Vm() : scsi_host_(std::make_unique<QemuScsi>(*this)), scsi_(std::make_unique<ScsiDisks>(*scsi_host_)) {}
-
-Vm::~Vm() = default;
 
 }  // namespace lamina::vmm

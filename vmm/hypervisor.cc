@@ -1,0 +1,27 @@
+#include "vmm/hypervisor.h"
+
+#include "vmm/accel.h"
+#include "vmm/qemu_vm.h"
+
+namespace lamina::vmm {
+namespace {
+
+class QemuHypervisor : public Hypervisor {
+ public:
+  absl::StatusOr<std::string> ChooseAccel(const Config& config) override { return vmm::ChooseAccel(config); }
+  absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options) override {
+    return vmm::StartVirtiofsd(options);
+  }
+  absl::StatusOr<std::unique_ptr<Vm>> Start(const VmSpec& spec, const StartOptions& options) override {
+    return QemuVm::Start(spec, options);
+  }
+};
+
+}  // namespace
+
+Hypervisor& Hypervisor::Qemu() {
+  static QemuHypervisor qemu;
+  return qemu;
+}
+
+}  // namespace lamina::vmm

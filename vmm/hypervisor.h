@@ -1,0 +1,41 @@
+// What the shim asks of this machine's hypervisor: the seam. A test's is FakeHypervisor.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "base/config.h"
+#include "vmm/virtiofsd.h"
+#include "vmm/vm.h"
+#include "vmm/vm_spec.h"
+
+namespace lamina::vmm {
+
+struct StartOptions {
+  std::string netns_path;                       // empty: the caller's
+  std::vector<std::string> cgroup_procs_files;  // joined before exec
+  int tap_fd = -1;                              // ours; given to QEMU as VmSpec::tap_fd
+  // Until its control socket answers.
+  std::chrono::milliseconds timeout = std::chrono::seconds(30);
+};
+
+// Thread-safe.
+class Hypervisor {
+ public:
+  virtual ~Hypervisor() = default;
+  // As vmm::ChooseAccel (accel.h).
+  virtual absl::StatusOr<std::string> ChooseAccel(const Config& config) = 0;
+  // As vmm::StartVirtiofsd (virtiofsd.h).
+  virtual absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options) = 0;
+  // Starts a VM and waits until its control socket answers. An error carries the end of its log, and nothing
+  // is left running. InvalidArgument: a spec that cannot be; NotFound: a file that is not there.
+  virtual absl::StatusOr<std::unique_ptr<Vm>> Start(const VmSpec& spec, const StartOptions& options) = 0;
+
+  // QEMU. Lives as long as the process.
+  static Hypervisor& Qemu();
+};
+
+}  // namespace lamina::vmm

@@ -1,0 +1,91 @@
+#include "vmm/qemu_scsi.h"
+
+#include <chrono>
+
+#include "base/status.h"
+#include "vmm/vm_spec.h"
+
+namespace lamina::vmm {
+namespace {
+
+constexpr std::chrono::seconds kCommandTimeout{20};
+
+// Ids of ours only: path characters never reach QEMU as an id.
+std::string DiskId(uint32_t controller, uint32_t lun) { return fmt::format("disk-{}-{}", controller, lun); }
+
+// QEMU said no, so nothing has changed; any other error leaves open whether it has.
+bool Refused(const absl::Status& status) {
+  return status.code() != absl::StatusCode::kDeadlineExceeded &&
+         status.code() != absl::StatusCode::kUnavailable;
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> QemuScsi::AddController(uint32_t index) {
+  uint32_t port = 0;
+  {
+    MutexLock lock(mutex_);
+    const auto known = controller_ports_.find(index);  // an earlier call had no answer
+    if (known != controller_ports_.end()) {
+      port = known->second;
+    } else {
+      ASSIGN_OR_RETURN(port, ports_.Take());
+      controller_ports_[index] = port;
+    }
+  }
+  const absl::Status done =
+      qmp_.Execute("device_add",
+                   fmt::format(R"({{"driver":"virtio-scsi-pci","id":"scsi{}","bus":"{}"}})", index,
+                               HotplugPortId(port)),
+                   kCommandTimeout)
+          .status();
+  if (done.ok() || done.message().find("Duplicate device ID") != absl::string_view::npos)
+    return HotplugPciPath(port);
+  if (Refused(done)) {
+    MutexLock lock(mutex_);
+    controller_ports_.erase(index);
+    ports_.GiveBack(port);
+  }
+  return Annotate(done, fmt::format("add SCSI controller {}", index));
+}
+
+absl::Status QemuScsi::AddDisk(uint32_t controller, uint32_t lun, const std::string& image) {
+  const std::string id = DiskId(controller, lun);
+  RETURN_IF_ERROR(
+      qmp_.Execute(
+              "blockdev-add",
+              fmt::format(
+                  R"({{"driver":"raw","node-name":"{}","read-only":true,"file":{{"driver":"file","filename":{},"read-only":true}}}})",
+                  id, JsonText(image)),
+              kCommandTimeout)
+          .status());
+  return qmp_
+      .Execute(
+          "device_add",
+          fmt::format(
+              R"({{"driver":"scsi-hd","id":"{0}","drive":"{0}","bus":"scsi{1}.0","scsi-id":0,"lun":{2}}})",
+              id, controller, lun),
+          kCommandTimeout)
+      .status();
+}
+
+absl::Status QemuScsi::RemoveDisk(uint32_t controller, uint32_t lun) {
+  const std::string id = DiskId(controller, lun);
+  qmp_.ForgetDeleted(id);
+  const absl::Status asked =
+      qmp_.Execute("device_del", fmt::format(R"({{"id":"{}"}})", id), kCommandTimeout).status();
+  // An earlier call that was not waited for to its end goes on.
+  const bool going = asked.ok() || asked.message().find("process of unplug") != absl::string_view::npos;
+  if (going) {
+    RETURN_IF_ERROR(qmp_.WaitDeviceDeleted(id, kCommandTimeout));
+  } else if (!absl::IsNotFound(asked)) {
+    return asked;
+  }
+  const absl::Status done =
+      qmp_.Execute("blockdev-del", fmt::format(R"({{"node-name":"{}"}})", id), kCommandTimeout).status();
+  // It is not there: AddDisk got no further, or an earlier call whose answer was lost has done it.
+  if (done.message().find("Failed to find node") != absl::string_view::npos) return absl::OkStatus();
+  return done;
+}
+
+}  // namespace lamina::vmm

@@ -1,0 +1,31 @@
+// ScsiDisks' calls as QMP commands.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "base/mutex.h"
+#include "vmm/hotplug_ports.h"
+#include "vmm/qmp_client.h"
+#include "vmm/scsi.h"
+
+namespace lamina::vmm {
+
+// Thread-safe. `qmp` and `ports` outlive it.
+class QemuScsi : public ScsiHost {
+ public:
+  QemuScsi(QmpClient& qmp, HotplugPorts& ports) : qmp_(qmp), ports_(ports) {}
+
+  absl::StatusOr<std::string> AddController(uint32_t index) override;
+  absl::Status AddDisk(uint32_t controller, uint32_t lun, const std::string& image) override;
+  absl::Status RemoveDisk(uint32_t controller, uint32_t lun) override;
+
+ private:
+  QmpClient& qmp_;
+  HotplugPorts& ports_;
+  Mutex mutex_;
+  std::map<uint32_t, uint32_t> controller_ports_ GUARDED_BY(mutex_);  // a controller is there, or may be
+};
+
+}  // namespace lamina::vmm
