@@ -26,7 +26,4 @@ absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const std::string& program, cons
                                                 const std::vector<std::string>& cgroup_procs_files,
                                                 std::chrono::milliseconds timeout);
 
-// SIGKILL by pid and start time, waits until it is gone. Not running: OK.
-absl::Status KillProcess(pid_t pid, uint64_t start_time, std::chrono::milliseconds timeout);
-
 }  // namespace lamina::vmm
