@@ -14,7 +14,6 @@
 #include <cstring>
 #include <string_view>
 
-#include "base/file_system.h"
 #include "base/status.h"
 
 namespace lamina {
@@ -193,30 +192,6 @@ absl::Status RunChecked(const std::vector<std::string>& argv, std::chrono::milli
   while (!tail.empty() && tail.back() == '\n') tail.remove_suffix(1);
   return MakeStatus(absl::StatusCode::kInternal, "{}: exit code {}: {}", fmt::join(argv, " "),
                     result.exit_code, tail);
-}
-
-absl::StatusOr<uint64_t> ProcessStartTime(pid_t pid) {
-  ASSIGN_OR_RETURN(const std::string stat, FileSystem::Real().Read(fmt::format("/proc/{}/stat", pid), 4096));
-  // The command name (field 2) may hold spaces and brackets: count from the last ')'.
-  const size_t end = stat.rfind(')');
-  if (end == std::string::npos || end + 2 >= stat.size()) {
-    return MakeStatus(absl::StatusCode::kInternal, "/proc/{}/stat: unreadable", pid);
-  }
-  if (stat[end + 2] == 'Z' || stat[end + 2] == 'X')
-    return MakeStatus(absl::StatusCode::kNotFound, "pid {} has ended", pid);
-  size_t at = end + 2;
-  for (int field = 3; field < 22; ++field) {
-    at = stat.find(' ', at);
-    if (at == std::string::npos)
-      return MakeStatus(absl::StatusCode::kInternal, "/proc/{}/stat: too short", pid);
-    ++at;
-  }
-  return strtoull(stat.c_str() + at, nullptr, 10);
-}
-
-bool ProcessAlive(pid_t pid, uint64_t start_time) {
-  const auto now = ProcessStartTime(pid);
-  return now.ok() && *now == start_time;
 }
 
 }  // namespace lamina

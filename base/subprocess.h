@@ -43,11 +43,4 @@ struct SpawnOptions {
 // pid.
 absl::StatusOr<pid_t> Spawn(const SpawnOptions& options);
 
-// Field 22 of /proc/<pid>/stat, in clock ticks since boot: with the pid, names a process for ever. NotFound
-// if gone (a zombie counts as gone).
-absl::StatusOr<uint64_t> ProcessStartTime(pid_t pid);
-
-// True while that very process lives (not a zombie).
-bool ProcessAlive(pid_t pid, uint64_t start_time);
-
 }  // namespace lamina

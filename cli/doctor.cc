@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/file_system.h"
+#include "base/process.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/unique_fd.h"

@@ -2,6 +2,7 @@
 
 #include "base/file_system.h"
 #include "base/log.h"
+#include "base/process.h"
 #include "base/status.h"
 #include "base/ttrpc/client.h"
 #include "cri/cgroup.h"
@@ -10,7 +11,6 @@
 #include "cri/volumes.h"
 #include "persist/state_store.h"
 #include "proto/laminad.pb.h"
-#include "vmm/virtiofsd.h"
 
 namespace lamina::cri {
 namespace {
@@ -40,8 +40,8 @@ absl::Status CleanUpSandbox(const Config& config, const persist::SandboxState& s
     LogWarning("clean up sandbox {}: {}", state.sandbox_id, Message(status));
     if (first.ok()) first = status;
   };
-  note(vmm::KillProcess(static_cast<pid_t>(state.vmm.pid), state.vmm.start_time, kKillTimeout));
-  note(vmm::KillProcess(static_cast<pid_t>(state.virtiofsd.pid), state.virtiofsd.start_time, kKillTimeout));
+  note(KillProcess(static_cast<pid_t>(state.vmm.pid), state.vmm.start_time, kKillTimeout));
+  note(KillProcess(static_cast<pid_t>(state.virtiofsd.pid), state.virtiofsd.start_time, kKillTimeout));
   // While a process lives its memory is in use and its files may be: the claim and the directory stay.
   if (!first.ok()) return first;
   const std::string dir =

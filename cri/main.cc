@@ -15,6 +15,7 @@
 #include "base/config.h"
 #include "base/file_system.h"
 #include "base/log.h"
+#include "base/process.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "cri/cleanup.h"

@@ -11,8 +11,8 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/process.h"
 #include "base/status.h"
-#include "base/subprocess.h"
 #include "base/ttrpc/thread.h"
 #include "cri/cgroup.h"
 #include "cri/cleanup.h"

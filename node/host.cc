@@ -9,8 +9,8 @@
 #include <sstream>
 
 #include "base/file_system.h"
+#include "base/process.h"
 #include "base/status.h"
-#include "base/subprocess.h"
 
 namespace lamina::node {
 namespace {

@@ -14,6 +14,7 @@
 #include <cerrno>
 
 #include "base/file_system.h"
+#include "base/process.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/units.h"

@@ -1,15 +1,13 @@
 #include "vmm/virtiofsd.h"
 
 #include <poll.h>
-#include <signal.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 
 #include "base/file_system.h"
+#include "base/process.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/unique_fd.h"
@@ -17,26 +15,6 @@
 namespace lamina::vmm {
 
 using std::chrono::steady_clock;
-
-absl::Status KillProcess(pid_t pid, uint64_t start_time, std::chrono::milliseconds timeout) {
-  if (pid <= 0) return absl::OkStatus();
-  const UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
-  // The descriptor names one process for ever: if the start time fits now, it is the right one. Also one
-  // whose first thread has ended is waited for: the others may still hold its memory and its cgroup.
-  if (!pidfd || ProcessStartTime(pid).value_or(0) != start_time) {
-    waitpid(pid, nullptr, WNOHANG);
-    return absl::OkStatus();
-  }
-  syscall(SYS_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0);
-  pollfd poll_fd{pidfd.get(), POLLIN, 0};
-  int ready;
-  do {
-    ready = poll(&poll_fd, 1, static_cast<int>(timeout.count()));
-  } while (ready < 0 && errno == EINTR);
-  waitpid(pid, nullptr, WNOHANG);
-  if (ready == 0) return MakeStatus(absl::StatusCode::kDeadlineExceeded, "process {} does not die", pid);
-  return absl::OkStatus();
-}
 
 absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options) {
   SpawnOptions spawn;

@@ -33,7 +33,4 @@ struct VirtiofsdOptions {
 // itself when QEMU does. On error nothing is left running.
 absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options);
 
-// SIGKILL by pid and start time, waits until it is gone. Not running: OK.
-absl::Status KillProcess(pid_t pid, uint64_t start_time, std::chrono::milliseconds timeout);
-
 }  // namespace lamina::vmm

@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "base/process.h"
 #include "base/subprocess.h"
 #include "persist/state_store.h"
 #include "tests/e2e/kit/leftovers.h"

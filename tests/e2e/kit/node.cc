@@ -13,6 +13,7 @@
 #include <random>
 #include <sstream>
 
+#include "base/process.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "tests/e2e/kit/images.h"

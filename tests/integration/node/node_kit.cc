@@ -12,6 +12,7 @@
 #include <cstdlib>
 
 #include "base/file_system.h"
+#include "base/process.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/unique_fd.h"

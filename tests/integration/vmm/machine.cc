@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "base/file_system.h"
+#include "base/process.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/units.h"

@@ -8,7 +8,7 @@
 #include <thread>
 
 #include "base/file_system.h"
-#include "base/subprocess.h"
+#include "base/process.h"
 #include "base/units.h"
 #include "tests/integration/vmm/machine.h"
 #include "tests/testing/status_matchers.h"

@@ -6,7 +6,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "base/subprocess.h"
+#include "base/process.h"
 #include "base/units.h"
 #include "tests/integration/vmm/machine.h"
 #include "tests/testing/status_matchers.h"

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 
 #include "base/file_system.h"
+#include "base/process.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
 
@@ -74,22 +75,6 @@ TEST(Spawn, FailuresNameTheStep) {
   options.netns_path.clear();
   options.cgroup_procs_files = {"/nonexistent/cgroup.procs"};
   EXPECT_THAT(Spawn(options), HasStatus(absl::StatusCode::kNotFound, "/nonexistent/cgroup.procs"));
-}
-
-TEST(ProcessStartTime, NamesOneProcess) {
-  const auto mine = ProcessStartTime(getpid());
-  ASSERT_OK(mine);
-  EXPECT_TRUE(ProcessAlive(getpid(), *mine));
-  EXPECT_FALSE(ProcessAlive(getpid(), *mine + 1));
-  SpawnOptions options;
-  options.argv = {"sleep", "1000"};
-  const pid_t pid = *Spawn(options);
-  const uint64_t start = *ProcessStartTime(pid);
-  kill(pid, SIGKILL);
-  siginfo_t info{};
-  waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOWAIT);
-  EXPECT_FALSE(ProcessAlive(pid, start)) << "a zombie counts as gone";
-  waitpid(pid, nullptr, 0);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "base/file_system.h"
+#include "base/process.h"
 #include "base/subprocess.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"

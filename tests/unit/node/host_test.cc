@@ -5,7 +5,7 @@
 #include <unistd.h>
 
 #include "base/file_system.h"
-#include "base/subprocess.h"
+#include "base/process.h"
 #include "base/units.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"

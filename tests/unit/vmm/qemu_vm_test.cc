@@ -7,7 +7,6 @@
 
 #include <fstream>
 
-#include "base/subprocess.h"
 #include "base/units.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
@@ -99,21 +98,6 @@ TEST_F(VmStartTest, AQemuThatNeverAnswersIsEnded) {
   PlayQemu("exec sleep 1000");
   EXPECT_THAT(Start(milliseconds(300)), HasStatus(absl::StatusCode::kDeadlineExceeded, "did not open"));
   EXPECT_FALSE(QemuLives());
-}
-
-TEST(KillProcessTest, EndsThatVeryProcessAndNoOther) {
-  SpawnOptions options;
-  options.argv = {"sleep", "1000"};
-  const auto pid = Spawn(options);
-  ASSERT_OK(pid);
-  const uint64_t start_time = ProcessStartTime(*pid).value_or(0);
-  // The same number, another life: a process that has taken the pid since.
-  EXPECT_OK(KillProcess(*pid, start_time + 1, seconds(5)));
-  EXPECT_TRUE(ProcessAlive(*pid, start_time));
-  EXPECT_OK(KillProcess(*pid, start_time, seconds(5)));
-  EXPECT_FALSE(ProcessAlive(*pid, start_time));
-  EXPECT_OK(KillProcess(*pid, start_time, seconds(5)));
-  EXPECT_OK(KillProcess(0, 0, seconds(5)));
 }
 
 class VirtiofsdTest : public ::testing::Test {
