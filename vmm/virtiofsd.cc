@@ -18,6 +18,10 @@ namespace lamina::vmm {
 
 using std::chrono::steady_clock;
 
+namespace {
+constexpr std::chrono::seconds kEndTimeout{5};
+}
+
 absl::Status KillProcess(pid_t pid, uint64_t start_time, std::chrono::milliseconds timeout) {
   if (pid <= 0) return absl::OkStatus();
   const UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
@@ -68,6 +72,13 @@ absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options)
   process.pidfd = UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
   process.socket = options.socket;
   process.start_time = ProcessStartTime(pid).value_or(0);
+  if (options.on_started) {
+    const absl::Status told = options.on_started(pid, process.start_time);
+    if (!told.ok()) {
+      KillProcess(pid, process.start_time, kEndTimeout).IgnoreError();
+      return told;
+    }
+  }
   const auto deadline = steady_clock::now() + options.timeout;
   while (access(options.socket.c_str(), F_OK) != 0) {
     const bool alive = ProcessAlive(pid, process.start_time);
@@ -75,7 +86,7 @@ absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options)
       poll(nullptr, 0, 2);  // virtiofsd tells nobody when its socket is there
       continue;
     }
-    KillProcess(pid, process.start_time, std::chrono::seconds(5)).IgnoreError();
+    KillProcess(pid, process.start_time, kEndTimeout).IgnoreError();
     const std::string log = FileSystem::Real().Read(options.log_path, 1 << 20).value_or("");
     return MakeStatus(absl::StatusCode::kInternal, "{} {}: {}", options.program,
                       alive ? "did not open its socket in time" : "ended at once",
