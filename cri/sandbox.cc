@@ -189,7 +189,7 @@ absl::Status Sandbox::BuildVm(const BundleSpec& spec, laminad::v1::ReadyRequest&
   RETURN_IF_ERROR(Save());  // creating: from here a cleanup finds everything
   const auto claimed = steady_clock::now();
 
-  ASSIGN_OR_RETURN(const std::string accel, vmm::Hypervisor::Qemu().ChooseAccel(config_));
+  ASSIGN_OR_RETURN(const vmm::Accel accel, vmm::Hypervisor::Qemu().ChooseAccel(config_));
   std::string dir;
   uint64_t memory_bytes;
   uint32_t vcpus;

@@ -70,9 +70,9 @@ absl::Status Run(const Config& config) {
   // First: pods that run wait for their ledger. The trial boot may take seconds, and a shim that is asked for
   // a pod meanwhile waits for it; a host that cannot boot a VM yet still has its REST and its ledger.
   RETURN_IF_ERROR(state->Reconcile());
-  const absl::StatusOr<std::string> accel = vmm::ChooseAccel(config);
+  const absl::StatusOr<vmm::Accel> accel = vmm::ChooseAccel(config);
   if (accel.ok()) {
-    spdlog::info("VMs run on {}", *accel);
+    spdlog::info("VMs run on {}", vmm::AccelName(*accel));
   } else {
     spdlog::warn("choice of acceleration: {}", Message(accel.status()));
   }

@@ -59,7 +59,7 @@ absl::Status TryKvm(const Config& config, const std::string& dir) {
   VmSpec spec;
   spec.name = "lamina-kvm-probe";
   spec.qemu = config.hypervisor.qemu;
-  spec.accel = "kvm";
+  spec.accel = Accel::kKvm;
   spec.firmware = config.hypervisor.firmware;
   spec.kernel = config.kernel();
   spec.initramfs = config.initramfs();
@@ -91,8 +91,10 @@ absl::Status TryKvm(const Config& config, const std::string& dir) {
 
 }  // namespace
 
-absl::StatusOr<std::string> ChooseAccel(const Config& config) {
-  if (config.hypervisor.accel != "auto") return config.hypervisor.accel;
+absl::StatusOr<Accel> ChooseAccel(const Config& config) {
+  for (const Accel accel : {Accel::kKvm, Accel::kTcg}) {
+    if (config.hypervisor.accel == AccelName(accel)) return accel;
+  }
   // What is not there boots nowhere: that is no answer to keep.
   ASSIGN_OR_RETURN(const std::string kernel, FileKey(config.kernel()));
   ASSIGN_OR_RETURN(const std::string initramfs, FileKey(config.initramfs()));
@@ -107,10 +109,11 @@ absl::StatusOr<std::string> ChooseAccel(const Config& config) {
   const std::string key = fmt::format("{} {} {} {}", kernel, initramfs, qemu,
                                       fs.Read("/proc/sys/kernel/random/boot_id", 128).value_or("?\n"));
   const std::string known = fs.Read(path, 4096).value_or("");
-  for (const std::string accel : {"kvm", "tcg"}) {
-    if (known == accel + " " + key) return accel;
+  const auto line = [&](Accel accel) { return fmt::format("{} {}", AccelName(accel), key); };
+  for (const Accel accel : {Accel::kKvm, Accel::kTcg}) {
+    if (known == line(accel)) return accel;
   }
-  std::string accel = "tcg";
+  Accel accel = Accel::kTcg;
   if (access("/dev/kvm", R_OK | W_OK) == 0) {
     const std::string dir = config.paths.run_dir + "/probe";
     EndLeftProbe(dir);
@@ -118,12 +121,12 @@ absl::StatusOr<std::string> ChooseAccel(const Config& config) {
     const absl::Status status = TryKvm(config, dir);
     fs.RemoveTree(dir).IgnoreError();
     if (status.ok()) {
-      accel = "kvm";
+      accel = Accel::kKvm;
     } else {
       LogWarning("KVM is there but does not boot a guest, so VMs are emulated: {}", Message(status));
     }
   }
-  RETURN_IF_ERROR(WriteFileAtomically(fs, path, accel + " " + key, 0600));
+  RETURN_IF_ERROR(WriteFileAtomically(fs, path, line(accel), 0600));
   return accel;
 }
 

@@ -8,7 +8,7 @@ namespace {
 
 class QemuHypervisor : public Hypervisor {
  public:
-  absl::StatusOr<std::string> ChooseAccel(const Config& config) override { return vmm::ChooseAccel(config); }
+  absl::StatusOr<Accel> ChooseAccel(const Config& config) override { return vmm::ChooseAccel(config); }
   absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options) override {
     return vmm::StartVirtiofsd(options);
   }

@@ -20,6 +20,7 @@ struct StartOptions {
   int tap_fd = -1;                              // ours; given to QEMU as VmSpec::tap_fd
   // Until its control socket answers.
   std::chrono::milliseconds timeout = std::chrono::seconds(30);
+  OnStarted on_started;
 };
 
 // Thread-safe.
@@ -27,7 +28,7 @@ class Hypervisor {
  public:
   virtual ~Hypervisor() = default;
   // As vmm::ChooseAccel (accel.h).
-  virtual absl::StatusOr<std::string> ChooseAccel(const Config& config) = 0;
+  virtual absl::StatusOr<Accel> ChooseAccel(const Config& config) = 0;
   // As vmm::StartVirtiofsd (virtiofsd.h).
   virtual absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options) = 0;
   // Starts a VM and waits until its control socket answers. An error carries the end of its log, and nothing

@@ -62,12 +62,12 @@ QemuCommand BuildQemuCommand(const VmSpec& spec) {
   add({"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"});
   add({"-machine", "q35,memory-backend=ram,hpet=off,usb=off,vmport=off,smm=off,i8042=off"});
   const uint32_t max_vcpus = std::max(spec.vcpus, spec.max_vcpus);
-  if (spec.accel == "tcg") {
+  if (spec.accel == Accel::kTcg) {
     // Emulated, `rep movsb` goes byte by byte: a kernel that takes it for fast copies at a third of the
     // speed.
     add({"-accel", max_vcpus == 1 ? "tcg,thread=single" : "tcg,thread=multi", "-cpu", "max,-erms,-fsrm"});
   } else {
-    add({"-accel", Escape(spec.accel), "-cpu", "host"});
+    add({"-accel", AccelName(spec.accel), "-cpu", "host"});
   }
   add({"-smp", max_vcpus == spec.vcpus ? std::to_string(spec.vcpus)
                                        : fmt::format("{},maxcpus={}", spec.vcpus, max_vcpus)});

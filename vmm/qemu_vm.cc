@@ -97,6 +97,9 @@ absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Start(const VmSpec& spec, const Star
   absl::Status status = start_time.ok() ? absl::OkStatus() : vm->Alive();
   if (status.ok()) {
     vm->start_time_ = start_time.value_or(0);
+    if (options.on_started) status = options.on_started(vm->pid_, vm->start_time_);
+  }
+  if (status.ok()) {
     auto qmp = QmpClient::Connect(QmpSocket(spec.runtime_dir), steady_clock::now() + options.timeout,
                                   [&] { return vm->Alive(); });
     status = qmp.status();

@@ -16,6 +16,10 @@ namespace lamina::vmm {
 
 using std::chrono::steady_clock;
 
+namespace {
+constexpr std::chrono::seconds kEndTimeout{5};
+}
+
 absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options) {
   SpawnOptions spawn;
   // chroot instead of a mount namespace of its own: binds that are made later are seen.
@@ -46,6 +50,13 @@ absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options)
   process.pidfd = UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
   process.socket = options.socket;
   process.start_time = ProcessStartTime(pid).value_or(0);
+  if (options.on_started) {
+    const absl::Status told = options.on_started(pid, process.start_time);
+    if (!told.ok()) {
+      KillProcess(pid, process.start_time, kEndTimeout).IgnoreError();
+      return told;
+    }
+  }
   const auto deadline = steady_clock::now() + options.timeout;
   while (access(options.socket.c_str(), F_OK) != 0) {
     const bool alive = ProcessAlive(pid, process.start_time);
@@ -53,7 +64,7 @@ absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options)
       poll(nullptr, 0, 2);  // virtiofsd tells nobody when its socket is there
       continue;
     }
-    KillProcess(pid, process.start_time, std::chrono::seconds(5)).IgnoreError();
+    KillProcess(pid, process.start_time, kEndTimeout).IgnoreError();
     const std::string log = FileSystem::Real().Read(options.log_path, 1 << 20).value_or("");
     return MakeStatus(absl::StatusCode::kInternal, "{} {}: {}", options.program,
                       alive ? "did not open its socket in time" : "ended at once",

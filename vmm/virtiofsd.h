@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,10 @@
 #include "base/unique_fd.h"
 
 namespace lamina::vmm {
+
+// Told of a process right after its fork and exec, before it is waited for: so that it can be written down
+// before anything else happens. An error ends the process and is returned. Empty: nobody is told.
+using OnStarted = std::function<absl::Status(pid_t pid, uint64_t start_time)>;
 
 struct VirtiofsdProcess {
   pid_t pid = 0;
@@ -26,6 +31,7 @@ struct VirtiofsdOptions {
   std::string log_path;
   std::vector<std::string> cgroup_procs_files;                   // joined before exec
   std::chrono::milliseconds timeout = std::chrono::seconds(30);  // until its socket is there
+  OnStarted on_started;
 };
 
 // Starts virtiofsd on `shared_dir` and returns when its socket is there. Bind mounts made later under

@@ -13,10 +13,14 @@ struct ArenaDevice {
   uint64_t bytes = 0;
 };
 
+enum class Accel { kKvm, kTcg };
+// As QEMU and the config name it: "kvm", "tcg".
+inline const char* AccelName(Accel accel) { return accel == Accel::kKvm ? "kvm" : "tcg"; }
+
 struct VmSpec {
   std::string name;  // sandbox id; shown by ps
   std::string qemu = "qemu-system-x86_64";
-  std::string accel = "tcg";  // kvm or tcg
+  Accel accel = Accel::kTcg;
   std::string firmware, kernel, initramfs, extra_kernel_args;
   uint32_t vcpus = 1;
   uint32_t max_vcpus = 0;  // can be plugged while it runs; 0: as many as at boot

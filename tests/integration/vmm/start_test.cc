@@ -93,10 +93,6 @@ TEST(Start, AFailureQuotesQemuAndLeavesNothing) {
   // PVH is not in it, so QEMU reads it as a bzImage and gives up.
   EXPECT_THAT(Hypervisor::Qemu().Start(spec, {}), HasStatus(absl::StatusCode::kUnavailable, "it said: qemu"));
   spec = TestSpec(dir.path());
-  spec.accel = "none";
-  EXPECT_THAT(Hypervisor::Qemu().Start(spec, {}),
-              HasStatus(absl::StatusCode::kUnavailable, "invalid accelerator none"));
-  spec = TestSpec(dir.path());
   spec.virtiofs_socket = dir / "nobody-listens";
   EXPECT_THAT(Hypervisor::Qemu().Start(spec, {}),
               HasStatus(absl::StatusCode::kUnavailable, "nobody-listens"));

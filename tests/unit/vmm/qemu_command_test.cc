@@ -155,7 +155,7 @@ TEST(QemuCommandTest, EmulationUsesAThreadPerCpuOnlyWhereThereAreMore) {
   spec.vcpus = 3;
   EXPECT_EQ(Line(spec, "-accel"), "-accel tcg,thread=multi");
   EXPECT_EQ(Line(spec, "-smp"), "-smp 3");
-  spec.accel = "kvm";
+  spec.accel = Accel::kKvm;
   EXPECT_EQ(Line(spec, "-accel"), "-accel kvm");
   EXPECT_EQ(Line(spec, "-cpu"), "-cpu host");
 }

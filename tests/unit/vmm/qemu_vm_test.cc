@@ -19,7 +19,7 @@ using lamina::testing::HasStatus;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-class VmStartTest : public ::testing::Test {
+class QemuVmStartTest : public ::testing::Test {
  protected:
   void SetUp() override {
     for (const char* name : {"vmlinux", "initramfs", "qboot"}) std::ofstream(dir_ / name) << name;
@@ -42,17 +42,14 @@ class VmStartTest : public ::testing::Test {
     EXPECT_GT(pid, 0);
     return kill(pid, 0) == 0;
   }
-  absl::Status Start(milliseconds timeout = seconds(10)) {
-    StartOptions options;
-    options.timeout = timeout;
-    return QemuVm::Start(spec_, options).status();
-  }
+  absl::Status Start() { return QemuVm::Start(spec_, options_).status(); }
 
   lamina::testing::TempDir dir_;
   VmSpec spec_;
+  StartOptions options_;
 };
 
-TEST_F(VmStartTest, MissingFilesAreNamed) {
+TEST_F(QemuVmStartTest, MissingFilesAreNamed) {
   spec_.kernel = dir_ / "no-kernel";
   EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kNotFound, dir_ / "no-kernel"));
   SetUp();
@@ -60,7 +57,7 @@ TEST_F(VmStartTest, MissingFilesAreNamed) {
   EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kNotFound, dir_ / "no-qemu"));
 }
 
-TEST_F(VmStartTest, ImpossibleMachinesAreRefused) {
+TEST_F(QemuVmStartTest, ImpossibleMachinesAreRefused) {
   spec_.memory_bytes = 128 * kMiB + 1;
   EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kInvalidArgument, "whole MiB"));
   SetUp();
@@ -74,12 +71,12 @@ TEST_F(VmStartTest, ImpossibleMachinesAreRefused) {
   EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kInvalidArgument, "at most 8"));
 }
 
-TEST_F(VmStartTest, ASocketPathThatLinuxCannotHoldIsRefusedWithItsLength) {
+TEST_F(QemuVmStartTest, ASocketPathThatLinuxCannotHoldIsRefusedWithItsLength) {
   spec_.runtime_dir = "/" + std::string(100, 'd');
   EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kInvalidArgument, "is 114 bytes, Linux allows 107"));
 }
 
-TEST_F(VmStartTest, AnArenaMustBeThereWithAllItsBytes) {
+TEST_F(QemuVmStartTest, AnArenaMustBeThereWithAllItsBytes) {
   spec_.boot_arenas = {{"a", dir_ / "arena", 4 * kMiB}};
   EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kNotFound, dir_ / "arena"));
   std::ofstream(dir_ / "arena") << "short";
@@ -88,21 +85,54 @@ TEST_F(VmStartTest, AnArenaMustBeThereWithAllItsBytes) {
   EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kInvalidArgument, "arena id"));
 }
 
-TEST_F(VmStartTest, AQemuThatEndsAtOnceIsQuoted) {
+TEST_F(QemuVmStartTest, AQemuThatEndsAtOnceIsQuoted) {
   PlayQemu("echo 'qemu: could not load PC BIOS' >&2; exit 1");
   EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kUnavailable, "could not load PC BIOS"));
   EXPECT_FALSE(QemuLives());
 }
 
-TEST_F(VmStartTest, AQemuThatNeverAnswersIsEnded) {
+TEST_F(QemuVmStartTest, AQemuThatNeverAnswersIsEnded) {
   PlayQemu("exec sleep 1000");
-  EXPECT_THAT(Start(milliseconds(300)), HasStatus(absl::StatusCode::kDeadlineExceeded, "did not open"));
+  options_.timeout = milliseconds(300);
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kDeadlineExceeded, "did not open"));
   EXPECT_FALSE(QemuLives());
+}
+
+// What is told is the pid of the program that runs, before it has said a word.
+TEST_F(QemuVmStartTest, ThePidIsToldBeforeQemuAnswers) {
+  PlayQemu("exec sleep 1000");
+  pid_t pid = 0;
+  uint64_t start_time = 0;
+  options_.timeout = milliseconds(300);
+  options_.on_started = [&](pid_t its_pid, uint64_t its_start_time) {
+    pid = its_pid;
+    start_time = its_start_time;
+    EXPECT_TRUE(ProcessAlive(pid, start_time));
+    return absl::OkStatus();
+  };
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kDeadlineExceeded, "did not open"));
+  EXPECT_GT(pid, 0);
+  EXPECT_FALSE(ProcessAlive(pid, start_time));
+}
+
+TEST_F(QemuVmStartTest, AQemuWhosePidCannotBeWrittenDownIsEnded) {
+  PlayQemu("exec sleep 1000");
+  pid_t pid = 0;
+  uint64_t start_time = 0;
+  options_.on_started = [&](pid_t its_pid, uint64_t its_start_time) {
+    pid = its_pid;
+    start_time = its_start_time;
+    return absl::ResourceExhaustedError("no space for the state");
+  };
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kResourceExhausted, "no space for the state"));
+  EXPECT_GT(pid, 0);
+  EXPECT_FALSE(ProcessAlive(pid, start_time));
 }
 
 class VirtiofsdTest : public ::testing::Test {
  protected:
-  absl::StatusOr<VirtiofsdProcess> Start(const std::string& script, milliseconds timeout) {
+  absl::StatusOr<VirtiofsdProcess> Start(const std::string& script, milliseconds timeout,
+                                         const OnStarted& on_started = {}) {
     const std::string program = dir_ / "virtiofsd";
     std::ofstream(program) << "#!/bin/sh\necho $$ > " << (dir_ / "pid") << "\n" << script << "\n";
     EXPECT_EQ(chmod(program.c_str(), 0755), 0);
@@ -112,6 +142,7 @@ class VirtiofsdTest : public ::testing::Test {
     options.socket = dir_ / "fs.sock";
     options.log_path = dir_ / "log";
     options.timeout = timeout;
+    options.on_started = on_started;
     return StartVirtiofsd(options);
   }
   lamina::testing::TempDir dir_;
@@ -120,6 +151,20 @@ class VirtiofsdTest : public ::testing::Test {
 TEST_F(VirtiofsdTest, OneThatEndsIsQuoted) {
   EXPECT_THAT(Start("echo 'no such source' >&2; exit 1", seconds(10)),
               HasStatus(absl::StatusCode::kInternal, "no such source"));
+}
+
+TEST_F(VirtiofsdTest, OneWhosePidCannotBeWrittenDownIsEnded) {
+  pid_t pid = 0;
+  uint64_t start_time = 0;
+  const auto refuse = [&](pid_t its_pid, uint64_t its_start_time) {
+    pid = its_pid;
+    start_time = its_start_time;
+    return absl::ResourceExhaustedError("no space for the state");
+  };
+  EXPECT_THAT(Start("exec sleep 1000", seconds(10), refuse),
+              HasStatus(absl::StatusCode::kResourceExhausted, "no space for the state"));
+  EXPECT_GT(pid, 0);
+  EXPECT_FALSE(ProcessAlive(pid, start_time));
 }
 
 TEST_F(VirtiofsdTest, ASocketThatWasLeftBehindIsNotReadiness) {
