@@ -12,7 +12,7 @@ ALLOWED = {
     "layers": {"base"},
     "persist": {"base"},
     "metrics": {"base"},
-    "vmm": {"base", "sizing"},
+    "vmm": {"base", "sizing", "guest/protocol"},
     "guest": {"base"},
     "cri": {"base", "sizing", "layers", "persist", "vmm", "guest/protocol"},
     "node": {"base", "sizing", "layers", "persist", "metrics", "vmm"},

@@ -16,7 +16,7 @@
 #include "base/status.h"
 #include "base/ttrpc/client.h"
 #include "base/unique_fd.h"
-#include "proto/agent.pb.h"
+#include "guest/protocol/greeting.h"
 #include "vmm/qemu_vm.h"
 
 namespace lamina::vmm {
@@ -78,11 +78,7 @@ absl::Status TryKvm(const Config& config, const std::string& dir) {
       poll(nullptr, 0, 20);
       continue;
     }
-    agent::v1::HelloRequest request;
-    agent::v1::HelloResponse response;
-    request.set_protocol_version(1);
-    status =
-        (*client)->Call("lamina.agent.v1.Agent", "Hello", request, &response, deadline - steady_clock::now());
+    status = guest::Greet(**client, deadline - steady_clock::now()).status();
     if (status.ok()) break;
   }
   RETURN_IF_ERROR(vm->Kill(std::chrono::seconds(5)));

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/units.h"
+#include "guest/protocol/contract.h"
 #include "vmm/balloon.h"
 #include "vmm/vm_spec.h"
 
@@ -96,9 +97,9 @@ QemuCommand BuildQemuCommand(const VmSpec& spec) {
   add({"-device",
        fmt::format("virtio-serial-pci,id=serial,disable-legacy=on,bus=pcie.0,addr={:02x}.0", kSerialSlot)});
   socket("rpc", RpcSocket(spec.runtime_dir));
-  add({"-device", "virtserialport,bus=serial.0,nr=1,chardev=rpc,name=lamina.rpc"});
+  add({"-device", fmt::format("virtserialport,bus=serial.0,nr=1,chardev=rpc,name={}", guest::kRpcPort)});
   socket("stdio", StdioSocket(spec.runtime_dir));
-  add({"-device", "virtserialport,bus=serial.0,nr=2,chardev=stdio,name=lamina.stdio"});
+  add({"-device", fmt::format("virtserialport,bus=serial.0,nr=2,chardev=stdio,name={}", guest::kStdioPort)});
   add({"-object", "rng-random,id=rng,filename=/dev/urandom"});
   add({"-device",
        fmt::format("virtio-rng-pci,rng=rng,disable-legacy=on,bus=pcie.0,addr={:02x}.0", kRngSlot)});

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "guest/protocol/contract.h"
+
 namespace lamina::vmm {
 
 struct ArenaDevice {
@@ -34,7 +36,7 @@ struct VmSpec {
   std::string runtime_dir;     // sockets qmp.sock, rpc.sock, stdio.sock (107 bytes a path); qemu.log
   std::vector<ArenaDevice> boot_arenas;  // at most 8
   std::string virtiofs_socket;           // empty: no shared directory
-  std::string virtiofs_tag = "lamina";
+  std::string virtiofs_tag = guest::kSharedTag;
   int tap_fd = -1;  // descriptor number in QEMU; -1: no network
   std::string mac;
 };

@@ -21,8 +21,6 @@ namespace {
 using namespace agent::v1;  // the messages of the service that this file implements
 
 constexpr auto kNetDeviceTimeout = std::chrono::seconds(5);
-constexpr uint64_t kDefaultShmBytes = 64ULL << 20;
-constexpr int kMaxNetworkEntries = 1024;
 
 std::string LowerCase(std::string text) {
   for (char& c : text) {
@@ -99,7 +97,7 @@ absl::Status Agent::Configure(const ConfigureSandboxRequest& request) {
     for (const auto& [name, value] : request.sysctls()) RETURN_IF_ERROR(SetSysctl(name, value));
   }
   RETURN_IF_ERROR(
-      MountTmpfs(options_.root + "/shm", request.shm_bytes() == 0 ? kDefaultShmBytes : request.shm_bytes()));
+      MountTmpfs(options_.root + "/shm", request.shm_bytes() == 0 ? kShmBytes : request.shm_bytes()));
   if (!request.shared_tag().empty()) {
     RETURN_IF_ERROR(modules_.Load("virtio-26"));
     RETURN_IF_ERROR(MountVirtiofs(request.shared_tag(), options_.root + "/shared"));
@@ -109,8 +107,8 @@ absl::Status Agent::Configure(const ConfigureSandboxRequest& request) {
 }
 
 absl::Status Agent::ConfigureNetwork(const ConfigureSandboxRequest& request) {
-  if (request.interfaces_size() > 32 || request.routes_size() > kMaxNetworkEntries ||
-      request.neighbors_size() > kMaxNetworkEntries) {
+  if (request.interfaces_size() > kMaxInterfaces || request.routes_size() > kMaxRoutes ||
+      request.neighbors_size() > kMaxNeighbors) {
     return InvalidArgument("{} interfaces, {} routes, {} neighbours: more than a pod has",
                            request.interfaces_size(), request.routes_size(), request.neighbors_size());
   }
@@ -169,25 +167,21 @@ absl::Status Agent::UnmountLayers(const UnmountLayersRequest& request) {
 
 void Agent::RegisterMachine(ttrpc::Server& server) {
   using ttrpc::CallContext;
-  server.Handle<HelloRequest, HelloResponse>(
-      kAgentService, "Hello",
-      [this](const CallContext&, const HelloRequest& request) { return Hello(request); });
-  server.Handle<ConfigureSandboxRequest, Empty>(
-      kAgentService, "ConfigureSandbox", [this](const CallContext&, const ConfigureSandboxRequest& request) {
-        return Done(Configure(request));
-      });
-  server.Handle<MountLayersRequest, MountLayersResponse>(
-      kAgentService, "MountLayers",
-      [this](const CallContext&, const MountLayersRequest& request) { return MountLayers(request); });
-  server.Handle<UnmountLayersRequest, Empty>(kAgentService, "UnmountLayers",
-                                             [this](const CallContext&, const UnmountLayersRequest& request) {
-                                               return Done(UnmountLayers(request));
-                                             });
-  server.Handle<Empty, GuestInfoResponse>(
-      kAgentService, "GuestInfo",
-      [](const CallContext&, const Empty&) -> absl::StatusOr<GuestInfoResponse> { return GuestInfo(); });
-  server.Handle<SetVcpusRequest, SetVcpusResponse>(
-      kAgentService, "SetVcpus",
+  server.Handle(kHello, [this](const CallContext&, const HelloRequest& request) { return Hello(request); });
+  server.Handle(kConfigureSandbox, [this](const CallContext&, const ConfigureSandboxRequest& request) {
+    return Done(Configure(request));
+  });
+  server.Handle(kMountLayers, [this](const CallContext&, const MountLayersRequest& request) {
+    return MountLayers(request);
+  });
+  server.Handle(kUnmountLayers, [this](const CallContext&, const UnmountLayersRequest& request) {
+    return Done(UnmountLayers(request));
+  });
+  server.Handle(kGuestInfo, [](const CallContext&, const Empty&) -> absl::StatusOr<GuestInfoResponse> {
+    return GuestInfo();
+  });
+  server.Handle(
+      kSetVcpus,
       [this](const CallContext&, const SetVcpusRequest& request) -> absl::StatusOr<SetVcpusResponse> {
         if (!options_.owns_machine)
           return absl::FailedPreconditionError("this agent does not own its machine");
@@ -196,56 +190,49 @@ void Agent::RegisterMachine(ttrpc::Server& server) {
         response.set_online(online);
         return response;
       });
-  server.Handle<Empty, Empty>(kAgentService, "Shutdown",
-                              [this](const CallContext& context, const Empty&) -> absl::StatusOr<Empty> {
-                                *context.after_answer = on_shutdown_;
-                                return Empty();
-                              });
+  server.Handle(kShutdown, [this](const CallContext& context, const Empty&) -> absl::StatusOr<Empty> {
+    *context.after_answer = on_shutdown_;
+    return Empty();
+  });
 }
 
 void Agent::RegisterContainers(ttrpc::Server& server) {
   using ttrpc::CallContext;
-  server.Handle<CreateContainerRequest, CreateContainerResponse>(
-      kAgentService, "CreateContainer",
-      [this](const CallContext&,
-             const CreateContainerRequest& request) -> absl::StatusOr<CreateContainerResponse> {
-        ASSIGN_OR_RETURN(const pid_t pid, containers_.Create(request));
-        CreateContainerResponse response;
-        response.set_pid(static_cast<uint32_t>(pid));
-        return response;
-      });
-  server.Handle<UpdateContainerRequest, Empty>(
-      kAgentService, "UpdateContainer", [this](const CallContext&, const UpdateContainerRequest& request) {
-        return Done(containers_.Update(request.container_id(), request.resources_json()));
-      });
-  server.Handle<ProcessRequest, ContainerStats>(
-      kAgentService, "ContainerStats",
-      [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<ContainerStats> {
-        ASSIGN_OR_RETURN(const Cgroup cgroup, containers_.FindCgroup(request.container_id()));
-        return cgroup.Stats();
-      });
-  server.Handle<ProcessRequest, PidsResponse>(
-      kAgentService, "Pids",
-      [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<PidsResponse> {
-        ASSIGN_OR_RETURN(const Cgroup cgroup, containers_.FindCgroup(request.container_id()));
-        ASSIGN_OR_RETURN(const std::vector<uint32_t> pids, cgroup.Pids());
-        PidsResponse response;
-        for (const uint32_t pid : pids) response.add_pids(pid);
-        return response;
-      });
-  const auto freeze = [this, &server](const char* method, bool frozen) {
-    server.Handle<ProcessRequest, Empty>(
-        kAgentService, method,
-        [this, frozen](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<Empty> {
-          ASSIGN_OR_RETURN(const Cgroup cgroup, containers_.FindCgroup(request.container_id()));
-          return Done(cgroup.Freeze(frozen));
-        });
+  server.Handle(kCreateContainer,
+                [this](const CallContext&,
+                       const CreateContainerRequest& request) -> absl::StatusOr<CreateContainerResponse> {
+                  ASSIGN_OR_RETURN(const pid_t pid, containers_.Create(request));
+                  CreateContainerResponse response;
+                  response.set_pid(static_cast<uint32_t>(pid));
+                  return response;
+                });
+  server.Handle(kUpdateContainer, [this](const CallContext&, const UpdateContainerRequest& request) {
+    return Done(containers_.Update(request.container_id(), request.resources_json()));
+  });
+  server.Handle(kContainerStats,
+                [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<ContainerStats> {
+                  ASSIGN_OR_RETURN(const Cgroup cgroup, containers_.FindCgroup(request.container_id()));
+                  return cgroup.Stats();
+                });
+  server.Handle(kPids,
+                [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<PidsResponse> {
+                  ASSIGN_OR_RETURN(const Cgroup cgroup, containers_.FindCgroup(request.container_id()));
+                  ASSIGN_OR_RETURN(const std::vector<uint32_t> pids, cgroup.Pids());
+                  PidsResponse response;
+                  for (const uint32_t pid : pids) response.add_pids(pid);
+                  return response;
+                });
+  const auto freeze = [this, &server](const ttrpc::Method<ProcessRequest, Empty>& method, bool frozen) {
+    server.Handle(method,
+                  [this, frozen](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<Empty> {
+                    ASSIGN_OR_RETURN(const Cgroup cgroup, containers_.FindCgroup(request.container_id()));
+                    return Done(cgroup.Freeze(frozen));
+                  });
   };
-  freeze("PauseContainer", true);
-  freeze("ResumeContainer", false);
-  server.Handle<WaitOomRequest, WaitOomResponse>(
-      kAgentService, "WaitOom",
-      [this](const CallContext&, const WaitOomRequest& request) -> absl::StatusOr<WaitOomResponse> {
+  freeze(kPauseContainer, true);
+  freeze(kResumeContainer, false);
+  server.Handle(
+      kWaitOom, [this](const CallContext&, const WaitOomRequest& request) -> absl::StatusOr<WaitOomResponse> {
         ASSIGN_OR_RETURN(const uint64_t count, containers_.WaitOom(request.container_id(), request.seen()));
         WaitOomResponse response;
         response.set_count(count);
@@ -255,25 +242,23 @@ void Agent::RegisterContainers(ttrpc::Server& server) {
 
 void Agent::RegisterProcesses(ttrpc::Server& server) {
   using ttrpc::CallContext;
-  server.Handle<ExecCreateRequest, Empty>(kAgentService, "ExecCreate",
-                                          [this](const CallContext&, const ExecCreateRequest& request) {
-                                            return Done(containers_.CreateExec(request));
-                                          });
-  server.Handle<ProcessRequest, StartProcessResponse>(
-      kAgentService, "StartProcess",
+  server.Handle(kExecCreate, [this](const CallContext&, const ExecCreateRequest& request) {
+    return Done(containers_.CreateExec(request));
+  });
+  server.Handle(
+      kStartProcess,
       [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<StartProcessResponse> {
         ASSIGN_OR_RETURN(const pid_t pid, containers_.Start(request.container_id(), request.exec_id()));
         StartProcessResponse response;
         response.set_pid(static_cast<uint32_t>(pid));
         return response;
       });
-  server.Handle<SignalProcessRequest, Empty>(
-      kAgentService, "SignalProcess", [this](const CallContext&, const SignalProcessRequest& request) {
-        return Done(containers_.Signal(request.container_id(), request.exec_id(),
-                                       static_cast<int>(std::min(request.signal(), 65U)), request.all()));
-      });
-  server.Handle<ProcessRequest, WaitProcessResponse>(
-      kAgentService, "WaitProcess",
+  server.Handle(kSignalProcess, [this](const CallContext&, const SignalProcessRequest& request) {
+    return Done(containers_.Signal(request.container_id(), request.exec_id(),
+                                   static_cast<int>(std::min(request.signal(), 65U)), request.all()));
+  });
+  server.Handle(
+      kWaitProcess,
       [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<WaitProcessResponse> {
         ASSIGN_OR_RETURN(const TaskExit exit, containers_.Wait(request.container_id(), request.exec_id()));
         WaitProcessResponse response;
@@ -282,8 +267,8 @@ void Agent::RegisterProcesses(ttrpc::Server& server) {
         response.set_oom_killed(exit.oom_killed);
         return response;
       });
-  server.Handle<ResizeTerminalRequest, Empty>(
-      kAgentService, "ResizeTerminal",
+  server.Handle(
+      kResizeTerminal,
       [this](const CallContext&, const ResizeTerminalRequest& request) -> absl::StatusOr<Empty> {
         if (request.width() > 65535 || request.height() > 65535) {
           return InvalidArgument("terminal of {} by {}: over 65535", request.width(), request.height());
@@ -292,16 +277,14 @@ void Agent::RegisterProcesses(ttrpc::Server& server) {
         return Done(
             task->Resize(static_cast<uint16_t>(request.width()), static_cast<uint16_t>(request.height())));
       });
-  server.Handle<ProcessRequest, Empty>(
-      kAgentService, "CloseStdin",
-      [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<Empty> {
+  server.Handle(
+      kCloseStdin, [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<Empty> {
         ASSIGN_OR_RETURN(const TaskRef task, containers_.FindTask(request.container_id(), request.exec_id()));
         return Done(task->CloseStdin());
       });
-  server.Handle<ProcessRequest, Empty>(
-      kAgentService, "DeleteProcess", [this](const CallContext&, const ProcessRequest& request) {
-        return Done(containers_.Delete(request.container_id(), request.exec_id()));
-      });
+  server.Handle(kDeleteProcess, [this](const CallContext&, const ProcessRequest& request) {
+    return Done(containers_.Delete(request.container_id(), request.exec_id()));
+  });
 }
 
 void Agent::Register(ttrpc::Server& server) {

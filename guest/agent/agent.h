@@ -16,17 +16,16 @@
 #include "guest/agent/layers.h"
 #include "guest/agent/modules.h"
 #include "guest/agent/processes.h"
+#include "guest/protocol/contract.h"
 #include "guest/protocol/stdio_mux.h"
 #include "proto/agent.pb.h"
 
 namespace lamina::guest {
 
-inline constexpr uint32_t kProtocolVersion = 1;
 inline constexpr char kAgentVersion[] = "0.1.0";
-inline constexpr char kAgentService[] = "lamina.agent.v1.Agent";
 
 struct AgentOptions {
-  std::string root = "/run/lamina";  // must exist
+  std::string root = kGuestDirectory;  // must exist
   std::string crun = "/usr/bin/crun";
   std::string cgroup_mount = "/sys/fs/cgroup";
   bool owns_machine = true;  // false: network, clock, vCPUs… are left alone (the agent as a plain program)

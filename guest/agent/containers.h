@@ -19,6 +19,7 @@
 #include "guest/agent/layers.h"
 #include "guest/agent/modules.h"
 #include "guest/agent/task.h"
+#include "guest/protocol/contract.h"
 
 namespace lamina::agent::v1 {
 class CreateContainerRequest;
@@ -28,10 +29,10 @@ class ExecCreateRequest;
 namespace lamina::guest {
 
 struct ContainerTableOptions {
-  std::string root = "/run/lamina";  // containers/<id> is made below it
+  std::string root = kGuestDirectory;  // containers/<id> is made below it
   std::string cgroup_mount = "/sys/fs/cgroup";
-  size_t max_containers = 256;
-  size_t max_execs = 256;  // of one container
+  size_t max_containers = kMaxContainers;
+  size_t max_execs = kMaxExecsPerContainer;  // of one container
 };
 
 // Thread-safe. `exec_id` empty means the container's init. NotFound: no such container or exec.

@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "base/status.h"
+#include "guest/protocol/contract.h"
 
 namespace lamina::guest {
 namespace {
@@ -50,8 +51,8 @@ absl::Status MountFrom(const std::string& directory, const std::string& target, 
 
 absl::StatusOr<std::string> OverlayOptions(const std::vector<std::string>& lower, std::string_view upper,
                                            std::string_view work) {
-  if (lower.empty() || lower.size() > kMaxLayers) {
-    return InvalidArgument("overlay of {} layers: want 1 to {}", lower.size(), kMaxLayers);
+  if (lower.empty() || lower.size() > kMaxLayersPerContainer) {
+    return InvalidArgument("overlay of {} layers: want 1 to {}", lower.size(), kMaxLayersPerContainer);
   }
   std::string options = "lowerdir=";
   for (size_t i = 0; i < lower.size(); ++i) {

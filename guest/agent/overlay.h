@@ -10,9 +10,6 @@
 
 namespace lamina::guest {
 
-// The kernel's own bound (OVL_MAX_STACK).
-inline constexpr size_t kMaxLayers = 500;
-
 // "lowerdir=0:1,upperdir=…,workdir=…", topmost layer first. Mount options are limited to a page, so lower
 // directories are names relative to the directory that the caller stands in. InvalidArgument for no layers,
 // too many, a name with ':' ',' or '\\', or options over 4095 bytes.

@@ -28,6 +28,7 @@
 #include "guest/agent/modules.h"
 #include "guest/agent/processes.h"
 #include "guest/agent/system.h"
+#include "guest/protocol/contract.h"
 
 namespace lamina::guest {
 namespace {
@@ -152,8 +153,8 @@ absl::Status Serve(const RunOptions& options, const sigset_t& signals, double st
   agent_options.started_boot_seconds = started;
   UniqueFd rpc, stdio;
   if (options.boot) {
-    ASSIGN_OR_RETURN(rpc, OpenPort(*monitor, "lamina.rpc", kPortTimeout));
-    ASSIGN_OR_RETURN(stdio, OpenPort(*monitor, "lamina.stdio", kPortTimeout));
+    ASSIGN_OR_RETURN(rpc, OpenPort(*monitor, kRpcPort, kPortTimeout));
+    ASSIGN_OR_RETURN(stdio, OpenPort(*monitor, kStdioPort, kPortTimeout));
   } else {
     if (prctl(PR_SET_CHILD_SUBREAPER, 1) != 0) return ErrnoStatus(errno, "become a subreaper");
     ASSIGN_OR_RETURN(stdio, AcceptOne(options.stdio_socket));

@@ -10,16 +10,14 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int kMaxDepth = 64;
-
 absl::StatusOr<Json> ParseObject(std::string_view text, std::string_view what) {
   bool too_deep = false;
   const auto check_depth = [&too_deep](int depth, Json::parse_event_t, Json&) {
-    if (depth > kMaxDepth) too_deep = true;
-    return depth <= kMaxDepth;
+    if (depth > kMaxSpecDepth) too_deep = true;
+    return depth <= kMaxSpecDepth;
   };
   Json json = Json::parse(text.begin(), text.end(), check_depth, /*allow_exceptions=*/false);
-  if (too_deep) return InvalidArgument("{}: nested deeper than {} levels", what, kMaxDepth);
+  if (too_deep) return InvalidArgument("{}: nested deeper than {} levels", what, kMaxSpecDepth);
   if (json.is_discarded()) return InvalidArgument("{}: not JSON", what);
   if (!json.is_object()) return InvalidArgument("{}: not a JSON object", what);
   return json;

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
+#include "guest/protocol/contract.h"
 
 namespace lamina::guest {
 
@@ -14,7 +15,7 @@ struct SpecContext {
   std::string container_id = {};
   // What root.path becomes; empty: the spec's own, which then must lie below `shared_directory`.
   std::string rootfs = {};
-  std::string shared_directory = "/run/lamina/shared";
+  std::string shared_directory = kSharedDirectory;
   bool terminal = false;
   // Whether the kernel has the hugetlb file of that page size ("2MB").
   std::function<bool(std::string_view page_size)> has_huge_pages = {};

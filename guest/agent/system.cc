@@ -24,13 +24,13 @@
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "guest/agent/files.h"
+#include "guest/protocol/contract.h"
 #include "proto/agent.pb.h"
 
 namespace lamina::guest {
 namespace {
 
 constexpr char kCpus[] = "/sys/devices/system/cpu";
-constexpr size_t kMaxMountsBytes = 64 * 1024;
 
 absl::StatusOr<std::vector<uint32_t>> CpuList(const char* file) {
   const std::string path = fmt::format("{}/{}", kCpus, file);
@@ -59,12 +59,13 @@ absl::Status SetClock(int64_t host_unix_nanos) {
 
 absl::Status SeedRandom(std::string_view seed) {
   if (seed.empty()) return absl::OkStatus();
-  if (seed.size() > 64) return InvalidArgument("random seed of {} bytes, over 64", seed.size());
+  if (seed.size() > kMaxRandomSeedBytes)
+    return InvalidArgument("random seed of {} bytes, over {}", seed.size(), kMaxRandomSeedBytes);
   UniqueFd fd(open("/dev/urandom", O_RDWR | O_CLOEXEC));
   if (!fd) return ErrnoStatus(errno, "open /dev/urandom");
   struct {
     int entropy_bits, bytes;
-    char data[64];
+    char data[kMaxRandomSeedBytes];
   } pool{};
   pool.entropy_bits = static_cast<int>(seed.size()) * 8;
   pool.bytes = static_cast<int>(seed.size());

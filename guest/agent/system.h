@@ -16,7 +16,7 @@ namespace lamina::guest {
 
 // Steps CLOCK_REALTIME if it is off by more than 5 ms.
 absl::Status SetClock(int64_t host_unix_nanos);
-// Mixes the seed into the kernel's pool and credits it; at most 64 bytes.
+// Mixes the seed into the kernel's pool and credits it; at most kMaxRandomSeedBytes.
 absl::Status SeedRandom(std::string_view seed);
 absl::Status SetHostname(const std::string& name);
 

@@ -18,11 +18,9 @@
 
 #include "absl/status/status.h"
 #include "base/unique_fd.h"
+#include "guest/protocol/contract.h"
 
 namespace lamina::guest {
-
-inline constexpr size_t kStdioWindowBytes = 256 * 1024;
-inline constexpr size_t kStdioMaxFrameBytes = 64 * 1024;
 
 // Thread-safe. One thread inside runs an epoll loop that pumps between channel and the streams' descriptors.
 class StdioMux {

@@ -100,7 +100,7 @@ uint64_t PssOf(pid_t pid, const std::string& path) {
 }
 
 uint64_t GuestCache(Machine& machine) {
-  return Must(machine.Call<agent::v1::GuestInfoResponse>("GuestInfo", agent::v1::Empty())).page_cache_bytes();
+  return Must(machine.Call(guest::kGuestInfo, agent::v1::Empty())).page_cache_bytes();
 }
 
 struct Add {
@@ -143,14 +143,14 @@ double Run(Machine& machine, const std::vector<int>& layer_ids, const std::strin
                        R"("],"cwd":"/","env":[],"user":{"uid":0,"gid":0}},)"
                        R"("linux":{"namespaces":[{"type":"pid"},{"type":"mount"}]}})");
   for (const int id : layer_ids) create.add_layer_ids(LayerId(id));
-  Must(machine.Call<agent::v1::CreateContainerResponse>("CreateContainer", create).status());
+  Must(machine.Call(guest::kCreateContainer, create).status());
   agent::v1::ProcessRequest process;
   process.set_container_id(create.container_id());
   const auto start = steady_clock::now();
-  Must(machine.Call<agent::v1::StartProcessResponse>("StartProcess", process).status());
-  const auto waited = Must(machine.Call<agent::v1::WaitProcessResponse>("WaitProcess", process));
+  Must(machine.Call(guest::kStartProcess, process).status());
+  const auto waited = Must(machine.Call(guest::kWaitProcess, process));
   const double seconds = Since(start);
-  Must(machine.Call("DeleteProcess", process).status());
+  Must(machine.Call(guest::kDeleteProcess, process).status());
   if (waited.exit_status() != 0) {
     throw Failed{fmt::format("\"{}\" in the guest ended with {}", script, waited.exit_status())};
   }

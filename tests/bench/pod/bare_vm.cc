@@ -8,11 +8,10 @@
 #include <sstream>
 #include <thread>
 
-#include "base/clock.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/ttrpc/client.h"
-#include "proto/agent.pb.h"
+#include "guest/protocol/greeting.h"
 #include "tests/e2e/kit/leftovers.h"
 #include "vmm/vm_spec.h"
 
@@ -27,13 +26,7 @@ absl::Status Greet(const std::string& dir, pid_t pid) {
   const auto deadline = steady_clock::now() + kBootTimeout;
   for (;;) {
     auto client = ttrpc::Client::Dial(vmm::RpcSocket(dir), "the bare VM's agent");
-    if (client.ok()) {
-      agent::v1::HelloRequest hello;
-      agent::v1::HelloResponse answer;
-      hello.set_protocol_version(1);
-      hello.set_host_unix_nanos(UnixNanos(Clock::Real().Wall()));
-      return (*client)->Call("lamina.agent.v1.Agent", "Hello", hello, &answer, kBootTimeout);
-    }
+    if (client.ok()) return guest::Greet(**client, kBootTimeout).status();
     if (waitpid(pid, nullptr, WNOHANG) != 0) {
       return MakeStatus(absl::StatusCode::kInternal, "the bare QEMU ended at once: {}",
                         e2e::ReadText(dir + "/qemu.log"));

@@ -24,12 +24,12 @@ TEST(Boot, TheAgentSaysWhoItIsAndHowLongTheBootTook) {
 TEST(Boot, AnotherProtocolVersionIsRefused) {
   agent::v1::HelloRequest request;
   request.set_protocol_version(99);
-  const auto response = GuestVm::Shared().Call<agent::v1::HelloResponse>("Hello", request);
+  const auto response = GuestVm::Shared().Call(kHello, request);
   EXPECT_EQ(response.status().code(), absl::StatusCode::kFailedPrecondition) << response.status();
 }
 
 TEST(Boot, TheGuestIsOneMountedTreeWithItsOwnCgroups) {
-  const auto info = GuestVm::Shared().Call<GuestInfoResponse>("GuestInfo", Empty());
+  const auto info = GuestVm::Shared().Call(kGuestInfo, Empty());
   ASSERT_TRUE(info.ok()) << info.status();
   for (const char* mount :
        {" /proc proc ", " /sys sysfs ", " /dev devtmpfs ", " /sys/fs/cgroup cgroup2 ", " /run tmpfs "}) {
@@ -39,7 +39,8 @@ TEST(Boot, TheGuestIsOneMountedTreeWithItsOwnCgroups) {
 }
 
 TEST(Boot, UnknownMethodsAreNamed) {
-  const auto response = GuestVm::Shared().Call<Empty>("Nonsense", Empty());
+  const auto response =
+      GuestVm::Shared().Call(ttrpc::Method<Empty, Empty>{kAgentService, "Nonsense"}, Empty());
   EXPECT_EQ(response.status().code(), absl::StatusCode::kUnimplemented);
 }
 
@@ -50,7 +51,7 @@ TEST(Boot, NinetySixMiBAreEnough) {
   options.devices = false;
   const auto vm = GuestVm::Boot(options);
   ASSERT_TRUE(vm.ok()) << vm.status();
-  const auto info = (*vm)->Call<GuestInfoResponse>("GuestInfo", Empty());
+  const auto info = (*vm)->Call(kGuestInfo, Empty());
   ASSERT_TRUE(info.ok()) << info.status();
   EXPECT_GT(info->agent_rss_bytes(), 0u);
   EXPECT_LE(info->agent_rss_bytes(), 3ULL << 20);

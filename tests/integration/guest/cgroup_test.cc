@@ -22,7 +22,7 @@ TEST(Limits, StatsTellUsageAndLimits) {
   ASSERT_TRUE(container.created().ok()) << container.created();
   ASSERT_TRUE(container.Start().ok());
   container.out().UntilContains("ready");
-  const auto stats = vm.Call<ContainerStats>("ContainerStats", container.Request());
+  const auto stats = vm.Call(kContainerStats, container.Request());
   ASSERT_TRUE(stats.ok()) << stats.status();
   EXPECT_GT(stats->cpu_usage_usec(), 0u);
   EXPECT_GT(stats->cpu_periods(), 0u);
@@ -35,9 +35,9 @@ TEST(Limits, StatsTellUsageAndLimits) {
   agent::v1::UpdateContainerRequest update;
   update.set_container_id(container.id());
   update.set_resources_json(R"({"memory":{"limit":67108864},"pids":{"limit":60}})");
-  const auto updated = vm.Call("UpdateContainer", update);
+  const auto updated = vm.Call(kUpdateContainer, update);
   ASSERT_TRUE(updated.ok()) << updated.status();
-  const auto after = vm.Call<ContainerStats>("ContainerStats", container.Request());
+  const auto after = vm.Call(kContainerStats, container.Request());
   ASSERT_TRUE(after.ok());
   EXPECT_EQ(after->memory_limit_bytes(), 67108864u);
   EXPECT_EQ(after->pids_limit(), 60u);
@@ -54,7 +54,7 @@ TEST(Limits, AnOomKillIsToldToItsWaiterAndWithTheExit) {
   agent::v1::WaitOomRequest wait;
   wait.set_container_id(container.id());
   absl::StatusOr<agent::v1::WaitOomResponse> oom;
-  std::thread waiter([&] { oom = vm.Call<agent::v1::WaitOomResponse>("WaitOom", wait); });
+  std::thread waiter([&] { oom = vm.Call(kWaitOom, wait); });
   ASSERT_TRUE(container.Start().ok());
   const auto exit = container.Wait();
   waiter.join();
@@ -71,7 +71,7 @@ TEST(Limits, AnOomWaiterIsToldWhenTheContainerGoes) {
   agent::v1::WaitOomRequest wait;
   wait.set_container_id(container.id());
   absl::StatusOr<agent::v1::WaitOomResponse> oom;
-  std::thread waiter([&] { oom = vm.Call<agent::v1::WaitOomResponse>("WaitOom", wait); });
+  std::thread waiter([&] { oom = vm.Call(kWaitOom, wait); });
   EXPECT_TRUE(container.Delete().ok());
   waiter.join();
   EXPECT_EQ(oom.status().code(), absl::StatusCode::kNotFound) << oom.status();
@@ -85,9 +85,9 @@ TEST(Limits, APausedContainerStandsStill) {
   ASSERT_TRUE(container.created().ok()) << container.created();
   ASSERT_TRUE(container.Start().ok());
   container.out().UntilContains("ready");
-  ASSERT_TRUE(vm.Call("PauseContainer", container.Request()).ok());
+  ASSERT_TRUE(vm.Call(kPauseContainer, container.Request()).ok());
   const auto usage = [&] {
-    const auto stats = vm.Call<ContainerStats>("ContainerStats", container.Request());
+    const auto stats = vm.Call(kContainerStats, container.Request());
     EXPECT_TRUE(stats.ok()) << stats.status();
     return stats.ok() ? stats->cpu_usage_usec() : 0;
   };
@@ -100,7 +100,7 @@ TEST(Limits, APausedContainerStandsStill) {
     last = now;
   }
   EXPECT_EQ(equal, 3) << "it still runs";
-  ASSERT_TRUE(vm.Call("ResumeContainer", container.Request()).ok());
+  ASSERT_TRUE(vm.Call(kResumeContainer, container.Request()).ok());
   uint64_t resumed = last;
   for (int i = 0; i < 200 && resumed == last; ++i) resumed = usage();
   EXPECT_GT(resumed, last);

@@ -65,7 +65,7 @@ TEST(Container, CloseStdinEndsTheInputAfterWhatHasArrived) {
   ASSERT_TRUE(container.Start().ok());
   SendInput(vm, container.in_stream(), "line\n", false);
   container.out().UntilContains("line\n");
-  ASSERT_TRUE(vm.Call("CloseStdin", container.Request()).ok());
+  ASSERT_TRUE(vm.Call(kCloseStdin, container.Request()).ok());
   EXPECT_EQ(container.Wait().exit_status(), 0u);
   EXPECT_EQ(container.out().ToEnd(), "line\nend\n");
 }
@@ -93,14 +93,14 @@ TEST(Container, TheSpecIsEnforced) {
 TEST(Container, AMissingProgramIsNotFoundInCrunsWordsAndLeavesNothing) {
   GuestVm& vm = GuestVm::Shared();
   BusyboxLayer(vm);
-  const auto before = vm.Call<GuestInfoResponse>("GuestInfo", Empty());
+  const auto before = vm.Call(kGuestInfo, Empty());
   ContainerOptions options;
   options.args = {"/bin/nothing-here"};
   TestContainer container(vm, options);
   EXPECT_EQ(container.created().code(), absl::StatusCode::kNotFound) << container.created();
   EXPECT_NE(std::string(container.created().message()).find("nothing-here"), std::string::npos)
       << container.created();
-  const auto after = vm.Call<GuestInfoResponse>("GuestInfo", Empty());
+  const auto after = vm.Call(kGuestInfo, Empty());
   ASSERT_TRUE(before.ok() && after.ok());
   EXPECT_EQ(before->mounts(), after->mounts());
 }
@@ -111,9 +111,7 @@ TEST(Container, RequestsThatCannotBeAreRefused) {
   request.set_container_id("../x");
   request.set_spec_json(SpecJson({}));
   request.add_layer_ids(BusyboxLayer(vm));
-  const auto create = [&] {
-    return vm.Call<agent::v1::CreateContainerResponse>("CreateContainer", request).status();
-  };
+  const auto create = [&] { return vm.Call(kCreateContainer, request).status(); };
   EXPECT_EQ(create().code(), absl::StatusCode::kInvalidArgument);
   request.set_container_id("fine");
   request.set_spec_json("{");
@@ -133,8 +131,7 @@ TEST(Container, AnIdIsTakenOnce) {
   request.set_container_id(container.id());
   request.set_spec_json(SpecJson({}));
   request.add_layer_ids(BusyboxLayer(vm));
-  EXPECT_EQ(vm.Call<agent::v1::CreateContainerResponse>("CreateContainer", request).status().code(),
-            absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(vm.Call(kCreateContainer, request).status().code(), absl::StatusCode::kAlreadyExists);
 }
 
 TEST(Container, SignalsReachItAndASecondOneFindsItGone) {
@@ -155,7 +152,7 @@ TEST(Container, KillAllEndsEveryProcess) {
   ASSERT_TRUE(container.created().ok()) << container.created();
   ASSERT_TRUE(container.Start().ok());
   container.out().UntilContains("ready");
-  const auto pids = vm.Call<agent::v1::PidsResponse>("Pids", container.Request());
+  const auto pids = vm.Call(kPids, container.Request());
   ASSERT_TRUE(pids.ok()) << pids.status();
   EXPECT_EQ(pids->pids_size(), 3);
   ASSERT_TRUE(container.Signal(SIGKILL, "", true).ok());

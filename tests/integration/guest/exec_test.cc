@@ -53,8 +53,8 @@ TEST_F(ExecTest, SignalsAndTheContainersEndEndIt) {
   request.set_process_json(ProcessJson({"/bin/sleep", "1000"}));
   for (const char* exec_id : {"one", "two"}) {
     request.set_exec_id(exec_id);
-    ASSERT_TRUE(vm_.Call("ExecCreate", request).ok());
-    EXPECT_EQ(vm_.Call("ExecCreate", request).status().code(), absl::StatusCode::kAlreadyExists);
+    ASSERT_TRUE(vm_.Call(kExecCreate, request).ok());
+    EXPECT_EQ(vm_.Call(kExecCreate, request).status().code(), absl::StatusCode::kAlreadyExists);
     EXPECT_EQ(container_->Signal(SIGTERM, exec_id).code(), absl::StatusCode::kFailedPrecondition);
     ASSERT_TRUE(container_->Start(exec_id).ok());
     EXPECT_EQ(container_->Start(exec_id).code(), absl::StatusCode::kFailedPrecondition);
@@ -65,7 +65,7 @@ TEST_F(ExecTest, SignalsAndTheContainersEndEndIt) {
   EXPECT_EQ(container_->Wait("two").exit_status(), 137u);
   EXPECT_EQ(container_->Wait().exit_status(), 137u);
   request.set_exec_id("three");
-  ASSERT_TRUE(vm_.Call("ExecCreate", request).ok());
+  ASSERT_TRUE(vm_.Call(kExecCreate, request).ok());
   EXPECT_EQ(container_->Start("three").code(), absl::StatusCode::kFailedPrecondition)
       << "the container has ended";
 }
@@ -78,7 +78,7 @@ TEST_F(ExecTest, UnknownOnesAreNotFound) {
   request.set_container_id("nobody");
   request.set_exec_id("x");
   request.set_process_json(ProcessJson({"/bin/true"}));
-  EXPECT_EQ(vm_.Call("ExecCreate", request).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(vm_.Call(kExecCreate, request).status().code(), absl::StatusCode::kNotFound);
 }
 
 // What Lamina adds to a bare `crun exec`: streams, a process file, four calls. Both are timed in the same

@@ -16,10 +16,10 @@
 #include <cstring>
 #include <filesystem>
 
-#include "base/clock.h"
 #include "base/file_system.h"
 #include "base/status.h"
 #include "base/subprocess.h"
+#include "guest/protocol/greeting.h"
 
 namespace lamina::guest {
 namespace {
@@ -98,8 +98,8 @@ GuestVm& GuestVm::Shared() {
     SharedSlot() = *std::move(vm);
     agent::v1::ConfigureSandboxRequest request;
     request.set_sandbox_id("pod-1");
-    request.set_shared_tag("lamina");
-    const auto configured = SharedSlot()->Call("ConfigureSandbox", request);
+    request.set_shared_tag(kSharedTag);
+    const auto configured = SharedSlot()->Call(kConfigureSandbox, request);
     EXPECT_TRUE(configured.ok()) << configured.status();
   }
   return *SharedSlot();
@@ -145,11 +145,11 @@ absl::Status GuestVm::Start(const VmOptions& options) {
       "-chardev",
       "socket,id=rpc,server=on,wait=off,path=" + directory_ + "/rpc",
       "-device",
-      "virtserialport,chardev=rpc,name=lamina.rpc",
+      fmt::format("virtserialport,chardev=rpc,name={}", kRpcPort),
       "-chardev",
       "socket,id=stdio,server=on,wait=off,path=" + directory_ + "/stdio",
       "-device",
-      "virtserialport,chardev=stdio,name=lamina.stdio"};
+      fmt::format("virtserialport,chardev=stdio,name={}", kStdioPort)};
   if (options.devices) {
     const std::string arena = directory_ + "/arena";
     UniqueFd fd(open(arena.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
@@ -190,7 +190,7 @@ absl::Status GuestVm::Start(const VmOptions& options) {
           std::string("-chardev"),
           "socket,id=fs,path=" + directory_ + "/fs",
           std::string("-device"),
-          std::string("vhost-user-fs-pci,chardev=fs,tag=lamina,addr=07.0"),
+          std::string("vhost-user-fs-pci,chardev=fs,tag=" + std::string(kSharedTag) + ",addr=07.0"),
           std::string("-device"),
           std::string("virtio-balloon-pci,addr=08.0")}) {
       argv.push_back(word);
@@ -229,11 +229,7 @@ absl::Status GuestVm::ConnectPorts(std::chrono::seconds hello_timeout) {
   }));
   client_ = ttrpc::Client::FromFd(std::move(rpc), "agent");
   mux_ = StdioMux::Create(std::move(stdio), false);
-  agent::v1::HelloRequest request;
-  request.set_protocol_version(1);
-  request.set_host_unix_nanos(UnixNanos(Clock::Real().Wall()));
-  request.set_random_seed("not so random seed of a test");
-  ASSIGN_OR_RETURN(hello_, Call<agent::v1::HelloResponse>("Hello", request, hello_timeout));
+  ASSIGN_OR_RETURN(hello_, Greet(*client_, hello_timeout));
   return absl::OkStatus();
 }
 

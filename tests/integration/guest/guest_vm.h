@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/ttrpc/client.h"
+#include "guest/protocol/contract.h"
 #include "guest/protocol/stdio_mux.h"
 #include "proto/agent.pb.h"
 
@@ -45,13 +46,10 @@ class GuestVm {
   std::string shared_directory() const { return directory_ + "/shared"; }
   uint32_t NewStream() { return ++streams_; }
 
-  template <typename Response = agent::v1::Empty, typename Request>
-  absl::StatusOr<Response> Call(const char* method, const Request& request,
+  template <typename Request, typename Response>
+  absl::StatusOr<Response> Call(const ttrpc::Method<Request, Response>& method, const Request& request,
                                 std::chrono::nanoseconds timeout = std::chrono::seconds(60)) {
-    Response response;
-    const absl::Status status = client_->Call("lamina.agent.v1.Agent", method, request, &response, timeout);
-    if (!status.ok()) return status;
-    return response;
+    return ttrpc::Call(*client_, method, request, timeout);
   }
 
   // Writes the image into the arena at the next free 4 KiB boundary.

@@ -22,7 +22,7 @@ TEST(Hotplug, AnArenaPluggedInWhileTheCallWaitsIsUsed) {
   layer->set_id(LayerId(0x407));
   layer->mutable_pmem()->set_pci_path("09.0/00.0");
   layer->mutable_pmem()->set_size(image->bytes);
-  const auto mounted = vm.Call<agent::v1::MountLayersResponse>("MountLayers", request);
+  const auto mounted = vm.Call(kMountLayers, request);
   ASSERT_TRUE(mounted.ok()) << mounted.status();
   EXPECT_TRUE(mounted->results(0).dax());
   printf("hotplugged pmem: device %.3f s\n", mounted->results(0).wait_device_seconds());
@@ -47,7 +47,7 @@ TEST(Hotplug, VcpusComeOnlineAndGoOffline) {
   const auto set = [&](uint32_t vcpus) {
     agent::v1::SetVcpusRequest request;
     request.set_vcpus(vcpus);
-    return (*vm)->Call<agent::v1::SetVcpusResponse>("SetVcpus", request);
+    return (*vm)->Call(kSetVcpus, request);
   };
   for (const uint32_t wanted : {2u, 2u, 1u, 2u}) {
     const auto reached = set(wanted);

@@ -19,7 +19,7 @@ using agent::v1::MountLayersResponse;
 using agent::v1::UnmountLayersRequest;
 
 std::string Mounts(GuestVm& vm) {
-  const auto info = vm.Call<GuestInfoResponse>("GuestInfo", Empty());
+  const auto info = vm.Call(kGuestInfo, Empty());
   EXPECT_TRUE(info.ok()) << info.status();
   return info.ok() ? info->mounts() : "";
 }
@@ -35,7 +35,7 @@ std::string MakeDirectoryWith(GuestVm& vm, const std::string& name, const std::s
 absl::Status Unmount(GuestVm& vm, const std::string& id) {
   UnmountLayersRequest request;
   request.add_ids(id);
-  return vm.Call("UnmountLayers", request).status();
+  return vm.Call(kUnmountLayers, request).status();
 }
 
 TEST(Layers, ARegionOfTheArenaIsMountedWithDaxAndAgainAtOnce) {
@@ -48,7 +48,7 @@ TEST(Layers, ARegionOfTheArenaIsMountedWithDaxAndAgainAtOnce) {
   request.add_layers()->set_id(LayerId(0xda));
   *request.mutable_layers(0)->mutable_pmem() = *region;
   for (int repeat = 0; repeat < 2; ++repeat) {
-    const auto response = vm.Call<MountLayersResponse>("MountLayers", request);
+    const auto response = vm.Call(kMountLayers, request);
     ASSERT_TRUE(response.ok()) << response.status();
     ASSERT_EQ(response->results_size(), 1);
     EXPECT_TRUE(response->results(0).dax());
@@ -61,8 +61,7 @@ TEST(Layers, ARegionOfTheArenaIsMountedWithDaxAndAgainAtOnce) {
   EXPECT_NE(mounts.substr(at, 200).find("dax"), std::string::npos) << mounts.substr(at, 200);
   // The same place for another layer, or another place for the same one, is a mistake of the host.
   request.mutable_layers(0)->set_id(LayerId(0xdb));
-  EXPECT_EQ(vm.Call<MountLayersResponse>("MountLayers", request).status().code(),
-            absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(vm.Call(kMountLayers, request).status().code(), absl::StatusCode::kAlreadyExists);
   for (int repeat = 0; repeat < 2; ++repeat) EXPECT_TRUE(Unmount(vm, LayerId(0xda)).ok());
   EXPECT_EQ(Mounts(vm).find(LayerId(0xda)), std::string::npos);
 }
@@ -84,13 +83,13 @@ TEST(Layers, OneCallMountsManyAndSaysWhichOneItCannot) {
   }
   MountLayersRequest damaged = request;
   damaged.mutable_layers(7)->mutable_pmem()->set_offset(100 << 20);  // nothing has been written there
-  const absl::Status failed = vm.Call<MountLayersResponse>("MountLayers", damaged).status();
+  const absl::Status failed = vm.Call(kMountLayers, damaged).status();
   ASSERT_FALSE(failed.ok());
   EXPECT_NE(std::string(failed.message()).find(LayerId(kFirst + 7)), std::string::npos) << failed;
   EXPECT_EQ(Mounts(vm).find(LayerId(kFirst + 7)), std::string::npos);
 
   // Those that were mounted before the failure are found, the others are mounted now.
-  const auto response = vm.Call<MountLayersResponse>("MountLayers", request);
+  const auto response = vm.Call(kMountLayers, request);
   ASSERT_TRUE(response.ok()) << response.status();
   ASSERT_EQ(response->results_size(), request.layers_size());
   const std::string mounts = Mounts(vm);
@@ -98,7 +97,7 @@ TEST(Layers, OneCallMountsManyAndSaysWhichOneItCannot) {
     EXPECT_EQ(response->results(i).id(), request.layers(i).id());
     EXPECT_NE(mounts.find("/layers/" + request.layers(i).id() + " erofs ro"), std::string::npos) << mounts;
   }
-  EXPECT_TRUE(vm.Call("UnmountLayers", all).ok());
+  EXPECT_TRUE(vm.Call(kUnmountLayers, all).ok());
   EXPECT_EQ(Mounts(vm).find(LayerId(kFirst)), std::string::npos);
 }
 
@@ -121,13 +120,13 @@ TEST(Layers, AThousandAndTwentyFourMappingsOfOneDevice) {
     all.add_ids(layer.id());
   }
   const auto start = std::chrono::steady_clock::now();
-  const auto response = vm.Call<MountLayersResponse>("MountLayers", request, std::chrono::minutes(5));
+  const auto response = vm.Call(kMountLayers, request, std::chrono::minutes(5));
   ASSERT_TRUE(response.ok()) << response.status();
   printf("%d mappings: %.2f s\n", kMappings,
          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   ASSERT_EQ(response->results_size(), kMappings);
   for (const auto& result : response->results()) EXPECT_TRUE(result.dax()) << result.id();
-  EXPECT_TRUE(vm.Call("UnmountLayers", all, std::chrono::minutes(5)).ok());
+  EXPECT_TRUE(vm.Call(kUnmountLayers, all, std::chrono::minutes(5)).ok());
   EXPECT_EQ(Mounts(vm).find(LayerId(kFirst + kMappings - 1)), std::string::npos);
 }
 
@@ -142,7 +141,7 @@ TEST(Layers, WhatCannotBeMountedLeavesNothing) {
     layer->mutable_pmem()->set_offset(100 << 20);  // nothing has been written there
     layer->mutable_pmem()->set_size(4096);
     change(*layer);
-    return vm.Call<MountLayersResponse>("MountLayers", request).status();
+    return vm.Call(kMountLayers, request).status();
   };
   EXPECT_FALSE(mount([](auto&) {}).ok()) << "zeros are no EROFS";
   EXPECT_EQ(mount([](auto& layer) { layer.mutable_pmem()->set_offset(1ULL << 40); }).code(),
@@ -171,15 +170,14 @@ TEST(Layers, AHotPluggedDiskIsMountedAndLeavesTheGuestWithItsLayer) {
   layer->mutable_scsi()->set_target(0);
   layer->mutable_scsi()->set_lun(3);
   layer->mutable_scsi()->set_size(image->bytes + 4096);
-  EXPECT_EQ(vm.Call<MountLayersResponse>("MountLayers", request).status().code(),
-            absl::StatusCode::kInvalidArgument)
+  EXPECT_EQ(vm.Call(kMountLayers, request).status().code(), absl::StatusCode::kInvalidArgument)
       << "a disk of another size is another disk";
   ASSERT_TRUE(vm.UnplugDisk(3).ok());
 
   ASSERT_TRUE(vm.PlugDisk(*image, 4).ok());
   layer->mutable_scsi()->set_lun(4);
   layer->mutable_scsi()->set_size(image->bytes);
-  const auto mounted = vm.Call<MountLayersResponse>("MountLayers", request);
+  const auto mounted = vm.Call(kMountLayers, request);
   ASSERT_TRUE(mounted.ok()) << mounted.status();
   EXPECT_FALSE(mounted->results(0).dax());
   printf("scsi layer: device %.4f s, mount %.4f s\n", mounted->results(0).wait_device_seconds(),
@@ -237,7 +235,7 @@ TEST(Layers, ADiskWithAHashTreeShowsNoBlockThatWasChanged) {
       disk->set_size(bytes);
     }
   };
-  const auto mount = [&] { return vm.Call<MountLayersResponse>("MountLayers", request); };
+  const auto mount = [&] { return vm.Call(kMountLayers, request); };
   const auto unplug = [&](uint32_t lun) {
     EXPECT_TRUE(vm.UnplugDisk(lun).ok());
     EXPECT_TRUE(vm.UnplugDisk(lun + 1).ok());
@@ -266,8 +264,7 @@ TEST(Layers, ADiskWithAHashTreeShowsNoBlockThatWasChanged) {
   }
   MountLayersRequest other = request;
   other.mutable_layers(0)->mutable_verity()->set_root_hash(std::string(64, '1'));
-  EXPECT_EQ(vm.Call<MountLayersResponse>("MountLayers", other).status().code(),
-            absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(vm.Call(kMountLayers, other).status().code(), absl::StatusCode::kAlreadyExists);
   {
     ContainerOptions options;
     options.layers = {LayerId(0x7e51), BusyboxLayer(vm)};
@@ -315,7 +312,7 @@ TEST(Layers, AHundredAndTwentyLayersStackUp) {
   }
   UnmountLayersRequest request;
   for (const std::string& id : ids) request.add_ids(id);
-  EXPECT_TRUE(vm.Call("UnmountLayers", request).ok());
+  EXPECT_TRUE(vm.Call(kUnmountLayers, request).ok());
 }
 
 TEST(Layers, UpperLayersHideLowerOnesAndWritesStayInTheContainer) {

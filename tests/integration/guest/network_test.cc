@@ -34,14 +34,14 @@ TEST(GuestNetwork, ThePodsAddressesRoutesAndNamesAreSet) {
   neighbor->set_device("eth0");
   (*request.mutable_sysctls())["net.ipv4.ip_unprivileged_port_start"] = "80";
   request.set_shm_bytes(8 << 20);
-  request.set_shared_tag("lamina");
+  request.set_shared_tag(kSharedTag);
   for (int repeat = 0; repeat < 2; ++repeat) {
-    const auto configured = vm.Call("ConfigureSandbox", request);
+    const auto configured = vm.Call(kConfigureSandbox, request);
     ASSERT_TRUE(configured.ok()) << configured.status();
   }
   // Other content for the same pod is carried out as well, over what is there.
   (*request.mutable_sysctls())["net.ipv4.ip_unprivileged_port_start"] = "0";
-  const auto again = vm.Call("ConfigureSandbox", request);
+  const auto again = vm.Call(kConfigureSandbox, request);
   ASSERT_TRUE(again.ok()) << again.status();
 
   ContainerOptions options;
@@ -63,7 +63,7 @@ TEST(GuestNetwork, ThePodsAddressesRoutesAndNamesAreSet) {
   EXPECT_EQ(out.find("tentative"), std::string::npos) << out;
 
   request.set_sandbox_id("pod-2");
-  EXPECT_EQ(vm.Call("ConfigureSandbox", request).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(vm.Call(kConfigureSandbox, request).status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
 TEST(GuestNetwork, ADeviceThatIsNotThereIsNamed) {
@@ -73,7 +73,7 @@ TEST(GuestNetwork, ADeviceThatIsNotThereIsNamed) {
   auto* interface = request.add_interfaces();
   interface->set_name("eth1");
   interface->set_mac("02:00:00:00:00:99");
-  const auto configured = vm.Call("ConfigureSandbox", request);
+  const auto configured = vm.Call(kConfigureSandbox, request);
   EXPECT_EQ(configured.status().code(), absl::StatusCode::kNotFound);
   EXPECT_NE(std::string(configured.status().message()).find("02:00:00:00:00:99"), std::string::npos);
 }

@@ -93,13 +93,9 @@ class PlainAgentTest : public testing::Test {
     return std::string(std::istreambuf_iterator<char>(log), {});
   }
 
-  template <typename Response = Empty, typename Request>
-  absl::StatusOr<Response> Call(const char* method, const Request& request) {
-    Response response;
-    const absl::Status status =
-        client_->Call("lamina.agent.v1.Agent", method, request, &response, std::chrono::seconds(30));
-    if (!status.ok()) return status;
-    return response;
+  template <typename Request, typename Response>
+  absl::StatusOr<Response> Call(const ttrpc::Method<Request, Response>& method, const Request& request) {
+    return ttrpc::Call(*client_, method, request, std::chrono::seconds(30));
   }
 
   absl::StatusOr<agent::v1::CreateContainerResponse> Create(const std::string& id, const std::string& script,
@@ -116,7 +112,7 @@ class PlainAgentTest : public testing::Test {
     request.set_container_id(id);
     request.set_spec_json(spec.dump());
     request.set_stdout_stream(out);
-    return Call<agent::v1::CreateContainerResponse>("CreateContainer", request);
+    return Call(kCreateContainer, request);
   }
 
   std::string Output(uint32_t stream) {
@@ -140,26 +136,26 @@ class PlainAgentTest : public testing::Test {
 TEST_F(PlainAgentTest, ItRunsContainersAndEndsOnShutdown) {
   agent::v1::HelloRequest hello;
   hello.set_protocol_version(1);
-  ASSERT_TRUE(Call<agent::v1::HelloResponse>("Hello", hello).ok());
+  ASSERT_TRUE(Call(kHello, hello).ok());
   const auto created = Create("plain", "echo $$; exit 5", 1);
   ASSERT_TRUE(created.ok()) << created.status();
   ProcessRequest process;
   process.set_container_id("plain");
-  const auto started = Call<agent::v1::StartProcessResponse>("StartProcess", process);
+  const auto started = Call(kStartProcess, process);
   ASSERT_TRUE(started.ok()) << started.status();
   EXPECT_EQ(Output(1), "1\n");
-  const auto exit = Call<agent::v1::WaitProcessResponse>("WaitProcess", process);
+  const auto exit = Call(kWaitProcess, process);
   ASSERT_TRUE(exit.ok()) << exit.status();
   EXPECT_EQ(exit->exit_status(), 5u);
-  EXPECT_TRUE(Call("DeleteProcess", process).ok());
+  EXPECT_TRUE(Call(kDeleteProcess, process).ok());
   EXPECT_FALSE(fs::exists(root_ + "/root/containers/plain"));
   EXPECT_FALSE(fs::exists(root_ + "/root/crun/plain"));
 
   // One that still runs is killed by the shutdown.
   ASSERT_TRUE(Create("running", "sleep 1000", 2).ok());
   process.set_container_id("running");
-  ASSERT_TRUE(Call<agent::v1::StartProcessResponse>("StartProcess", process).ok());
-  EXPECT_TRUE(Call("Shutdown", Empty()).ok());
+  ASSERT_TRUE(Call(kStartProcess, process).ok());
+  EXPECT_TRUE(Call(kShutdown, Empty()).ok());
   int status = 0;
   ASSERT_EQ(waitpid(pid_, &status, 0), pid_);
   pid_ = 0;
@@ -170,12 +166,11 @@ TEST_F(PlainAgentTest, ItRunsContainersAndEndsOnShutdown) {
 TEST_F(PlainAgentTest, TheMachineIsNotItsOwn) {
   agent::v1::SetVcpusRequest vcpus;
   vcpus.set_vcpus(1);
-  EXPECT_EQ(Call<agent::v1::SetVcpusResponse>("SetVcpus", vcpus).status().code(),
-            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(Call(kSetVcpus, vcpus).status().code(), absl::StatusCode::kFailedPrecondition);
   agent::v1::HelloRequest hello;
   hello.set_protocol_version(1);
   hello.set_host_unix_nanos(1);
-  EXPECT_TRUE(Call<agent::v1::HelloResponse>("Hello", hello).ok());
+  EXPECT_TRUE(Call(kHello, hello).ok());
   EXPECT_GT(time(nullptr), 1'000'000'000);
 }
 

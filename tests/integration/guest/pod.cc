@@ -109,7 +109,7 @@ std::string MountDirectory(GuestVm& vm, const std::string& directory) {
   auto* layer = request.add_layers();
   layer->set_id(id);
   *layer->mutable_pmem() = *region;
-  const auto mounted = vm.Call<agent::v1::MountLayersResponse>("MountLayers", request);
+  const auto mounted = vm.Call(kMountLayers, request);
   EXPECT_TRUE(mounted.ok()) << mounted.status();
   return id;
 }
@@ -184,7 +184,7 @@ TestContainer::TestContainer(GuestVm& vm, const ContainerOptions& options) : vm_
     request.set_stderr_stream(vm.NewStream());
     err_ = std::make_unique<Capture>(vm, request.stderr_stream());
   }
-  created_ = vm.Call<agent::v1::CreateContainerResponse>("CreateContainer", request).status();
+  created_ = vm.Call(kCreateContainer, request).status();
 }
 
 TestContainer::~TestContainer() {
@@ -200,11 +200,11 @@ agent::v1::ProcessRequest TestContainer::Request(const std::string& exec_id) con
 }
 
 absl::Status TestContainer::Start(const std::string& exec_id) {
-  return vm_.Call<agent::v1::StartProcessResponse>("StartProcess", Request(exec_id)).status();
+  return vm_.Call(kStartProcess, Request(exec_id)).status();
 }
 
 agent::v1::WaitProcessResponse TestContainer::Wait(const std::string& exec_id) {
-  const auto response = vm_.Call<agent::v1::WaitProcessResponse>("WaitProcess", Request(exec_id));
+  const auto response = vm_.Call(kWaitProcess, Request(exec_id));
   EXPECT_TRUE(response.ok()) << response.status();
   return response.ok() ? *response : agent::v1::WaitProcessResponse();
 }
@@ -215,11 +215,11 @@ absl::Status TestContainer::Signal(int signal, const std::string& exec_id, bool 
   request.set_exec_id(exec_id);
   request.set_signal(static_cast<uint32_t>(signal));
   request.set_all(all);
-  return vm_.Call("SignalProcess", request).status();
+  return vm_.Call(kSignalProcess, request).status();
 }
 
 absl::Status TestContainer::Delete(const std::string& exec_id) {
-  return vm_.Call("DeleteProcess", Request(exec_id)).status();
+  return vm_.Call(kDeleteProcess, Request(exec_id)).status();
 }
 
 TestContainer::Result TestContainer::Exec(const std::vector<std::string>& args, const std::string& input) {
@@ -233,7 +233,7 @@ TestContainer::Result TestContainer::Exec(const std::vector<std::string>& args, 
   request.set_stderr_stream(vm_.NewStream());
   if (!input.empty()) request.set_stdin_stream(vm_.NewStream());
   Capture out(vm_, request.stdout_stream()), err(vm_, request.stderr_stream());
-  result.status = vm_.Call("ExecCreate", request).status();
+  result.status = vm_.Call(kExecCreate, request).status();
   if (result.status.ok()) result.status = Start(exec_id);
   if (result.status.ok()) {
     if (!input.empty()) SendInput(vm_, request.stdin_stream(), input, true);

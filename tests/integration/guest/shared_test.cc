@@ -48,13 +48,13 @@ TEST(Shared, ARootBelowItNeedsNoLayers) {
   request.set_spec_json(spec.dump());
   request.set_stdout_stream(vm.NewStream());
   Capture out(vm, request.stdout_stream());
-  const auto created = vm.Call<agent::v1::CreateContainerResponse>("CreateContainer", request);
+  const auto created = vm.Call(kCreateContainer, request);
   ASSERT_TRUE(created.ok()) << created.status();
   agent::v1::ProcessRequest process;
   process.set_container_id("shared-root");
-  EXPECT_TRUE(vm.Call<agent::v1::StartProcessResponse>("StartProcess", process).ok());
+  EXPECT_TRUE(vm.Call(kStartProcess, process).ok());
   EXPECT_EQ(out.ToEnd(), "rooted\n");
-  EXPECT_TRUE(vm.Call("DeleteProcess", process).ok());
+  EXPECT_TRUE(vm.Call(kDeleteProcess, process).ok());
 }
 
 }  // namespace

@@ -18,8 +18,8 @@ absl::StatusOr<std::unique_ptr<GuestVm>> BootWithRoot() {
   if (!vm.ok()) return vm;
   agent::v1::ConfigureSandboxRequest request;
   request.set_sandbox_id("pod-1");
-  request.set_shared_tag("lamina");
-  const auto configured = (*vm)->Call("ConfigureSandbox", request);
+  request.set_shared_tag(kSharedTag);
+  const auto configured = (*vm)->Call(kConfigureSandbox, request);
   if (!configured.ok()) return configured.status();
   std::filesystem::copy(
       BusyboxDirectory(), (*vm)->shared_directory() + "/rootfs",
@@ -34,11 +34,11 @@ absl::Status RunShell(GuestVm& vm, const std::string& id, const std::string& scr
   agent::v1::CreateContainerRequest request;
   request.set_container_id(id);
   request.set_spec_json(spec.dump());
-  const auto created = vm.Call<agent::v1::CreateContainerResponse>("CreateContainer", request);
+  const auto created = vm.Call(kCreateContainer, request);
   if (!created.ok()) return created.status();
   agent::v1::ProcessRequest process;
   process.set_container_id(id);
-  return vm.Call<agent::v1::StartProcessResponse>("StartProcess", process).status();
+  return vm.Call(kStartProcess, process).status();
 }
 
 TEST(Shutdown, TheMachineEndsAfterTheAnswer) {
@@ -47,7 +47,7 @@ TEST(Shutdown, TheMachineEndsAfterTheAnswer) {
   const auto vm = GuestVm::Boot(options);
   ASSERT_TRUE(vm.ok()) << vm.status();
   const auto start = std::chrono::steady_clock::now();
-  const auto answer = (*vm)->Call("Shutdown", Empty());
+  const auto answer = (*vm)->Call(kShutdown, Empty());
   EXPECT_TRUE(answer.ok()) << answer.status();
   EXPECT_TRUE((*vm)->WaitForEnd(std::chrono::seconds(30)));
   printf("shutdown: %.2f s\n",
@@ -62,7 +62,7 @@ TEST(Shutdown, ContainersThatIgnoreSignalsDoNotHoldItUp) {
     ASSERT_TRUE(run.ok()) << run;
   }
   const auto start = std::chrono::steady_clock::now();
-  EXPECT_TRUE((*vm)->Call("Shutdown", Empty()).ok());
+  EXPECT_TRUE((*vm)->Call(kShutdown, Empty()).ok());
   EXPECT_TRUE((*vm)->WaitForEnd(std::chrono::seconds(15)));
   printf("shutdown with two containers: %.2f s\n",
          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());

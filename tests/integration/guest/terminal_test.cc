@@ -20,7 +20,7 @@ TEST(Terminal, AShellOnATerminalEchoesAndKnowsItsSize) {
   options.terminal = true;
   TestContainer container(vm, options);
   ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(vm.Call("ResizeTerminal", Size(container, 123, 45)).ok());
+  ASSERT_TRUE(vm.Call(kResizeTerminal, Size(container, 123, 45)).ok());
   ASSERT_TRUE(container.Start().ok());
   SendInput(vm, container.in_stream(), "stty size; exit 4\n", false);
   EXPECT_EQ(container.Wait().exit_status(), 4u);
@@ -33,7 +33,7 @@ TEST(Terminal, AContainerWithoutOneCannotBeResized) {
   GuestVm& vm = GuestVm::Shared();
   TestContainer container(vm, {});
   ASSERT_TRUE(container.created().ok()) << container.created();
-  EXPECT_EQ(vm.Call("ResizeTerminal", Size(container, 1, 1)).status().code(),
+  EXPECT_EQ(vm.Call(kResizeTerminal, Size(container, 1, 1)).status().code(),
             absl::StatusCode::kFailedPrecondition);
 }
 
@@ -52,10 +52,10 @@ TEST(Terminal, AnExecHasATerminalOfItsOwn) {
   request.set_stdin_stream(vm.NewStream());
   request.set_stdout_stream(vm.NewStream());
   Capture out(vm, request.stdout_stream());
-  ASSERT_TRUE(vm.Call("ExecCreate", request).ok());
+  ASSERT_TRUE(vm.Call(kExecCreate, request).ok());
   auto size = Size(container, 77, 33);
   size.set_exec_id("tty");
-  ASSERT_TRUE(vm.Call("ResizeTerminal", size).ok());
+  ASSERT_TRUE(vm.Call(kResizeTerminal, size).ok());
   ASSERT_TRUE(container.Start("tty").ok());
   SendInput(vm, request.stdin_stream(), "stty size; exit 6\n", false);
   EXPECT_EQ(container.Wait("tty").exit_status(), 6u);

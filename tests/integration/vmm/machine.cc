@@ -8,12 +8,12 @@
 #include <filesystem>
 #include <fstream>
 
-#include "base/clock.h"
 #include "base/file_system.h"
 #include "base/process.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/units.h"
+#include "guest/protocol/greeting.h"
 
 namespace lamina::vmm {
 
@@ -88,15 +88,12 @@ absl::StatusOr<std::unique_ptr<Machine>> Machine::Boot(const Options& options) {
   const auto launched = steady_clock::now();
   machine->launch_seconds_ = std::chrono::duration<double>(launched - begin).count();
   ASSIGN_OR_RETURN(machine->client_, ttrpc::Client::Dial(RpcSocket(machine->dir()), "agent"));
-  agent::v1::HelloRequest hello;
-  hello.set_protocol_version(1);
-  hello.set_host_unix_nanos(UnixNanos(Clock::Real().Wall()));
-  ASSIGN_OR_RETURN(machine->hello_, machine->Call<agent::v1::HelloResponse>("Hello", hello));
+  ASSIGN_OR_RETURN(machine->hello_, guest::Greet(*machine->client_, std::chrono::seconds(60)));
   machine->boot_seconds_ = std::chrono::duration<double>(steady_clock::now() - launched).count();
   agent::v1::ConfigureSandboxRequest configure;
   configure.set_sandbox_id("pod-1");
   if (options.shared_dir) configure.set_shared_tag(spec.virtiofs_tag);
-  RETURN_IF_ERROR(machine->Call("ConfigureSandbox", configure).status());
+  RETURN_IF_ERROR(machine->Call(guest::kConfigureSandbox, configure).status());
   return machine;
 }
 
@@ -119,7 +116,7 @@ absl::StatusOr<agent::v1::LayerResult> Machine::MountPmem(int id, const std::str
   layer->mutable_pmem()->set_pci_path(pci_path);
   layer->mutable_pmem()->set_offset(offset);
   layer->mutable_pmem()->set_size(size);
-  ASSIGN_OR_RETURN(const auto response, Call<agent::v1::MountLayersResponse>("MountLayers", request));
+  ASSIGN_OR_RETURN(const auto response, Call(guest::kMountLayers, request));
   if (response.results_size() != 1) return absl::InternalError("not one result");
   return response.results(0);
 }
@@ -140,7 +137,7 @@ absl::StatusOr<agent::v1::LayerResult> Machine::MountScsi(int id, const DiskPlac
   layer->set_id(LayerId(id));
   *layer->mutable_scsi() = Disk(place, size);
   if (!verity.root_hash().empty()) *layer->mutable_verity() = verity;
-  ASSIGN_OR_RETURN(const auto response, Call<agent::v1::MountLayersResponse>("MountLayers", request));
+  ASSIGN_OR_RETURN(const auto response, Call(guest::kMountLayers, request));
   if (response.results_size() != 1) return absl::InternalError("not one result");
   return response.results(0);
 }
@@ -148,7 +145,7 @@ absl::StatusOr<agent::v1::LayerResult> Machine::MountScsi(int id, const DiskPlac
 absl::Status Machine::Unmount(int id) {
   agent::v1::UnmountLayersRequest request;
   request.add_ids(LayerId(id));
-  return Call("UnmountLayers", request).status();
+  return Call(guest::kUnmountLayers, request).status();
 }
 
 }  // namespace lamina::vmm

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/ttrpc/client.h"
+#include "guest/protocol/contract.h"
 #include "proto/agent.pb.h"
 #include "tests/testing/temp_dir.h"
 #include "vmm/hypervisor.h"
@@ -51,13 +52,9 @@ class Machine {
   double boot_seconds() const { return boot_seconds_; }      // from then until the agent answers
   const VirtiofsdProcess& virtiofsd() const { return virtiofsd_; }
 
-  template <typename Response = agent::v1::Empty, typename Request>
-  absl::StatusOr<Response> Call(const char* method, const Request& request) {
-    Response response;
-    const absl::Status status =
-        client_->Call("lamina.agent.v1.Agent", method, request, &response, std::chrono::seconds(60));
-    if (!status.ok()) return status;
-    return response;
+  template <typename Request, typename Response>
+  absl::StatusOr<Response> Call(const ttrpc::Method<Request, Response>& method, const Request& request) {
+    return ttrpc::Call(*client_, method, request, std::chrono::seconds(60));
   }
   absl::StatusOr<agent::v1::LayerResult> MountPmem(int id, const std::string& pci_path, uint64_t offset,
                                                    uint64_t size);

@@ -31,14 +31,14 @@ class ResizeTest : public ::testing::Test {
     resizer_ = &machine_->vm().resizer();
   }
   agent::v1::GuestInfoResponse Guest() {
-    const auto info = machine_->Call<agent::v1::GuestInfoResponse>("GuestInfo", agent::v1::Empty());
+    const auto info = machine_->Call(guest::kGuestInfo, agent::v1::Empty());
     EXPECT_OK(info);
     return info.value_or(agent::v1::GuestInfoResponse());
   }
   uint32_t SetVcpus(uint32_t vcpus) {
     agent::v1::SetVcpusRequest request;
     request.set_vcpus(vcpus);
-    const auto answer = machine_->Call<agent::v1::SetVcpusResponse>("SetVcpus", request);
+    const auto answer = machine_->Call(guest::kSetVcpus, request);
     EXPECT_OK(answer);
     return answer.ok() ? answer->online() : 0;
   }
@@ -124,7 +124,7 @@ TEST(Resize, RoomToGrowCostsLittle) {
     const auto machine = Machine::Boot(options);
     EXPECT_OK(machine);
     if (!machine.ok()) return uint64_t{0};
-    const auto info = (*machine)->Call<agent::v1::GuestInfoResponse>("GuestInfo", agent::v1::Empty());
+    const auto info = (*machine)->Call(guest::kGuestInfo, agent::v1::Empty());
     EXPECT_OK(info);
     printf("%u vCPUs, %llu MiB to come: boot %.2f s, MemTotal %.1f MiB, MemAvailable %.1f MiB\n",
            max_vcpus == 0 ? 0 : max_vcpus - 1, static_cast<unsigned long long>(max_hot_memory >> 20),

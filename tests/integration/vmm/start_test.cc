@@ -138,7 +138,7 @@ TEST(Death, IsSeenByTheWaiterAndByCallsUnderWay) {
 TEST(Death, AGuestThatPowersOffEndsQemu) {
   const auto machine = Machine::Boot({});
   ASSERT_OK(machine);
-  ASSERT_OK((*machine)->Call("Shutdown", agent::v1::Empty()));
+  ASSERT_OK((*machine)->Call(guest::kShutdown, agent::v1::Empty()));
   (*machine)->vm().WaitExit(-1);
   EXPECT_FALSE((*machine)->vm().Alive().ok());
 }

@@ -27,12 +27,12 @@ absl::StatusOr<uint32_t> CopyInGuest(Machine& machine, const std::string& id) {
                        id +
                        R"("],"cwd":"/","env":[],"user":{"uid":0,"gid":0}},)"
                        R"("linux":{"namespaces":[{"type":"pid"},{"type":"mount"}]}})");
-  RETURN_IF_ERROR(machine.Call<agent::v1::CreateContainerResponse>("CreateContainer", create).status());
+  RETURN_IF_ERROR(machine.Call(guest::kCreateContainer, create).status());
   agent::v1::ProcessRequest process;
   process.set_container_id(id);
-  RETURN_IF_ERROR(machine.Call<agent::v1::StartProcessResponse>("StartProcess", process).status());
-  ASSIGN_OR_RETURN(const auto waited, machine.Call<agent::v1::WaitProcessResponse>("WaitProcess", process));
-  RETURN_IF_ERROR(machine.Call("DeleteProcess", process).status());
+  RETURN_IF_ERROR(machine.Call(guest::kStartProcess, process).status());
+  ASSIGN_OR_RETURN(const auto waited, machine.Call(guest::kWaitProcess, process));
+  RETURN_IF_ERROR(machine.Call(guest::kDeleteProcess, process).status());
   return waited.exit_status();
 }
 
