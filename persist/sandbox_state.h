@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "base/process.h"
 
 namespace lamina::persist {
 
@@ -15,11 +16,6 @@ namespace lamina::persist {
 inline constexpr int kStateVersion = 2;
 
 enum class LifeCycle { kCreating, kReady, kStopping, kStopped };
-
-struct ProcessId {
-  int64_t pid = 0;
-  uint64_t start_time = 0;  // field 22 of /proc/<pid>/stat: names the process beyond reuse of its pid
-};
 
 struct ContainerState {
   std::string id;
