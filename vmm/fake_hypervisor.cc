@@ -12,6 +12,7 @@
 #include <chrono>
 
 #include "base/mutex.h"
+#include "base/process.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "vmm/hotplug_ports.h"

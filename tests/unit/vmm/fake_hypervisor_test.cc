@@ -6,7 +6,7 @@
 
 #include <thread>
 
-#include "base/subprocess.h"
+#include "base/process.h"
 #include "base/units.h"
 #include "tests/testing/status_matchers.h"
 
