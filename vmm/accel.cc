@@ -25,6 +25,7 @@ namespace {
 using std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kBootLimit{8};
+constexpr std::chrono::seconds kLockLimit{30};  // a trial and its ending take half of it
 
 // As exec finds it.
 std::string ProgramPath(const std::string& program) {
@@ -100,7 +101,15 @@ absl::StatusOr<Accel> ChooseAccel(const Config& config) {
   const std::string path = config.paths.run_dir + "/accel";
   const UniqueFd lock(open((path + ".lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!lock) return ErrnoStatus(errno, "open " + path + ".lock");
-  while (flock(lock.get(), LOCK_EX) != 0 && errno == EINTR) {
+  const auto deadline = steady_clock::now() + kLockLimit;
+  while (flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK && errno != EINTR) return ErrnoStatus(errno, "lock " + path + ".lock");
+    if (steady_clock::now() >= deadline) {
+      return MakeStatus(absl::StatusCode::kDeadlineExceeded,
+                        "another process has held {}.lock, for its trial of KVM, for {} s", path,
+                        kLockLimit.count());
+    }
+    poll(nullptr, 0, 20);
   }
   const std::string key = fmt::format("{} {} {} {}", kernel, initramfs, qemu,
                                       fs.Read("/proc/sys/kernel/random/boot_id", 128).value_or("?\n"));

@@ -10,8 +10,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <utility>
 
 #include "base/mutex.h"
+#include "base/process.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "vmm/hotplug_ports.h"
@@ -84,6 +86,7 @@ struct FakeWorld {
   absl::Status error GUARDED_BY(mutex);
   std::function<absl::Status(const std::string&)> before_each GUARDED_BY(mutex);
   int kill_timeouts GUARDED_BY(mutex) = 0;
+  bool start_hangs GUARDED_BY(mutex) = false;
   uint64_t guest_holds GUARDED_BY(mutex) = UINT64_MAX;
   std::vector<std::shared_ptr<const Sleeper>> sleepers GUARDED_BY(mutex);
   std::shared_ptr<const Sleeper> vm GUARDED_BY(mutex), virtiofsd GUARDED_BY(mutex);
@@ -275,6 +278,18 @@ absl::StatusOr<VirtiofsdProcess> FakeHypervisor::StartVirtiofsd(const VirtiofsdO
 absl::StatusOr<std::unique_ptr<Vm>> FakeHypervisor::Start(const VmSpec& spec, const StartOptions& options) {
   RETURN_IF_ERROR(world_->Call("Start " + spec.name));
   ASSIGN_OR_RETURN(const auto sleeper, world_->Begin(options.on_started));
+  bool hangs;
+  {
+    MutexLock lock(world_->mutex);
+    hangs = std::exchange(world_->start_hangs, false);
+  }
+  if (hangs) {
+    pollfd cancel{options.cancel_fd, POLLIN, 0};
+    const int ready = poll(&cancel, 1, static_cast<int>(options.timeout.count()));
+    sleeper->End();
+    if (ready > 0) return absl::CancelledError("start QEMU: given up");
+    return absl::DeadlineExceededError("start QEMU: it did not open its socket in time");
+  }
   MutexLock lock(world_->mutex);
   world_->spec = spec;
   world_->vm = sleeper;
@@ -316,6 +331,11 @@ void FakeHypervisor::EndVirtiofsd() {
 void FakeHypervisor::KillTimesOut(int times) {
   MutexLock lock(world_->mutex);
   world_->kill_timeouts = times;
+}
+
+void FakeHypervisor::StartHangs() {
+  MutexLock lock(world_->mutex);
+  world_->start_hangs = true;
 }
 
 void FakeHypervisor::GuestHoldsAtMost(uint64_t hot_memory_bytes) {

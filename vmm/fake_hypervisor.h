@@ -49,6 +49,8 @@ class FakeHypervisor : public Hypervisor {
   void EndVirtiofsd();
   // The next `times` Kills of a VM find that it does not die.
   void KillTimesOut(int times);
+  // The next Start's QEMU does not answer: it is over when it is given up, or at its timeout.
+  void StartHangs();
   // The guest takes no more virtio-mem than this; before, it takes what it is asked to.
   void GuestHoldsAtMost(uint64_t hot_memory_bytes);
 

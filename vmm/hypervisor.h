@@ -20,6 +20,7 @@ struct StartOptions {
   int tap_fd = -1;                              // ours; given to QEMU as VmSpec::tap_fd
   // Until its control socket answers.
   std::chrono::milliseconds timeout = std::chrono::seconds(30);
+  int cancel_fd = -1;  // an eventfd, say: readable when the start is given up; never read
   OnStarted on_started;
 };
 
@@ -32,7 +33,8 @@ class Hypervisor {
   // As vmm::StartVirtiofsd (virtiofsd.h).
   virtual absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options) = 0;
   // Starts a VM and waits until its control socket answers. An error carries the end of its log, and nothing
-  // is left running. InvalidArgument: a spec that cannot be; NotFound: a file that is not there.
+  // is left running. InvalidArgument: a spec that cannot be; NotFound: a file that is not there. Cancelled:
+  // given up by cancel_fd.
   virtual absl::StatusOr<std::unique_ptr<Vm>> Start(const VmSpec& spec, const StartOptions& options) = 0;
 
   // QEMU. Lives as long as the process.

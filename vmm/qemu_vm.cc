@@ -19,6 +19,7 @@
 #include "base/subprocess.h"
 #include "base/units.h"
 #include "vmm/balloon.h"
+#include "vmm/process_log.h"
 #include "vmm/resize.h"
 
 namespace lamina::vmm {
@@ -27,14 +28,27 @@ namespace {
 using std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kCommandTimeout{20};
-constexpr int kEndingMillis = 2000;
+constexpr std::chrono::seconds kEnding{2};
+constexpr size_t kTailBytes = 600;
 
-std::string LogTail(const std::string& path) {
-  const absl::StatusOr<std::string> log = FileSystem::Real().Read(path, 1 << 20);
-  if (!log.ok() || log->empty()) return "it said nothing";
-  std::string tail = log->size() > 600 ? log->substr(log->size() - 600) : *log;
-  std::replace(tail.begin(), tail.end(), '\n', ' ');
-  return "it said: " + tail;
+// How often the logs are looked at: while they grow, and while they don't.
+constexpr int kBusyLookMillis = 50, kIdleLookMillis = 2000;
+constexpr uint64_t kBusyGrowthBytes = 64 << 10;
+constexpr std::chrono::seconds kFollowHelper{1};
+
+int MillisUntil(steady_clock::time_point deadline) {
+  const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - steady_clock::now()).count();
+  return static_cast<int>(std::clamp<int64_t>(left, 0, 60'000));
+}
+
+// Whether the process behind `pidfd` has ended by `deadline`.
+bool AwaitEnd(int pidfd, steady_clock::time_point deadline) {
+  for (;;) {
+    const int timeout = MillisUntil(deadline);
+    pollfd entry{pidfd, POLLIN, 0};
+    if (poll(&entry, 1, timeout) > 0) return true;
+    if (timeout == 0) return false;
+  }
 }
 
 absl::Status CheckSocketPath(const std::string& longest) {
@@ -82,7 +96,7 @@ absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Start(const VmSpec& spec, const Star
   SpawnOptions spawn;
   spawn.argv = command.argv;
   spawn.netns_path = options.netns_path;
-  spawn.log_path = vm->log_path_;
+  spawn.log_path = QemuLog(spec.runtime_dir);
   spawn.cgroup_procs_files = options.cgroup_procs_files;
   if (options.tap_fd >= 0) spawn.fds = {{options.tap_fd, spec.tap_fd}};
   ASSIGN_OR_RETURN(vm->pid_, Spawn(spawn));
@@ -90,7 +104,7 @@ absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Start(const VmSpec& spec, const Star
   if (!vm->pidfd_) {
     const int error = errno;
     kill(vm->pid_, SIGKILL);  // still ours: nobody else reaps it
-    waitpid(vm->pid_, nullptr, 0);
+    KillProcess(vm->pid_, ProcessStartTime(vm->pid_).value_or(0), std::chrono::seconds(5)).IgnoreError();
     return ErrnoStatus(error, "watch QEMU (pidfd_open)");
   }
   const absl::StatusOr<uint64_t> start_time = ProcessStartTime(vm->pid_);
@@ -100,14 +114,14 @@ absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Start(const VmSpec& spec, const Star
     if (options.on_started) status = options.on_started(vm->pid_, vm->start_time_);
   }
   if (status.ok()) {
-    auto qmp = QmpClient::Connect(QmpSocket(spec.runtime_dir), steady_clock::now() + options.timeout,
-                                  [&] { return vm->Alive(); });
+    auto qmp = QmpClient::Connect(
+        QmpSocket(spec.runtime_dir), steady_clock::now() + options.timeout, [&] { return vm->Alive(); },
+        options.cancel_fd);
     status = qmp.status();
     if (qmp.ok()) vm->qmp_ = std::move(*qmp);
     if (status.code() == absl::StatusCode::kUnavailable) {
       // It closed its socket because it is ending: its own words say why.
-      pollfd ended{vm->pidfd_.get(), POLLIN, 0};
-      poll(&ended, 1, kEndingMillis);
+      AwaitEnd(vm->pidfd_.get(), steady_clock::now() + kEnding);
       if (const absl::Status alive = vm->Alive(); !alive.ok()) status = alive;
     }
   }
@@ -119,7 +133,7 @@ absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Start(const VmSpec& spec, const Star
   return vm;
 }
 
-QemuVm::QemuVm(const VmSpec& spec) : log_path_(spec.runtime_dir + "/qemu.log"), ports_(spec.hotplug_ports) {}
+QemuVm::QemuVm(const VmSpec& spec) : runtime_dir_(spec.runtime_dir), ports_(spec.hotplug_ports) {}
 
 void QemuVm::SetUpDevices(const VmSpec& spec, const QemuCommand& command) {
   resizer_ = std::make_unique<QmpResizer>(*qmp_, spec.memory_bytes);
@@ -133,34 +147,38 @@ void QemuVm::SetUpDevices(const VmSpec& spec, const QemuCommand& command) {
 absl::Status QemuVm::Alive() const {
   pollfd poll_fd{pidfd_.get(), POLLIN, 0};
   if (poll(&poll_fd, 1, 0) == 0) return absl::OkStatus();
-  return MakeStatus(absl::StatusCode::kUnavailable, "QEMU (pid {}) has ended; {}", pid_, LogTail(log_path_));
+  const std::string said = LogTail(QemuLog(runtime_dir_), kTailBytes);
+  return MakeStatus(absl::StatusCode::kUnavailable, "QEMU (pid {}) has ended; it said{} {}", pid_,
+                    said.empty() ? "" : ":", said.empty() ? "nothing" : said);
+}
+
+uint64_t QemuVm::TrimLogs() const {
+  uint64_t bytes = 0;
+  for (const std::string& path : {QemuLog(runtime_dir_), VirtiofsdLog(runtime_dir_)}) {
+    const absl::StatusOr<uint64_t> length = TrimLog(path);
+    if (length.ok()) bytes += *length;
+  }
+  return bytes;
 }
 
 bool QemuVm::WaitExit(int helper) {
   pollfd ends[] = {{pidfd_.get(), POLLIN, 0}, {helper, POLLIN, 0}};
-  while (poll(ends, 2, -1) < 0 && errno == EINTR) {
+  int look = kBusyLookMillis;
+  for (uint64_t known = 0; poll(ends, 2, look) <= 0;) {
+    const uint64_t bytes = TrimLogs();
+    look = bytes - known > kBusyGrowthBytes ? kBusyLookMillis : kIdleLookMillis;
+    known = bytes;
   }
-  if (ends[0].revents == 0) {
-    int ready;
-    while ((ready = poll(ends, 1, 1000)) < 0 && errno == EINTR) {
-    }
-    if (ready == 0) return false;
-  }
+  if (ends[0].revents == 0 && !AwaitEnd(pidfd_.get(), steady_clock::now() + kFollowHelper)) return false;
+  TrimLogs();  // its last words may have been many
   waitpid(pid_, nullptr, WNOHANG);
   return true;
 }
 
 absl::Status QemuVm::Kill(std::chrono::milliseconds timeout) {
-  const auto deadline = steady_clock::now() + timeout;
-  if (pidfd_.get() < 0) return absl::OkStatus();
   syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGKILL, nullptr, 0);
-  for (;;) {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - steady_clock::now()).count();
-    pollfd poll_fd{pidfd_.get(), POLLIN, 0};
-    const int ready = poll(&poll_fd, 1, static_cast<int>(std::max<int64_t>(left, 0)));
-    if (ready > 0) break;
-    if (left <= 0) return MakeStatus(absl::StatusCode::kDeadlineExceeded, "QEMU (pid {}) does not die", pid_);
-  }
+  if (!AwaitEnd(pidfd_.get(), steady_clock::now() + timeout))
+    return MakeStatus(absl::StatusCode::kDeadlineExceeded, "QEMU (pid {}) does not die", pid_);
   waitpid(pid_, nullptr, WNOHANG);
   return absl::OkStatus();
 }

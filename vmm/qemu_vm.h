@@ -39,12 +39,14 @@ class QemuVm : public Vm {
     std::string pci_path;
   };
   explicit QemuVm(const VmSpec& spec);
+  // Gives how long they are together.
+  uint64_t TrimLogs() const;
   void SetUpDevices(const VmSpec& spec, const QemuCommand& command);
 
   pid_t pid_ = 0;
   uint64_t start_time_ = 0;
   UniqueFd pidfd_;
-  const std::string log_path_;
+  const std::string runtime_dir_;
   HotplugPorts ports_;
   // Set by Start, before anybody else has the object.
   std::unique_ptr<QmpClient> qmp_;

@@ -18,12 +18,21 @@ namespace {
 using nlohmann::json;
 using std::chrono::steady_clock;
 
-constexpr size_t kMaxEvents = 256;
-constexpr int kMaxDepth = 64;  // the JSON library writes nested values recursively
+constexpr size_t kMaxEvents = 256, kMaxDeviceBytes = 128, kMaxErrorBytes = 512;
+constexpr std::chrono::milliseconds kSlice{50};  // of a wait for an event, while which nobody else reads
+constexpr int kMaxDepth = 64;                    // the JSON library writes nested values recursively
 
 std::string Text(const json& object, const char* key) {
   const auto it = object.find(key);
   return it != object.end() && it->is_string() ? it->get<std::string>() : std::string();
+}
+
+// For messages that go into logs and states.
+std::string Printable(std::string_view text) {
+  std::string out(text.substr(0, kMaxErrorBytes));
+  for (char& c : out)
+    if (c < 0x20 || c == 0x7f) c = '?';  // beyond ASCII too: char is signed
+  return out;
 }
 
 int MillisUntil(steady_clock::time_point deadline) {
@@ -57,9 +66,9 @@ absl::StatusOr<QmpMessage> ParseQmpLine(std::string_view line) {
     return !too_deep;
   };
   const json root = json::parse(line, limit_depth, false);
-  if (too_deep) return InvalidArgument("QMP: nested deeper than {}: {:.80}", kMaxDepth, std::string(line));
+  if (too_deep) return InvalidArgument("QMP: nested deeper than {}: {:.80}", kMaxDepth, Printable(line));
   if (root.is_discarded() || !root.is_object()) {
-    return InvalidArgument("QMP: not a JSON object: {:.80}", std::string(line));
+    return InvalidArgument("QMP: not a JSON object: {:.80}", Printable(line));
   }
   QmpMessage message;
   if (const auto id = root.find("id"); id != root.end() && id->is_number_unsigned())
@@ -71,22 +80,47 @@ absl::StatusOr<QmpMessage> ParseQmpLine(std::string_view line) {
     message.return_json = value->dump(-1, ' ', false, json::error_handler_t::replace);
   } else if (const auto error = root.find("error"); error != root.end() && error->is_object()) {
     message.kind = QmpMessage::kError;
-    message.error_class = Text(*error, "class");
-    message.error_text = Text(*error, "desc");
+    message.error_class = Printable(Text(*error, "class"));
+    message.error_text = Printable(Text(*error, "desc"));
   } else if (root.contains("event")) {
     message.kind = QmpMessage::kEvent;
     message.event.name = Text(root, "event");
     if (const auto data = root.find("data"); data != root.end() && data->is_object()) {
       message.event.device = Text(*data, "device");
-      message.event.path = Text(*data, "path");
     }
   } else {
-    return InvalidArgument("QMP: neither return, error nor event: {:.80}", std::string(line));
+    return InvalidArgument("QMP: neither return, error nor event: {:.80}", Printable(line));
   }
   return message;
 }
 
-absl::StatusOr<QmpMessage> QmpClient::ReadMessage(steady_clock::time_point deadline) {
+// The right to use the socket. Free again at the end of its life.
+class QmpClient::Turn {
+ public:
+  // False: others had it until `deadline`.
+  bool Take(QmpClient& client, Deadline deadline) {
+    MutexLock lock(client.mutex_);
+    ++client.waiting_;
+    bool in_time = true;
+    while (client.taken_ && in_time) in_time = client.turns_.WaitUntil(client.mutex_, deadline);
+    --client.waiting_;
+    if (client.taken_) return false;
+    client.taken_ = true;
+    client_ = &client;
+    return true;
+  }
+  ~Turn() {
+    if (client_ == nullptr) return;
+    MutexLock lock(client_->mutex_);
+    client_->taken_ = false;
+    client_->turns_.NotifyAll();
+  }
+
+ private:
+  QmpClient* client_ = nullptr;
+};
+
+absl::StatusOr<QmpMessage> QmpClient::ReadMessage(Deadline deadline) {
   for (;;) {
     const size_t newline = buffer_.find('\n');
     if (newline != std::string::npos) {
@@ -94,14 +128,17 @@ absl::StatusOr<QmpMessage> QmpClient::ReadMessage(steady_clock::time_point deadl
       buffer_.erase(0, newline + 1);
       return message;
     }
-    if (buffer_.size() > kQmpMaxLineBytes)
-      return absl::InternalError("QMP: a line from QEMU is longer than 1 MiB");
-    pollfd poll_fd{fd_.get(), POLLIN, 0};
+    if (buffer_.size() > kQmpMaxLineBytes) {
+      return MakeStatus(absl::StatusCode::kInternal, "QMP: a line from QEMU is longer than {} KiB",
+                        kQmpMaxLineBytes >> 10);
+    }
+    // Asked before each look: bytes without an end must not hold the caller.
     const int timeout = MillisUntil(deadline);
-    const int ready = poll(&poll_fd, 1, timeout);
-    if (ready == 0 && MillisUntil(deadline) == 0)
-      return absl::DeadlineExceededError("QMP: no answer from QEMU in time");
+    pollfd entries[] = {{fd_.get(), POLLIN, 0}, {cancel_fd_, POLLIN, 0}};
+    const int ready = poll(entries, 2, timeout);
     if (ready < 0 && errno != EINTR) return ErrnoStatus(errno, "QMP: poll");
+    if (ready > 0 && entries[1].revents != 0) return absl::CancelledError("QMP: given up");
+    if (timeout == 0) return absl::DeadlineExceededError("QMP: no answer from QEMU in time");
     if (ready <= 0) continue;
     char chunk[4096];
     const ssize_t n = read(fd_.get(), chunk, sizeof chunk);
@@ -111,7 +148,7 @@ absl::StatusOr<QmpMessage> QmpClient::ReadMessage(steady_clock::time_point deadl
   }
 }
 
-absl::Status QmpClient::Send(const std::string& line, steady_clock::time_point deadline) {
+absl::Status QmpClient::Send(const std::string& line, Deadline deadline) {
   std::string_view rest = line;
   while (!rest.empty()) {
     const ssize_t n = send(fd_.get(), rest.data(), rest.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -131,9 +168,9 @@ absl::Status QmpClient::Send(const std::string& line, steady_clock::time_point d
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<QmpClient>> QmpClient::Connect(const std::string& path,
-                                                              steady_clock::time_point deadline,
-                                                              const std::function<absl::Status()>& alive) {
+absl::StatusOr<std::unique_ptr<QmpClient>> QmpClient::Connect(const std::string& path, Deadline deadline,
+                                                              const std::function<absl::Status()>& alive,
+                                                              int cancel_fd) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.size() >= sizeof address.sun_path) {
@@ -141,34 +178,43 @@ absl::StatusOr<std::unique_ptr<QmpClient>> QmpClient::Connect(const std::string&
   }
   memcpy(address.sun_path, path.data(), path.size());
   for (;;) {
-    UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     if (!fd) return ErrnoStatus(errno, "socket");
     if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0)
-      return FromFd(std::move(fd), deadline);
-    if (errno != ENOENT && errno != ECONNREFUSED) return ErrnoStatus(errno, "connect to " + path);
+      return FromFd(std::move(fd), deadline, cancel_fd);
+    // EAGAIN: others fill its queue.
+    if (errno != ENOENT && errno != ECONNREFUSED && errno != EAGAIN)
+      return ErrnoStatus(errno, "connect to " + path);
     RETURN_IF_ERROR(alive());
     if (MillisUntil(deadline) == 0)
       return MakeStatus(absl::StatusCode::kDeadlineExceeded, "QEMU did not open {} in time", path);
-    poll(nullptr, 0, 5);  // QEMU gives no sign when its socket is there
+    pollfd cancel{cancel_fd, POLLIN, 0};  // QEMU gives no sign when its socket is there
+    if (poll(&cancel, 1, 5) > 0) return absl::CancelledError("given up before QEMU opened " + path);
   }
 }
 
-absl::StatusOr<std::unique_ptr<QmpClient>> QmpClient::FromFd(UniqueFd fd, steady_clock::time_point deadline) {
-  std::unique_ptr<QmpClient> client(new QmpClient(std::move(fd)));
-  {
-    MutexLock lock(client->mutex_);
-    ASSIGN_OR_RETURN(const QmpMessage greeting, client->ReadMessage(deadline));
-    if (greeting.kind != QmpMessage::kGreeting) return absl::InternalError("QMP: QEMU did not greet");
-  }
-  const auto left = std::chrono::milliseconds(MillisUntil(deadline));
-  ASSIGN_OR_RETURN(const std::string ignored, client->Execute("qmp_capabilities", "", left));
+absl::StatusOr<std::unique_ptr<QmpClient>> QmpClient::FromFd(UniqueFd fd, Deadline deadline, int cancel_fd) {
+  std::unique_ptr<QmpClient> client(new QmpClient(std::move(fd), cancel_fd));
+  ASSIGN_OR_RETURN(const QmpMessage greeting, client->ReadMessage(deadline));
+  if (greeting.kind != QmpMessage::kGreeting) return absl::InternalError("QMP: QEMU did not greet");
+  RETURN_IF_ERROR(client->Run("qmp_capabilities", "", deadline).status());
+  client->cancel_fd_ = -1;
   return client;
 }
 
 absl::StatusOr<std::string> QmpClient::Execute(const std::string& command, const std::string& arguments,
                                                std::chrono::milliseconds timeout) {
-  const auto deadline = steady_clock::now() + timeout;
-  MutexLock lock(mutex_);
+  const Deadline deadline = steady_clock::now() + timeout;
+  Turn turn;
+  if (!turn.Take(*this, deadline)) {
+    return MakeStatus(absl::StatusCode::kDeadlineExceeded,
+                      "QMP: {} was not sent in time: QEMU has not answered the command before it", command);
+  }
+  return Run(command, arguments, deadline);
+}
+
+absl::StatusOr<std::string> QmpClient::Run(const std::string& command, const std::string& arguments,
+                                           Deadline deadline) {
   const uint64_t id = next_id_++;
   const std::string line =
       arguments.empty()
@@ -177,53 +223,60 @@ absl::StatusOr<std::string> QmpClient::Execute(const std::string& command, const
   RETURN_IF_ERROR(Send(line, deadline));
   for (;;) {
     ASSIGN_OR_RETURN(QmpMessage message, ReadMessage(deadline));
-    if (message.kind == QmpMessage::kEvent || message.id != id) {
-      // However much comes that nobody asked for, the deadline holds.
-      if (MillisUntil(deadline) == 0) {
-        return MakeStatus(absl::StatusCode::kDeadlineExceeded, "QMP: {} not answered in time", command);
-      }
+    if (message.kind == QmpMessage::kReturn && message.id == id) return std::move(message.return_json);
+    if (message.kind == QmpMessage::kError && message.id == id) {
+      return MakeStatus(
+          message.error_class == "DeviceNotFound" ? absl::StatusCode::kNotFound : absl::StatusCode::kInternal,
+          "QEMU refused {}: {}", command, message.error_text);
     }
-    if (message.kind == QmpMessage::kEvent) {
-      events_.push_back(std::move(message.event));
-      if (events_.size() > kMaxEvents) events_.pop_front();
-      continue;
-    }
-    if (message.id != id) continue;  // the late answer to a command that was given up
-    if (message.kind == QmpMessage::kReturn) return std::move(message.return_json);
-    return MakeStatus(
-        message.error_class == "DeviceNotFound" ? absl::StatusCode::kNotFound : absl::StatusCode::kInternal,
-        "QEMU refused {}: {}", command, message.error_text);
+    // Anything else is an event, or the late answer to a command that was given up. However much comes that
+    // nobody asked for, the deadline holds.
+    if (message.kind == QmpMessage::kEvent) Remember(message.event);
+    if (MillisUntil(deadline) == 0)
+      return MakeStatus(absl::StatusCode::kDeadlineExceeded, "QMP: {} not answered in time", command);
   }
+}
+
+void QmpClient::Remember(const QmpEvent& event) {
+  // Only what somebody may wait for: ids of ours are short.
+  if (event.name != "DEVICE_DELETED" || event.device.empty() || event.device.size() > kMaxDeviceBytes) return;
+  MutexLock lock(mutex_);
+  deleted_.push_back(event.device);
+  if (deleted_.size() > kMaxEvents) deleted_.pop_front();
+}
+
+bool QmpClient::TakeDeleted(const std::string& device) {
+  const auto it = std::find(deleted_.begin(), deleted_.end(), device);
+  if (it == deleted_.end()) return false;
+  deleted_.erase(it);
+  return true;
 }
 
 void QmpClient::ForgetDeleted(const std::string& device) {
   MutexLock lock(mutex_);
-  events_.erase(std::remove_if(events_.begin(), events_.end(),
-                               [&](const QmpEvent& event) {
-                                 return event.name == "DEVICE_DELETED" && event.device == device;
-                               }),
-                events_.end());
+  deleted_.erase(std::remove(deleted_.begin(), deleted_.end(), device), deleted_.end());
 }
 
 absl::Status QmpClient::WaitDeviceDeleted(const std::string& device, std::chrono::milliseconds timeout) {
-  const auto deadline = steady_clock::now() + timeout;
-  MutexLock lock(mutex_);
-  const auto matches = [&](const QmpEvent& event) {
-    return event.name == "DEVICE_DELETED" && event.device == device;
-  };
-  if (const auto it = std::find_if(events_.begin(), events_.end(), matches); it != events_.end()) {
-    events_.erase(it);
-    return absl::OkStatus();
-  }
+  const Deadline deadline = steady_clock::now() + timeout;
   for (;;) {
-    ASSIGN_OR_RETURN(QmpMessage message, ReadMessage(deadline));
-    if (message.kind == QmpMessage::kEvent && matches(message.event)) return absl::OkStatus();
+    {
+      MutexLock lock(mutex_);
+      if (TakeDeleted(device)) return absl::OkStatus();
+      // Those who have commands go first.
+      const Deadline soon = std::min(deadline, steady_clock::now() + kSlice);
+      while (waiting_ > 0 && !taken_ && turns_.WaitUntil(mutex_, soon)) {
+      }
+    }
     if (MillisUntil(deadline) == 0) {
       return MakeStatus(absl::StatusCode::kDeadlineExceeded, "QEMU has not removed {} in time", device);
     }
-    if (message.kind != QmpMessage::kEvent) continue;
-    events_.push_back(std::move(message.event));
-    if (events_.size() > kMaxEvents) events_.pop_front();
+    const Deadline slice = std::min(deadline, steady_clock::now() + kSlice);
+    Turn turn;
+    if (!turn.Take(*this, slice)) continue;
+    const absl::StatusOr<QmpMessage> message = ReadMessage(slice);
+    if (!message.ok() && !absl::IsDeadlineExceeded(message.status())) return message.status();
+    if (message.ok() && message->kind == QmpMessage::kEvent) Remember(message->event);
   }
 }
 

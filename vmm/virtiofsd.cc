@@ -1,24 +1,44 @@
 #include "vmm/virtiofsd.h"
 
 #include <poll.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
 
-#include "base/file_system.h"
 #include "base/process.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/unique_fd.h"
+#include "vmm/process_log.h"
 
 namespace lamina::vmm {
 
 using std::chrono::steady_clock;
 
 namespace {
+
 constexpr std::chrono::seconds kEndTimeout{5};
+constexpr size_t kTailBytes = 300;
+
+absl::Status AwaitSocket(const VirtiofsdProcess& process, const VirtiofsdOptions& options) {
+  const auto deadline = steady_clock::now() + options.timeout;
+  while (access(options.socket.c_str(), F_OK) != 0) {
+    const bool alive = ProcessAlive(process.pid, process.start_time);
+    if (!alive || steady_clock::now() >= deadline) {
+      return MakeStatus(absl::StatusCode::kInternal, "{} {}: {}", options.program,
+                        alive ? "did not open its socket in time" : "ended at once",
+                        LogTail(options.log_path, kTailBytes));
+    }
+    pollfd cancel{options.cancel_fd, POLLIN, 0};  // virtiofsd tells nobody when its socket is there
+    if (poll(&cancel, 1, 2) > 0)
+      return MakeStatus(absl::StatusCode::kCancelled, "the start of {} was given up", options.program);
+  }
+  return absl::OkStatus();
 }
+
+}  // namespace
 
 absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options) {
   SpawnOptions spawn;
@@ -47,30 +67,18 @@ absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options)
   ASSIGN_OR_RETURN(const pid_t pid, Spawn(spawn));
   VirtiofsdProcess process;
   process.pid = pid;
-  process.pidfd = UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
   process.socket = options.socket;
+  process.pidfd = UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+  const int pidfd_error = errno;
   process.start_time = ProcessStartTime(pid).value_or(0);
-  if (options.on_started) {
-    const absl::Status told = options.on_started(pid, process.start_time);
-    if (!told.ok()) {
-      KillProcess(pid, process.start_time, kEndTimeout).IgnoreError();
-      return told;
-    }
-  }
-  const auto deadline = steady_clock::now() + options.timeout;
-  while (access(options.socket.c_str(), F_OK) != 0) {
-    const bool alive = ProcessAlive(pid, process.start_time);
-    if (alive && steady_clock::now() < deadline) {
-      poll(nullptr, 0, 2);  // virtiofsd tells nobody when its socket is there
-      continue;
-    }
-    KillProcess(pid, process.start_time, kEndTimeout).IgnoreError();
-    const std::string log = FileSystem::Real().Read(options.log_path, 1 << 20).value_or("");
-    return MakeStatus(absl::StatusCode::kInternal, "{} {}: {}", options.program,
-                      alive ? "did not open its socket in time" : "ended at once",
-                      log.size() > 300 ? log.substr(log.size() - 300) : log);
-  }
-  return process;
+  absl::Status status =
+      process.pidfd ? absl::OkStatus() : ErrnoStatus(pidfd_error, "watch virtiofsd (pidfd_open)");
+  if (status.ok() && options.on_started) status = options.on_started(pid, process.start_time);
+  if (status.ok()) status = AwaitSocket(process, options);
+  if (status.ok()) return process;
+  kill(pid, SIGKILL);  // still ours: nobody else reaps it
+  KillProcess(pid, process.start_time, kEndTimeout).IgnoreError();
+  return status;
 }
 
 }  // namespace lamina::vmm

@@ -28,15 +28,16 @@ struct VirtiofsdOptions {
   std::string program;
   std::string shared_dir;
   std::string socket;
-  std::string log_path;
+  std::string log_path;  // VirtiofsdLog(runtime_dir), where Vm::WaitExit keeps it short
   std::vector<std::string> cgroup_procs_files;                   // joined before exec
   std::chrono::milliseconds timeout = std::chrono::seconds(30);  // until its socket is there
+  int cancel_fd = -1;                                            // readable: the start is given up
   OnStarted on_started;
 };
 
 // Starts virtiofsd on `shared_dir` and returns when its socket is there. Bind mounts made later under
 // `shared_dir` are seen by the guest when `shared_dir` is a mount with shared propagation. virtiofsd ends by
-// itself when QEMU does. On error nothing is left running.
+// itself when QEMU does. On error nothing is left running. Cancelled as soon as `cancel_fd` is readable.
 absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options);
 
 }  // namespace lamina::vmm

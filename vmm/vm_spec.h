@@ -33,7 +33,7 @@ struct VmSpec {
   std::vector<uint32_t> numa_nodes;
   uint64_t hotplug_bytes = 0;  // address space for arenas attached later
   uint32_t hotplug_ports = 8;  // PCIe root ports for arenas and SCSI controllers, at most 64
-  std::string runtime_dir;     // sockets qmp.sock, rpc.sock, stdio.sock (107 bytes a path); qemu.log
+  std::string runtime_dir;     // sockets qmp.sock, rpc.sock, stdio.sock (107 bytes a path); the logs
   std::vector<ArenaDevice> boot_arenas;  // at most 8
   std::string virtiofs_socket;           // empty: no shared directory
   std::string virtiofs_tag = guest::kSharedTag;
@@ -50,6 +50,8 @@ struct QemuCommand {
 inline std::string QmpSocket(const std::string& runtime_dir) { return runtime_dir + "/qmp.sock"; }
 inline std::string RpcSocket(const std::string& runtime_dir) { return runtime_dir + "/rpc.sock"; }
 inline std::string StdioSocket(const std::string& runtime_dir) { return runtime_dir + "/stdio.sock"; }
+inline std::string QemuLog(const std::string& runtime_dir) { return runtime_dir + "/qemu.log"; }
+inline std::string VirtiofsdLog(const std::string& runtime_dir) { return runtime_dir + "/virtiofsd.log"; }
 
 // The virtio-mem device in QEMU's object tree.
 inline constexpr char kHotMemoryPath[] = "/machine/peripheral/hot-memory";

@@ -3,10 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/eventfd.h>
 
 #include <thread>
 
-#include "base/subprocess.h"
+#include "base/process.h"
 #include "base/units.h"
 #include "tests/testing/status_matchers.h"
 
@@ -97,6 +98,23 @@ TEST_F(FakeHypervisorTest, ItsVmIsAProcessThatCanBeWatchedAndKilled) {
   EXPECT_EQ(hypervisor_.processes(), 1u);
   EXPECT_OK(vm->Kill(seconds(5)));
   EXPECT_OK(vm->Kill(seconds(5)));
+  EXPECT_EQ(hypervisor_.processes(), 0u);
+}
+
+TEST_F(FakeHypervisorTest, AStartThatHangsEndsWhenItIsGivenUp) {
+  StartOptions options;
+  const UniqueFd cancel(eventfd(0, EFD_CLOEXEC));
+  options.cancel_fd = cancel.get();
+  options.on_started = [&](pid_t, uint64_t) {
+    eventfd_write(cancel.get(), 1);
+    return absl::OkStatus();
+  };
+  hypervisor_.StartHangs();
+  EXPECT_THAT(hypervisor_.Start(spec_, options), HasStatus(absl::StatusCode::kCancelled, "given up"));
+  options.cancel_fd = -1;
+  options.timeout = std::chrono::milliseconds(1);
+  hypervisor_.StartHangs();
+  EXPECT_THAT(hypervisor_.Start(spec_, options), HasStatus(absl::StatusCode::kDeadlineExceeded, "in time"));
   EXPECT_EQ(hypervisor_.processes(), 0u);
 }
 

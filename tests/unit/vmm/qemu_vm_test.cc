@@ -1,15 +1,23 @@
 // QemuVm against a program that plays QEMU: a script that fails, and what is refused before anything starts.
 #include "vmm/qemu_vm.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <fstream>
+#include <thread>
 
+#include "base/process.h"
 #include "base/units.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
+#include "vmm/process_log.h"
 #include "vmm/virtiofsd.h"
 
 namespace lamina::vmm {
@@ -18,6 +26,7 @@ namespace {
 using lamina::testing::HasStatus;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
+using std::chrono::steady_clock;
 
 class QemuVmStartTest : public ::testing::Test {
  protected:
@@ -129,6 +138,116 @@ TEST_F(QemuVmStartTest, AQemuWhosePidCannotBeWrittenDownIsEnded) {
   EXPECT_FALSE(ProcessAlive(pid, start_time));
 }
 
+// QEMU as far as it speaks QMP.
+class SpeakingQemuTest : public QemuVmStartTest {
+ protected:
+  void SetUp() override {
+    QemuVmStartTest::SetUp();
+    spec_.qemu = LAMINA_FAKE_QEMU;
+    options_.on_started = [this](pid_t pid, uint64_t start_time) {
+      pid_ = pid;
+      start_time_ = start_time;
+      return absl::OkStatus();
+    };
+  }
+  void TearDown() override {
+    unsetenv("FAKE_QEMU");
+    EXPECT_OK(KillProcess(pid_, start_time_, seconds(10)));
+  }
+  std::unique_ptr<Vm> StartVm() {
+    auto vm = QemuVm::Start(spec_, options_);
+    EXPECT_OK(vm);
+    return vm.ok() ? *std::move(vm) : nullptr;
+  }
+  // False after half a minute.
+  static bool Await(const std::function<bool()>& condition) {
+    const auto deadline = steady_clock::now() + seconds(30);
+    while (!condition()) {
+      if (steady_clock::now() >= deadline) return false;
+      usleep(1000);
+    }
+    return true;
+  }
+
+  pid_t pid_ = 0;
+  uint64_t start_time_ = 0;
+};
+
+TEST_F(SpeakingQemuTest, AStartThatIsGivenUpEndsAtOnceAndLeavesNothing) {
+  setenv("FAKE_QEMU", "silent", 1);
+  const UniqueFd cancel(eventfd(0, EFD_CLOEXEC));
+  options_.cancel_fd = cancel.get();
+  options_.timeout = seconds(300);
+  const std::string log = QemuLog(spec_.runtime_dir);
+  std::thread owner([&] {
+    EXPECT_TRUE(Await([&] { return LogTail(log, 100) == "connected"; }));
+    eventfd_write(cancel.get(), 1);
+  });
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kCancelled, "given up"));
+  owner.join();
+  EXPECT_GT(pid_, 0);
+  EXPECT_FALSE(ProcessAlive(pid_, start_time_));
+}
+
+TEST_F(SpeakingQemuTest, ALogThatGrowsForEverStaysShortAndTellsItsEnd) {
+  setenv("FAKE_QEMU", "flood", 1);
+  const auto vm = StartVm();
+  ASSERT_NE(vm, nullptr);
+  std::thread watcher([&] { EXPECT_TRUE(vm->WaitExit(-1)); });
+  const std::string log = QemuLog(spec_.runtime_dir);
+  struct stat info {};
+  // 4 MiB each; the first was the one that negotiates.
+  for (int command = 2; command <= 17; ++command) {
+    EXPECT_OK(vm->resizer().RequestMemory(0));
+    EXPECT_TRUE(Await([&] {
+      return stat(log.c_str(), &info) == 0 && static_cast<uint64_t>(info.st_blocks) * 512 <= kLogMaxBytes;
+    })) << info.st_blocks;
+  }
+  EXPECT_GT(info.st_size, 64 << 20);
+  EXPECT_EQ(kill(vm->pid(), SIGKILL), 0);
+  watcher.join();
+  EXPECT_THAT(vm->Alive(), HasStatus(absl::StatusCode::kUnavailable, "answers command 17"));
+}
+
+TEST_F(SpeakingQemuTest, AKillThatTimedOutIsTriedAgainByTheNext) {
+  const auto vm = StartVm();
+  ASSERT_NE(vm, nullptr);
+  // No time at all: whether QEMU has ended is not known, and not taken for granted.
+  const absl::Status hasty = vm->Kill(milliseconds(0));
+  EXPECT_TRUE(hasty.ok() || absl::IsDeadlineExceeded(hasty)) << hasty;
+  EXPECT_OK(vm->Kill(seconds(30)));
+  EXPECT_FALSE(ProcessAlive(pid_, start_time_));
+  EXPECT_OK(vm->Kill(milliseconds(0)));
+}
+
+size_t OpenDescriptors() {
+  return static_cast<size_t>(std::distance(std::filesystem::directory_iterator("/proc/self/fd"), {}));
+}
+
+TEST_F(SpeakingQemuTest, QemuHasItsTapAndNoOtherDescriptorOfOurs) {
+  setenv("FAKE_QEMU", "fds", 1);
+  const UniqueFd careless(open("/dev/null", O_RDONLY));  // not closed on exec
+  spec_.tap_fd = 3;
+  spec_.mac = "02:00:00:00:00:01";
+  options_.tap_fd = careless.get();
+  const size_t before = OpenDescriptors();
+  for (int round = 0; round < 3; ++round) {
+    const auto vm = StartVm();
+    ASSERT_NE(vm, nullptr);
+    EXPECT_EQ(LogTail(QemuLog(spec_.runtime_dir), 13), "[0][1][2][3]");
+    EXPECT_OK(vm->Kill(seconds(30)));
+  }
+  spec_.tap_fd = -1;
+  options_.tap_fd = -1;
+  {
+    const auto vm = StartVm();
+    ASSERT_NE(vm, nullptr);
+    EXPECT_EQ(LogTail(QemuLog(spec_.runtime_dir), 11), " [0][1][2]");
+    EXPECT_OK(vm->Kill(seconds(30)));
+  }
+  EXPECT_EQ(OpenDescriptors(), before);
+}
+
 class VirtiofsdTest : public ::testing::Test {
  protected:
   absl::StatusOr<VirtiofsdProcess> Start(const std::string& script, milliseconds timeout,
@@ -143,9 +262,11 @@ class VirtiofsdTest : public ::testing::Test {
     options.log_path = dir_ / "log";
     options.timeout = timeout;
     options.on_started = on_started;
+    options.cancel_fd = cancel_fd_;
     return StartVirtiofsd(options);
   }
   lamina::testing::TempDir dir_;
+  int cancel_fd_ = -1;
 };
 
 TEST_F(VirtiofsdTest, OneThatEndsIsQuoted) {
@@ -163,6 +284,23 @@ TEST_F(VirtiofsdTest, OneWhosePidCannotBeWrittenDownIsEnded) {
   };
   EXPECT_THAT(Start("exec sleep 1000", seconds(10), refuse),
               HasStatus(absl::StatusCode::kResourceExhausted, "no space for the state"));
+  EXPECT_GT(pid, 0);
+  EXPECT_FALSE(ProcessAlive(pid, start_time));
+}
+
+TEST_F(VirtiofsdTest, AStartThatIsGivenUpEndsAtOnce) {
+  const UniqueFd cancel(eventfd(0, EFD_CLOEXEC));
+  cancel_fd_ = cancel.get();
+  pid_t pid = 0;
+  uint64_t start_time = 0;
+  const auto give_up = [&](pid_t its_pid, uint64_t its_start_time) {
+    pid = its_pid;
+    start_time = its_start_time;
+    eventfd_write(cancel.get(), 1);
+    return absl::OkStatus();
+  };
+  EXPECT_THAT(Start("exec sleep 1000", seconds(300), give_up),
+              HasStatus(absl::StatusCode::kCancelled, "given up"));
   EXPECT_GT(pid, 0);
   EXPECT_FALSE(ProcessAlive(pid, start_time));
 }

@@ -1,0 +1,82 @@
+// A program in QEMU's place: listens where `-chardev socket,id=qmp,path=…` says, greets, and says OK to every
+// command. The environment says what else it does:
+//   FAKE_QEMU=silent   it takes the connection, says so in its log, and never answers
+//   FAKE_QEMU=fds      it writes its open descriptors to its log before anything else
+//   FAKE_QEMU=flood    before it answers command N it writes 4 MiB to its log, and then "answers command N"
+// After two minutes it ends by itself.
+#include <dirent.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+namespace {
+
+std::string QmpPath(int argc, char** argv) {
+  const std::string prefix = "socket,id=qmp,path=";
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word.rfind(prefix, 0) == 0) return word.substr(prefix.size(), word.find(",server") - prefix.size());
+  }
+  fprintf(stderr, "no QMP socket on the command line\n");
+  exit(1);
+}
+
+void ListDescriptors() {
+  DIR* dir = opendir("/proc/self/fd");
+  while (const dirent* entry = readdir(dir)) {
+    if (entry->d_name[0] == '.' || atoi(entry->d_name) == dirfd(dir)) continue;
+    fprintf(stderr, "[%s]", entry->d_name);
+  }
+  fprintf(stderr, "\n");
+  closedir(dir);
+}
+
+void Say(int fd, const std::string& line) {
+  if (write(fd, line.data(), line.size()) < 0) exit(1);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const char* value = getenv("FAKE_QEMU");
+  const std::string mode = value != nullptr ? value : "";
+  alarm(120);
+  if (mode == "fds") ListDescriptors();
+  const std::string path = QmpPath(argc, argv);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  memcpy(address.sun_path, path.data(), path.size());
+  unlink(path.c_str());  // as QEMU does
+  const int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (bind(listener, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 ||
+      listen(listener, 4) != 0) {
+    perror(path.c_str());
+    return 1;
+  }
+  const int fd = accept(listener, nullptr, nullptr);
+  if (mode == "silent") fprintf(stderr, "connected\n");
+  if (mode != "silent") Say(fd, "{\"QMP\": {}}\n");
+  const std::string noise(4095, 'x');
+  int commands = 0;
+  std::string buffer;
+  char bytes[4096];
+  for (ssize_t n; (n = read(fd, bytes, sizeof bytes)) > 0;) {
+    if (mode == "silent") continue;
+    buffer.append(bytes, static_cast<size_t>(n));
+    for (size_t end; (end = buffer.find('\n')) != std::string::npos; buffer.erase(0, end + 1)) {
+      ++commands;
+      if (mode == "flood") {
+        for (int i = 0; i < 1024; ++i) fprintf(stderr, "%s\n", noise.c_str());
+        fprintf(stderr, "answers command %d\n", commands);
+      }
+      const size_t id = buffer.rfind("\"id\":", end);
+      Say(fd, "{\"return\": {}, " + buffer.substr(id, end - id) + "\n");
+    }
+  }
+  for (;;) pause();  // as QEMU, it stays when its client is gone
+}
