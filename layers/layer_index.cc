@@ -6,7 +6,7 @@
 #include "base/units.h"
 #include "layers/arena_file.h"
 #include "layers/digest.h"
-#include "layers/layer_store_types.h"
+#include "layers/layer_records.h"
 
 namespace lamina::layers {
 namespace {

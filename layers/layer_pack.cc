@@ -4,7 +4,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "layers/arena_file.h"
-#include "layers/layer_store_types.h"
+#include "layers/layer_records.h"
 
 namespace lamina::layers {
 

@@ -3,7 +3,7 @@
 #include <thread>
 
 #include "base/status.h"
-#include "layers/layer_store_types.h"
+#include "layers/layer_records.h"
 
 namespace lamina::layers {
 

@@ -11,7 +11,7 @@
 #include "base/status.h"
 #include "base/units.h"
 #include "layers/arena_file.h"
-#include "layers/layer_store_types.h"
+#include "layers/layer_records.h"
 
 namespace lamina::layers {
 namespace {
