@@ -3,18 +3,24 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <set>
+#include <stop_token>
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
+#include "layers/erofs_image.h"
+#include "layers/patience.h"
+#include "layers/pool_allocator.h"
 #include "layers/verity.h"
 
 namespace lamina::layers {
 
 struct StoreOptions {
   std::string dir;
-  std::string policy = "dense";
+  Policy policy = Policy::kDense;
   uint64_t arena_bytes = 1ULL << 30;
   uint64_t max_layer_bytes = 512ULL << 20;
   bool vpmem = true;
@@ -22,7 +28,7 @@ struct StoreOptions {
   uint64_t idle_budget_bytes = 4ULL << 30;
   size_t max_arenas_per_domain = 0;  // 0: as many as the pods' device slots ask for
   size_t max_conversions = 0;        // at a time, of all sandboxes; 0: one for each core, at least two
-  std::chrono::milliseconds convert_timeout = std::chrono::minutes(10);
+  std::chrono::milliseconds convert_timeout = std::chrono::minutes(10);  // of one, whoever waits for it
 };
 
 enum class PlacementKind { kVpmem, kScsi };
@@ -48,10 +54,14 @@ struct PlaceRequest {
   std::string source;                               // layer directory, or an EROFS image file
   std::map<std::string, uint64_t> attached_arenas;  // what the VM has: its window of each arena
   size_t free_arena_slots = 0;                      // how many more windows it can take
-  // How long to wait for another's conversion of the same layer. A conversion once begun goes on to its end
-  // (StoreOptions::convert_timeout), so that a caller who comes again finds it done.
-  std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
+  // How long the caller waits: for conversions, copies, checks and for others'. A conversion is given up when
+  // the last one who waits for it gives up.
+  Patience patience;
 };
+
+// Makes an EROFS image of a directory, as MakeErofsImage.
+using ImageMaker = std::function<absl::StatusOr<Image>(
+    const std::string& directory, const std::string& image_path, const std::stop_token& stop)>;
 
 struct RegionInfo {
   std::string layer_id;
