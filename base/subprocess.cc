@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <string_view>
 
 #include "base/status.h"
@@ -140,7 +141,7 @@ absl::StatusOr<pid_t> Spawn(const SpawnOptions& options) {
 }
 
 absl::StatusOr<CommandResult> RunCommand(const std::vector<std::string>& argv,
-                                         std::chrono::milliseconds timeout) {
+                                         std::chrono::milliseconds timeout, const std::stop_token& stop) {
   int pipe_fds[2];
   if (pipe2(pipe_fds, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
   UniqueFd out_read(pipe_fds[0]), out_write(pipe_fds[1]);
@@ -150,6 +151,9 @@ absl::StatusOr<CommandResult> RunCommand(const std::vector<std::string>& argv,
   ASSIGN_OR_RETURN(const pid_t pid, Spawn(options));
   out_write.reset();
 
+  // Until the child is waited for, its pid is its own: whoever asks to stop ends its group.
+  const auto end_group = [pid] { kill(-pid, SIGKILL); };
+  std::optional<std::stop_callback<decltype(end_group)>> on_stop(std::in_place, stop, end_group);
   const auto deadline = steady_clock::now() + timeout;
   CommandResult result;
   constexpr size_t kLimit = 64 * 1024;
@@ -173,9 +177,15 @@ absl::StatusOr<CommandResult> RunCommand(const std::vector<std::string>& argv,
                          std::min(static_cast<size_t>(n), kLimit - std::min(kLimit, result.output.size())));
   }
   if (timed_out) kill(-pid, SIGKILL);
+  siginfo_t ended{};
+  while (waitid(P_PID, static_cast<id_t>(pid), &ended, WEXITED | WNOWAIT) < 0 && errno == EINTR) {
+  }
+  on_stop.reset();
   int status = 0;
   while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
   }
+  if (stop.stop_requested())
+    return MakeStatus(absl::StatusCode::kCancelled, "{}: ended before it was done", fmt::join(argv, " "));
   if (timed_out) {
     return MakeStatus(absl::StatusCode::kDeadlineExceeded, "{}: not finished after {} ms",
                       fmt::join(argv, " "), timeout.count());
@@ -184,8 +194,9 @@ absl::StatusOr<CommandResult> RunCommand(const std::vector<std::string>& argv,
   return result;
 }
 
-absl::Status RunChecked(const std::vector<std::string>& argv, std::chrono::milliseconds timeout) {
-  ASSIGN_OR_RETURN(CommandResult result, RunCommand(argv, timeout));
+absl::Status RunChecked(const std::vector<std::string>& argv, std::chrono::milliseconds timeout,
+                        const std::stop_token& stop) {
+  ASSIGN_OR_RETURN(CommandResult result, RunCommand(argv, timeout, stop));
   if (result.exit_code == 0) return absl::OkStatus();
   std::string_view tail = result.output;
   if (tail.size() > 512) tail = tail.substr(tail.size() - 512);

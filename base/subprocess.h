@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -21,12 +22,13 @@ struct CommandResult {
 
 // Runs argv (argv[0] searched in PATH) with stdin from /dev/null and waits. After `timeout` the child's
 // process group is killed: DeadlineExceeded. NotFound when the program does not exist. A non-zero exit is NOT
-// an error here. Thread-safe.
+// an error here. `stop` requested: the group is killed at once, Cancelled. Thread-safe.
 absl::StatusOr<CommandResult> RunCommand(const std::vector<std::string>& argv,
-                                         std::chrono::milliseconds timeout);
+                                         std::chrono::milliseconds timeout, const std::stop_token& stop = {});
 
 // RunCommand that turns a non-zero exit into Internal with the command and the end of its output.
-absl::Status RunChecked(const std::vector<std::string>& argv, std::chrono::milliseconds timeout);
+absl::Status RunChecked(const std::vector<std::string>& argv, std::chrono::milliseconds timeout,
+                        const std::stop_token& stop = {});
 
 struct SpawnOptions {
   std::vector<std::string> argv;

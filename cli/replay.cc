@@ -19,7 +19,7 @@ void PrintLine(const std::string& json) { fmt::print("{}\n", json); }
 absl::Status ReplayLayers(const Common&, const std::string& policy, const std::string& device_size,
                           uint32_t devices, const std::string& trace) {
   layers::ReplayOptions options;
-  options.policy = policy;
+  ASSIGN_OR_RETURN(options.policy, layers::ParsePolicy(policy));
   options.devices = devices;
   ASSIGN_OR_RETURN(options.device_bytes, ParseBytes(device_size, "--device-size"));
   ASSIGN_OR_RETURN(const std::string text, ReadInput(trace));

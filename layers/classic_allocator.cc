@@ -137,11 +137,18 @@ absl::StatusOr<std::unique_ptr<PoolAllocator>> MakeClassicAllocator(uint64_t cap
                          FormatBytes(capacity_bytes));
 }
 
-absl::StatusOr<std::unique_ptr<PoolAllocator>> MakeAllocator(std::string_view policy,
-                                                             uint64_t capacity_bytes) {
-  if (policy == "classic") return MakeClassicAllocator(capacity_bytes);
-  if (policy == "dense") return MakeDenseAllocator(capacity_bytes);
-  return InvalidArgument("allocator policy \"{}\": must be classic or dense", policy);
+absl::StatusOr<Policy> ParsePolicy(std::string_view name) {
+  for (const Policy policy : {Policy::kClassic, Policy::kDense}) {
+    if (name == NameOf(policy)) return policy;
+  }
+  return InvalidArgument("allocator policy \"{}\": must be classic or dense", name);
+}
+
+const char* NameOf(Policy policy) { return policy == Policy::kClassic ? "classic" : "dense"; }
+
+absl::StatusOr<std::unique_ptr<PoolAllocator>> MakeAllocator(Policy policy, uint64_t capacity_bytes) {
+  return policy == Policy::kClassic ? MakeClassicAllocator(capacity_bytes)
+                                    : MakeDenseAllocator(capacity_bytes);
 }
 
 }  // namespace lamina::layers

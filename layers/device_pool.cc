@@ -6,8 +6,7 @@
 
 namespace lamina::layers {
 
-absl::StatusOr<DevicePool> DevicePool::Create(const std::string& policy, uint64_t device_bytes,
-                                              size_t devices) {
+absl::StatusOr<DevicePool> DevicePool::Create(Policy policy, uint64_t device_bytes, size_t devices) {
   DevicePool pool(policy, device_bytes);
   for (size_t i = 0; i < devices; ++i) RETURN_IF_ERROR(pool.AddDevice());
   return pool;

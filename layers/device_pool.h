@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -19,8 +18,8 @@ struct DeviceRegion {
 // Not thread-safe.
 class DevicePool {
  public:
-  // InvalidArgument where the policy is unknown or refuses the size.
-  static absl::StatusOr<DevicePool> Create(const std::string& policy, uint64_t device_bytes, size_t devices);
+  // InvalidArgument where the policy refuses the size.
+  static absl::StatusOr<DevicePool> Create(Policy policy, uint64_t device_bytes, size_t devices);
 
   // In the first device that has room: the last ones stay empty longest and can be given back. Errors as
   // PoolAllocator::Allocate's; ResourceExhausted when no device has room.
@@ -35,10 +34,9 @@ class DevicePool {
   bool pristine() const;
 
  private:
-  DevicePool(std::string policy, uint64_t device_bytes)
-      : policy_(std::move(policy)), device_bytes_(device_bytes) {}
+  DevicePool(Policy policy, uint64_t device_bytes) : policy_(policy), device_bytes_(device_bytes) {}
 
-  std::string policy_;
+  Policy policy_;
   uint64_t device_bytes_;
   std::vector<std::unique_ptr<PoolAllocator>> devices_;
 };

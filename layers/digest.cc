@@ -41,12 +41,14 @@ absl::StatusOr<std::string> Sha256(std::string_view data) {
   return Hex(hasher.Finish());
 }
 
-absl::StatusOr<std::string> DigestOf(const std::string& path, uint64_t offset, uint64_t bytes) {
+absl::StatusOr<std::string> DigestOf(const std::string& path, uint64_t offset, uint64_t bytes,
+                                     const Patience& patience) {
   UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) return ErrnoStatus(errno, "open " + path);
   ASSIGN_OR_RETURN(Sha256Hasher hasher, Sha256Hasher::Create());
   std::vector<char> buffer(1 << 20);
   for (uint64_t done = 0; done < bytes;) {
+    RETURN_IF_ERROR(patience.Check("read " + path));
     const uint64_t part = std::min<uint64_t>(buffer.size(), bytes - done);
     RETURN_IF_ERROR(ReadAt(fd.get(), path, offset + done, buffer.data(), part));
     hasher.Update(buffer.data(), part);

@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
+#include "layers/patience.h"
 
 namespace lamina::layers {
 
@@ -33,7 +34,8 @@ class Sha256Hasher {
 std::string Hex(const Sha256Bytes& digest);
 
 // sha256 of `bytes` bytes at `offset` of the file, 64 hex digits. DataLoss when the file ends earlier.
-absl::StatusOr<std::string> DigestOf(const std::string& path, uint64_t offset, uint64_t bytes);
+absl::StatusOr<std::string> DigestOf(const std::string& path, uint64_t offset, uint64_t bytes,
+                                     const Patience& patience = {});
 
 // sha256 of `data`, 64 hex digits.
 absl::StatusOr<std::string> Sha256(std::string_view data);

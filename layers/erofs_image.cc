@@ -41,7 +41,7 @@ absl::StatusOr<uint64_t> SizeOf(int fd, const std::string& path) {
 
 }  // namespace
 
-absl::StatusOr<Image> ExamineErofsImage(const std::string& path) {
+absl::StatusOr<Image> ExamineErofsImage(const std::string& path, const Patience& patience) {
   UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
   if (!fd) return ErrnoStatus(errno, "open layer image " + path);
   ASSIGN_OR_RETURN(const uint64_t size, SizeOf(fd.get(), path));
@@ -50,12 +50,12 @@ absl::StatusOr<Image> ExamineErofsImage(const std::string& path) {
     return InvalidArgument("{}: not an EROFS image", path);
   }
   if (size % kPage != 0) return InvalidArgument("{}: {} bytes are no multiple of {}", path, size, kPage);
-  ASSIGN_OR_RETURN(std::string digest, DigestOf(path, 0, size));
+  ASSIGN_OR_RETURN(std::string digest, DigestOf(path, 0, size, patience));
   return Image{path, std::move(digest), size};
 }
 
 absl::StatusOr<Image> MakeErofsImage(const std::string& directory, const std::string& image_path,
-                                     std::chrono::milliseconds timeout) {
+                                     std::chrono::milliseconds timeout, const std::stop_token& stop) {
   struct stat info {};
   if (stat(directory.c_str(), &info) != 0) return ErrnoStatus(errno, "layer directory " + directory);
   if (!S_ISDIR(info.st_mode)) return InvalidArgument("layer {}: not a directory", directory);
@@ -70,7 +70,7 @@ absl::StatusOr<Image> MakeErofsImage(const std::string& directory, const std::st
   // would give every file that one time; SOURCE_DATE_EPOCH only clamps later ones (the year 9999).
   absl::Status made = RunChecked({"env", "SOURCE_DATE_EPOCH=253402300799", "mkfs.erofs", "--quiet", "-U",
                                   kUuid, "-E", "force-inode-extended,noinline_data", image_path, directory},
-                                 timeout);
+                                 timeout, stop);
   if (made.message().find("No space left on device") != absl::string_view::npos)
     made = absl::ResourceExhaustedError(made.message());
   if (made.message().find("No such file or directory") != absl::string_view::npos) {
@@ -88,7 +88,7 @@ absl::StatusOr<Image> MakeErofsImage(const std::string& directory, const std::st
     return ErrnoStatus(errno, "extend " + image_path);
   if (fchmod(fd.get(), 0600) != 0 || fsync(fd.get()) != 0) return ErrnoStatus(errno, "fsync " + image_path);
   fd.reset();
-  ASSIGN_OR_RETURN(Image image, ExamineErofsImage(image_path));
+  ASSIGN_OR_RETURN(Image image, ExamineErofsImage(image_path, {.stop = stop}));
   undo.keep = true;
   return image;
 }

@@ -1,310 +1,243 @@
-// What the store keeps book of: who uses what, what is idle, what goes when room is needed.
+#include "layers/layer_book.h"
+
 #include <algorithm>
 
-#include "base/log.h"
 #include "base/status.h"
-#include "base/units.h"
-#include "layers/arena_file.h"
-#include "layers/layer_store_types.h"
 
 namespace lamina::layers {
+namespace {
 
-// Whether the VM sees the region, or can take one more window to see it, which it then takes.
-bool LayerStore::Reach(Devices& devices, const Arena& arena, const Region& region) const {
-  const auto it = devices.windows.find(arena.id);
-  if (it != devices.windows.end() && EndOf(region) <= it->second) return true;
-  if (devices.free == 0) return false;
-  --devices.free;
-  devices.windows[arena.id] = arena.bytes;  // SetWindowsLocked says how large it really is
+absl::StatusOr<ArenaRecord> RestoreArena(const IndexedArena& indexed, const StoreOptions& options) {
+  ArenaRecord arena;
+  arena.id = indexed.id;
+  arena.domain = indexed.domain;
+  arena.bytes = indexed.bytes;
+  arena.policy = indexed.policy;  // an arena keeps the policy that its regions came from
+  arena.path = ArenaPath(options.dir, arena.id);
+  arena.created = true;
+  ASSIGN_OR_RETURN(arena.pool, MakeAllocator(arena.policy, arena.bytes));
+  for (const IndexedRegion& region : indexed.regions) {
+    RETURN_IF_ERROR(Annotate(arena.pool->Restore(region.region), options.dir + ": " + arena.id));
+    RegionRecord record;
+    record.region = region.region;
+    record.users = region.users;
+    record.last_use = region.last_use;
+    record.ready = true;
+    arena.regions[region.digest] = std::move(record);
+  }
+  return arena;
+}
+
+void DropIfUnusedBlob(LayerRecords& records, const StoreOptions& options, const std::string& key,
+                      Chores& chores) {
+  const DiskRecord& disk = records.disks.at(key);
+  if (!IsOurs(options.dir, disk.path) && disk.idle() && records.busy_disks.count(disk.digest) == 0)
+    DropDisk(records, options, key, chores);
+}
+
+}  // namespace
+
+absl::StatusOr<LayerRecords> RestoreRecords(const IndexContent& content, const StoreOptions& options) {
+  LayerRecords records;
+  records.next_arena = std::max<uint64_t>(1, content.next_arena);
+  records.digests = content.sources;
+  for (const IndexedArena& indexed : content.arenas) {
+    ASSIGN_OR_RETURN(ArenaRecord arena, RestoreArena(indexed, options));
+    for (const auto& [digest, region] : arena.regions)
+      records.use_clock = std::max(records.use_clock, region.last_use + 1);
+    records.arenas[indexed.id] = std::move(arena);
+  }
+  for (const IndexedDisk& indexed : content.disks) {
+    DiskRecord disk;
+    disk.digest = indexed.digest;
+    disk.path = indexed.path;
+    disk.why = indexed.why;
+    disk.bytes = indexed.bytes;
+    disk.users = indexed.users;
+    disk.last_use = indexed.last_use;
+    records.use_clock = std::max(records.use_clock, disk.last_use + 1);
+    records.disks[DiskKey(options.dir, disk.digest, disk.path)] = std::move(disk);
+  }
+  return records;
+}
+
+bool AddUser(LayerRecords& records, std::set<std::string>& users, const std::string& sandbox_id) {
+  if (!users.insert(sandbox_id).second) return false;
+  ++records.version;
   return true;
 }
 
-void LayerStore::SetWindowsLocked(const PlaceRequest& request, std::vector<Placement>& placements) const {
-  std::map<std::string, uint64_t> ends;
-  for (const Placement& p : placements) {
-    if (p.kind != PlacementKind::kVpmem) continue;
-    uint64_t& end = ends[p.arena_id];
-    end = std::max(end, EndOf({{}, p.offset, p.held_bytes, p.payload_bytes}));
-  }
-  for (Placement& p : placements) {
-    if (p.kind != PlacementKind::kVpmem) continue;
-    const auto had = request.attached_arenas.find(p.arena_id);
-    const uint64_t before = had == request.attached_arenas.end() ? 0 : had->second;
-    const uint64_t end = ends[p.arena_id];
-    // A second window on the same arena is at least twice the first, so that a VM needs few of them.
-    p.arena_bytes = end <= before
-                        ? before
-                        : std::min(arenas_.at(p.arena_id)->bytes,
-                                   std::max((end + kWindowStep - 1) / kWindowStep * kWindowStep, 2 * before));
-  }
-}
-
-bool LayerStore::Ours(const std::string& path) const { return path.rfind(options_.dir + "/", 0) == 0; }
-
-std::string LayerStore::TreePath(const std::string& digest) const {
-  return options_.dir + "/" + digest + ".verity";
-}
-
-LayerStore::Entry* LayerStore::FindRegionLocked(const PlaceRequest& request, Devices& devices,
-                                                const std::string& digest, Arena*& arena) {
-  for (const bool attached : {true, false}) {
-    for (auto& [id, candidate] : arenas_) {
-      if (candidate->domain != request.domain || (devices.windows.count(id) != 0) != attached) continue;
-      const auto it = candidate->regions.find(digest);
-      if (it == candidate->regions.end() || !it->second.ready ||
-          !Reach(devices, *candidate, it->second.region))
-        continue;
-      arena = candidate.get();
-      return &it->second;
+bool ReleaseUser(LayerRecords& records, const StoreOptions& options, const std::string& sandbox_id,
+                 Chores& chores) {
+  bool changed = false;
+  for (auto& [id, arena] : records.arenas) {
+    for (auto it = arena.regions.begin(); it != arena.regions.end();) {
+      const auto current = it++;
+      if (current->second.users.erase(sandbox_id) == 0) continue;
+      changed = true;
+      if (IsDamaged(current->first) && current->second.idle())
+        DropRegion(records, arena, std::string(current->first), chores);
     }
   }
-  return nullptr;
-}
-
-absl::Status LayerStore::SaveFor(const Devices& devices) {
-  if (!devices.save_later) return SaveLocked();
-  unsaved_ = true;
-  return absl::OkStatus();
-}
-
-absl::Status LayerStore::UseLocked(const Devices& devices, std::set<std::string>& users,
-                                   const std::string& sandbox_id) {
-  const bool added = users.insert(sandbox_id).second;
-  if (added) ++counters_.reuses;
-  return added || unsaved_ ? SaveFor(devices) : absl::OkStatus();
-}
-
-void LayerStore::DropDiskLocked(const std::string& key) {
-  const auto it = disks_.find(key);
-  if (it == disks_.end()) return;
-  const std::string digest = it->second->digest;
-  if (Ours(it->second->path)) fs_.Remove(it->second->path).IgnoreError();
-  disks_.erase(it);
-  const bool other = std::any_of(disks_.begin(), disks_.end(),
-                                 [&](const auto& item) { return item.second->digest == digest; });
-  if (options_.scsi_verity && !other) fs_.Remove(TreePath(digest)).IgnoreError();
-}
-
-void LayerStore::DropEmptyArenasLocked() {
-  for (auto it = arenas_.begin(); it != arenas_.end();) {
-    if (it->second->regions.empty()) {
-      fs_.Remove(it->second->path).IgnoreError();
-      it = arenas_.erase(it);
-    } else {
-      ++it;
-    }
+  for (auto it = records.disks.begin(); it != records.disks.end();) {
+    const auto current = it++;
+    changed = current->second.users.erase(sandbox_id) != 0 || changed;
+    DropIfUnusedBlob(records, options, std::string(current->first), chores);  // its owner may delete it now
   }
+  if (changed) ++records.version;
+  return changed;
 }
 
-void LayerStore::DropRegionLocked(Arena& arena, const std::string& digest) {
+// The VM cannot have a region cached that it was never told of: it is not held for the VM's life.
+void UndoPlacement(LayerRecords& records, const StoreOptions& options, const std::string& sandbox_id,
+                   const Placement& placement, Chores& chores) {
+  if (!placement.new_user) return;
+  ++records.version;
+  if (placement.kind == PlacementKind::kVpmem) {
+    const auto arena = records.arenas.find(placement.arena_id);
+    if (arena == records.arenas.end()) return;
+    const auto it = arena->second.regions.find(placement.layer_id);
+    if (it != arena->second.regions.end() && it->second.region.offset == placement.offset)
+      it->second.users.erase(sandbox_id);
+    return;
+  }
+  const std::string key = DiskKey(options.dir, placement.layer_id, placement.image_path);
+  const auto it = records.disks.find(key);
+  if (it == records.disks.end()) return;
+  it->second.users.erase(sandbox_id);
+  DropIfUnusedBlob(records, options, key, chores);
+}
+
+std::set<std::string> AllUsers(const LayerRecords& records) {
+  std::set<std::string> users;
+  for (const auto& [id, arena] : records.arenas) {
+    for (const auto& [digest, region] : arena.regions) users.insert(region.users.begin(), region.users.end());
+  }
+  for (const auto& [key, disk] : records.disks) users.insert(disk.users.begin(), disk.users.end());
+  return users;
+}
+
+void DropRegion(LayerRecords& records, ArenaRecord& arena, const std::string& digest, Chores& chores) {
   const auto it = arena.regions.find(digest);
   if (it == arena.regions.end()) return;
-  PunchArena(arena.path, it->second.region.offset, it->second.region.held_bytes).IgnoreError();
-  arena.pool->Release(it->second.region.handle).IgnoreError();
+  const Region& region = it->second.region;
+  chores.punches.push_back({arena.id, {arena.path, region.offset, region.held_bytes}, region.handle});
+  ++arena.punching;
   arena.regions.erase(it);
+  ++records.version;
 }
 
-bool LayerStore::EvictOneLocked(Arena& arena) {
+void DropDisk(LayerRecords& records, const StoreOptions& options, const std::string& key, Chores& chores) {
+  const auto it = records.disks.find(key);
+  if (it == records.disks.end()) return;
+  Chores::DiskFiles files{it->second.digest, {}};
+  if (IsOurs(options.dir, it->second.path)) files.paths.push_back(it->second.path);
+  records.disks.erase(it);
+  ++records.version;
+  const bool other = std::any_of(records.disks.begin(), records.disks.end(),
+                                 [&](const auto& item) { return item.second.digest == files.digest; });
+  if (options.scsi_verity && !other) files.paths.push_back(TreePath(options.dir, files.digest));
+  if (files.paths.empty()) return;
+  records.busy_disks.insert(files.digest);
+  chores.disks.push_back(std::move(files));
+}
+
+void DropEmptyArenas(LayerRecords& records, Chores& chores) {
+  for (auto it = records.arenas.begin(); it != records.arenas.end();) {
+    if (!it->second.regions.empty()) {
+      ++it;
+      continue;
+    }
+    // Its file goes whole: what is being punched there needs no second look.
+    chores.arena_files.push_back(it->second.path);
+    it = records.arenas.erase(it);
+    ++records.version;
+  }
+}
+
+void Unpin(LayerRecords& records, const std::string& arena_id, const Handle& handle, Chores& chores) {
+  ArenaRecord& arena = records.arenas.at(arena_id);
+  for (auto& [name, region] : arena.regions) {
+    if (region.region.handle != handle) continue;
+    --region.pins;
+    if (IsDamaged(name) && region.idle()) DropRegion(records, arena, std::string(name), chores);
+    return;
+  }
+}
+
+void MarkDamaged(LayerRecords& records, ArenaRecord& arena, const std::string& digest, Chores& chores) {
+  const auto it = arena.regions.find(digest);
+  --it->second.pins;
+  if (it->second.idle()) return DropRegion(records, arena, digest, chores);
+  RegionRecord damaged = std::move(it->second);
+  damaged.last_use = 0;
+  arena.regions.erase(it);
+  arena.regions[fmt::format("{}{}-{}", kDamaged, digest, records.use_clock++)] = std::move(damaged);
+  ++records.version;
+}
+
+bool EvictOne(LayerRecords& records, ArenaRecord& arena, Chores& chores) {
   auto oldest = arena.regions.end();
   for (auto it = arena.regions.begin(); it != arena.regions.end(); ++it) {
     if (!it->second.idle()) continue;
     if (oldest == arena.regions.end() || it->second.last_use < oldest->second.last_use) oldest = it;
   }
   if (oldest == arena.regions.end()) return false;
-  DropRegionLocked(arena, std::string(oldest->first));
-  ++counters_.evictions;
+  DropRegion(records, arena, std::string(oldest->first), chores);
   return true;
 }
 
-LayerStore::Arena* LayerStore::FindRoomLocked(const PlaceRequest& request, Devices& devices, uint64_t bytes,
-                                              Region& region, std::string& why_not, absl::Status& error) {
-  // What the VM has, then what the domain has; without eviction, then with it; a new arena comes before
-  // evicting from one not attached.
-  for (const bool evict : {false, true}) {
-    for (const bool attached : {true, false}) {
-      for (auto& [id, arena] : arenas_) {
-        if (arena->domain != request.domain || (devices.windows.count(id) != 0) != attached ||
-            (!attached && devices.free == 0))
-          continue;
-        do {
-          absl::StatusOr<Region> found = arena->pool->Allocate(bytes);
-          if (found.ok() && Reach(devices, *arena, *found)) {
-            region = *found;
-            return arena.get();
-          }
-          if (found.ok()) {  // beyond what the VM sees
-            arena->pool->Release(found->handle).IgnoreError();
-            break;
-          }
-          if (found.status().code() != absl::StatusCode::kResourceExhausted) {
-            why_not = Message(found.status());
-            return nullptr;
-          }
-        } while (evict && EvictOneLocked(*arena));
-      }
-    }
-    const size_t have =
-        static_cast<size_t>(std::count_if(arenas_.begin(), arenas_.end(), [&](const auto& item) {
-          return item.second->domain == request.domain;
-        }));
-    const bool full = options_.max_arenas_per_domain != 0 && have >= options_.max_arenas_per_domain;
-    if (evict || full || devices.free == 0) continue;
-    auto arena = std::make_unique<Arena>();
-    arena->id = fmt::format("arena-{}", next_arena_++);
-    arena->domain = request.domain;
-    arena->path = options_.dir + "/" + arena->id + ".arena";
-    arena->bytes = options_.arena_bytes;
-    arena->policy = options_.policy;
-    absl::StatusOr<std::unique_ptr<PoolAllocator>> pool =
-        MakeAllocator(options_.policy, options_.arena_bytes);
-    error = pool.ok() ? CreateArenaFile(arena->path, arena->bytes) : pool.status();
-    if (!error.ok()) return nullptr;
-    arena->pool = std::move(*pool);
-    absl::StatusOr<Region> found = arena->pool->Allocate(bytes);
-    Arena* raw = arena.get();
-    arenas_[arena->id] = std::move(arena);
-    if (found.ok() && Reach(devices, *raw, *found)) {
-      region = *found;
-      return raw;
-    }
-  }
-  why_not = devices.free == 0 ? "no room in the attached arenas and no device slot for another"
-                              : "no room in the domain's arenas";
-  return nullptr;
-}
-
-absl::Status LayerStore::ReleaseSandbox(const std::string& sandbox_id) {
-  MutexLock lock(mutex_);
-  bool changed = false;
-  for (auto& [id, arena] : arenas_) {
-    for (auto it = arena->regions.begin(); it != arena->regions.end();) {
-      const auto current = it++;
-      if (current->second.users.erase(sandbox_id) == 0) continue;
-      changed = true;
-      if (IsDamaged(current->first) && current->second.idle())
-        DropRegionLocked(*arena, std::string(current->first));
-    }
-  }
-  for (auto it = disks_.begin(); it != disks_.end();) {
-    const auto current = it++;
-    Disk& disk = *current->second;
-    changed = disk.users.erase(sandbox_id) != 0 || changed;
-    if (!Ours(disk.path) && disk.idle())
-      DropDiskLocked(std::string(current->first));  // its owner may delete it now
-  }
-  if (!changed && !unsaved_) return absl::OkStatus();
-  GcLocked(options_.idle_budget_bytes);
-  return SaveLocked();
-}
-
-absl::Status LayerStore::RetainSandboxes(const std::set<std::string>& living) {
-  std::set<std::string> gone;
-  {
-    MutexLock lock(mutex_);
-    const auto collect = [&](const std::set<std::string>& users) {
-      for (const std::string& user : users) {
-        if (living.count(user) == 0) gone.insert(user);
-      }
-    };
-    for (const auto& [id, arena] : arenas_) {
-      for (const auto& [digest, entry] : arena->regions) collect(entry.users);
-    }
-    for (const auto& [digest, disk] : disks_) collect(disk->users);
-  }
-  for (const std::string& id : gone) RETURN_IF_ERROR(ReleaseSandbox(id));
-  return absl::OkStatus();
-}
-
-uint64_t LayerStore::GcLocked(uint64_t keep_bytes) {
-  uint64_t freed = 0;
+Dropped DropIdle(LayerRecords& records, const StoreOptions& options, uint64_t keep_bytes, Chores& chores) {
+  Dropped dropped;
   for (;;) {
     uint64_t idle = 0, oldest_use = UINT64_MAX;
-    Arena* oldest_arena = nullptr;
+    ArenaRecord* oldest_arena = nullptr;
     std::string oldest;
-    for (const auto& [id, arena] : arenas_) {
-      for (const auto& [digest, entry] : arena->regions) {
-        if (!entry.idle()) continue;
-        idle += entry.region.held_bytes;
-        if (entry.last_use < oldest_use)
-          oldest_use = entry.last_use, oldest_arena = arena.get(), oldest = digest;
+    for (auto& [id, arena] : records.arenas) {
+      for (const auto& [digest, region] : arena.regions) {
+        if (!region.idle()) continue;
+        idle += region.region.held_bytes;
+        if (region.last_use < oldest_use)
+          oldest_use = region.last_use, oldest_arena = &arena, oldest = digest;
       }
     }
-    for (const auto& [key, disk] : disks_) {
-      if (!disk->idle()) continue;
-      idle += disk->bytes;
-      if (disk->last_use < oldest_use) oldest_use = disk->last_use, oldest_arena = nullptr, oldest = key;
+    for (const auto& [key, disk] : records.disks) {
+      if (!disk.idle() || records.busy_disks.count(disk.digest) != 0) continue;
+      idle += disk.bytes;
+      if (disk.last_use < oldest_use) oldest_use = disk.last_use, oldest_arena = nullptr, oldest = key;
     }
     if (oldest.empty() || idle <= keep_bytes) break;
     if (oldest_arena != nullptr) {
-      freed += oldest_arena->regions.at(oldest).region.held_bytes;
-      DropRegionLocked(*oldest_arena, oldest);
+      dropped.bytes += oldest_arena->regions.at(oldest).region.held_bytes;
+      DropRegion(records, *oldest_arena, oldest, chores);
     } else {
-      freed += disks_.at(oldest)->bytes;
-      DropDiskLocked(oldest);
+      dropped.bytes += records.disks.at(oldest).bytes;
+      DropDisk(records, options, oldest, chores);
     }
-    ++counters_.evictions;
+    ++dropped.layers;
   }
-  DropEmptyArenasLocked();
-  if (!flights_.empty()) return freed;  // what they know now may be placed in a moment
+  DropEmptyArenas(records, chores);
+  return dropped;
+}
+
+void ForgetSources(LayerRecords& records) {
   std::set<std::string> kept;
-  for (const auto& [id, arena] : arenas_) {
-    for (const auto& [digest, entry] : arena->regions) kept.insert(digest);
+  for (const auto& [id, arena] : records.arenas) {
+    for (const auto& [digest, region] : arena.regions) kept.insert(digest);
   }
-  for (const auto& [key, disk] : disks_) kept.insert(disk->digest);
-  for (auto it = digests_.begin(); it != digests_.end();)
-    it = kept.count(it->second) == 0 ? digests_.erase(it) : std::next(it);
-  return freed;
+  for (const auto& [key, disk] : records.disks) kept.insert(disk.digest);
+  for (auto it = records.digests.begin(); it != records.digests.end();)
+    it = kept.count(it->second) == 0 ? records.digests.erase(it) : std::next(it);
 }
 
-absl::StatusOr<uint64_t> LayerStore::Gc(uint64_t keep_bytes) {
-  MutexLock lock(mutex_);
-  const uint64_t freed = GcLocked(keep_bytes);
-  RETURN_IF_ERROR(SaveLocked());
-  return freed;
-}
-
-std::vector<ArenaInfo> LayerStore::arenas() const {
-  MutexLock lock(mutex_);
-  std::vector<ArenaInfo> all;
-  for (const auto& [id, arena] : arenas_) {
-    const PoolStats stats = arena->pool->stats();
-    ArenaInfo info{id, arena->domain, arena->path, arena->bytes, stats.held_bytes, stats.payload_bytes, 0,
-                   {}};
-    for (const auto& [digest, entry] : arena->regions) {
-      const uint64_t end = (EndOf(entry.region) + kWindowStep - 1) / kWindowStep * kWindowStep;
-      info.window_bytes = std::min(arena->bytes, std::max(info.window_bytes, end));
-      info.regions.push_back(
-          {digest, entry.region.offset, entry.region.held_bytes, entry.region.payload_bytes, entry.users});
-    }
-    std::sort(info.regions.begin(), info.regions.end(),
-              [](const auto& a, const auto& b) { return a.offset < b.offset; });
-    all.push_back(std::move(info));
+void Settle(LayerRecords& records, const Chores& chores) {
+  for (const Chores::Punch& punch : chores.punches) {
+    const auto it = records.arenas.find(punch.arena_id);
+    if (it == records.arenas.end()) continue;
+    --it->second.punching;
+    it->second.pool->Release(punch.handle).IgnoreError();
   }
-  return all;
-}
-
-std::vector<ArenaInfo> LayerStore::ArenasOf(const std::string& domain, size_t limit) const {
-  std::vector<ArenaInfo> mine;
-  for (ArenaInfo& info : arenas()) {
-    if (info.domain == domain && info.payload_bytes > 0) mine.push_back(std::move(info));
-  }
-  std::sort(mine.begin(), mine.end(),
-            [](const auto& a, const auto& b) { return a.payload_bytes > b.payload_bytes; });
-  if (mine.size() > limit) mine.resize(limit);
-  return mine;
-}
-
-std::vector<DiskInfo> LayerStore::disks() const {
-  MutexLock lock(mutex_);
-  std::vector<DiskInfo> all;
-  for (const auto& [key, disk] : disks_)
-    all.push_back({disk->digest, disk->path, disk->why, disk->tree.root_hash, disk->bytes, disk->users});
-  return all;
-}
-
-StoreCounters LayerStore::counters() const {
-  MutexLock lock(mutex_);
-  return counters_;
+  for (const Chores::DiskFiles& disk : chores.disks) records.busy_disks.erase(disk.digest);
 }
 
 }  // namespace lamina::layers

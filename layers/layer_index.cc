@@ -1,12 +1,10 @@
-// The store's index on disk: <dir>/index.json, replaced atomically after each change.
+#include "layers/layer_index.h"
+
 #include <nlohmann/json.hpp>
 
-#include "base/log.h"
 #include "base/status.h"
 #include "base/units.h"
-#include "layers/arena_file.h"
 #include "layers/digest.h"
-#include "layers/layer_store_types.h"
 
 namespace lamina::layers {
 namespace {
@@ -35,166 +33,165 @@ std::set<std::string> Users(const json& object) {
   return users;
 }
 
-// Only of regions that lie in order in one arena.
-void PunchGaps(const std::string& path, uint64_t arena_bytes, std::map<uint64_t, uint64_t> taken) {
-  uint64_t at = 0;
-  taken[arena_bytes] = 0;
-  for (const auto& [offset, bytes] : taken) {
-    if (offset > at) {
-      if (const absl::Status status = PunchArena(path, at, offset - at); !status.ok())
-        LogWarning("{}", Message(status));
-    }
-    at = offset + bytes;
-  }
-}
-
 const json& Array(const json& object, const char* key) {
   static const json empty = json::array();
   const auto it = object.find(key);
   return it != object.end() && it->is_array() ? *it : empty;
 }
 
-}  // namespace
+// Paths need not be UTF-8; what is not is replaced before the checksum is taken.
+std::string Dump(const json& content) { return content.dump(-1, ' ', false, json::error_handler_t::replace); }
 
-absl::Status LayerStore::SaveLocked() {
-  json sources = json::object(), arenas = json::array(), disks = json::array();
-  for (const auto& [key, digest] : digests_) sources[key] = digest;
-  for (const auto& [id, arena] : arenas_) {
+json ContentOf(const IndexContent& content) {
+  json arenas = json::array(), disks = json::array();
+  for (const IndexedArena& arena : content.arenas) {
     json regions = json::array();
-    for (const auto& [digest, entry] : arena->regions) {
-      if (!entry.ready) continue;
-      regions.push_back({{"digest", digest},
-                         {"offset", entry.region.offset},
-                         {"held", entry.region.held_bytes},
-                         {"payload", entry.region.payload_bytes},
-                         {"generation", entry.region.handle.generation},
-                         {"last_use", entry.last_use},
-                         {"users", entry.users}});
+    for (const IndexedRegion& region : arena.regions) {
+      regions.push_back({{"digest", region.digest},
+                         {"offset", region.region.offset},
+                         {"held", region.region.held_bytes},
+                         {"payload", region.region.payload_bytes},
+                         {"generation", region.region.handle.generation},
+                         {"last_use", region.last_use},
+                         {"users", region.users}});
     }
-    arenas.push_back({{"id", id},
-                      {"domain", arena->domain},
-                      {"policy", arena->policy},
-                      {"bytes", arena->bytes},
-                      {"regions", regions}});
+    arenas.push_back({{"id", arena.id},
+                      {"domain", arena.domain},
+                      {"policy", NameOf(arena.policy)},
+                      {"bytes", arena.bytes},
+                      {"regions", std::move(regions)}});
   }
-  for (const auto& [key, disk] : disks_) {
-    disks.push_back({{"digest", disk->digest},
-                     {"path", disk->path},
-                     {"why", disk->why},
-                     {"bytes", disk->bytes},
-                     {"last_use", disk->last_use},
-                     {"users", disk->users}});
+  for (const IndexedDisk& disk : content.disks) {
+    disks.push_back({{"digest", disk.digest},
+                     {"path", disk.path},
+                     {"why", disk.why},
+                     {"bytes", disk.bytes},
+                     {"last_use", disk.last_use},
+                     {"users", disk.users}});
   }
-  const json content = {
-      {"next_arena", next_arena_}, {"sources", sources}, {"arenas", arenas}, {"disks", disks}};
-  // Paths need not be UTF-8; what is not is replaced before the checksum is taken.
-  const std::string text = content.dump(-1, ' ', false, json::error_handler_t::replace);
-  ASSIGN_OR_RETURN(const std::string checksum, Sha256(text));
-  unsaved_ = true;
-  RETURN_IF_ERROR(
-      Annotate(WriteFileAtomically(fs_, options_.dir + "/index.json",
-                                   fmt::format("{{\"version\":{},\"checksum\":\"{}\",\"content\":\n{}\n}}\n",
-                                               kIndexVersion, checksum, text),
-                                   0600),
-               "save the layer index"));
-  unsaved_ = false;
-  return absl::OkStatus();
+  return {{"next_arena", content.next_arena},
+          {"sources", content.sources},
+          {"arenas", std::move(arenas)},
+          {"disks", std::move(disks)}};
 }
 
-absl::Status LayerStore::Load() {
-  RETURN_IF_ERROR(fs_.MakeDirectories(options_.dir, 0700));
-  const std::string path = options_.dir + "/index.json";
-  MutexLock lock(mutex_);
-  json root = json::object();
-  if (fs_.Exists(path)) {
-    ASSIGN_OR_RETURN(const std::string content, fs_.Read(path, 256 * kMiB));
-    root = json::parse(content, nullptr, false);
-    if (root.is_discarded() || !root.is_object()) {
-      return MakeStatus(absl::StatusCode::kDataLoss,
-                        "{}: not a layer index; remove {} when no Lamina pod runs", path, options_.dir);
-    }
-    if (Number(root, "version") > kIndexVersion) {
-      return MakeStatus(absl::StatusCode::kFailedPrecondition,
-                        "{}: written by a newer Lamina (version {}); left untouched", path,
-                        Number(root, "version"));
-    }
-    if (Number(root, "version") != kIndexVersion) {
-      return MakeStatus(absl::StatusCode::kDataLoss,
-                        "{}: version {} instead of {}; remove {} when no Lamina pod runs", path,
-                        Number(root, "version"), kIndexVersion, options_.dir);
-    }
-    json stored = std::move(root["content"]);
-    ASSIGN_OR_RETURN(const std::string checksum,
-                     Sha256(stored.dump(-1, ' ', false, json::error_handler_t::replace)));
-    if (!stored.is_object() || checksum != Text(root, "checksum")) {
-      return MakeStatus(absl::StatusCode::kDataLoss,
-                        "{}: its checksum is wrong; remove {} when no Lamina pod runs", path, options_.dir);
-    }
-    root = std::move(stored);
+absl::StatusOr<IndexedArena> ArenaFrom(const json& object) {
+  IndexedArena arena;
+  arena.id = Text(object, "id");
+  arena.domain = Text(object, "domain");
+  arena.bytes = Number(object, "bytes");
+  ASSIGN_OR_RETURN(arena.policy, ParsePolicy(Text(object, "policy")));
+  for (const json& item : Array(object, "regions")) {
+    IndexedRegion region;
+    region.digest = Text(item, "digest");
+    if (region.digest.size() != 64 && !IsDamaged(region.digest)) continue;
+    region.region.offset = region.region.handle.offset = Number(item, "offset");
+    region.region.handle.generation = Number(item, "generation");
+    region.region.held_bytes = Number(item, "held");
+    region.region.payload_bytes = Number(item, "payload");
+    region.last_use = Number(item, "last_use");
+    region.users = Users(item);
+    arena.regions.push_back(std::move(region));
   }
-  next_arena_ = std::max<uint64_t>(1, Number(root, "next_arena"));
-  std::set<std::string> known = {"index.json"};
+  return arena;
+}
+
+absl::StatusOr<IndexContent> ContentFrom(const json& root) {
+  IndexContent content;
+  content.next_arena = Number(root, "next_arena");
   for (const json& object : Array(root, "arenas")) {
-    auto arena = std::make_unique<Arena>();
-    arena->id = Text(object, "id");
-    arena->domain = Text(object, "domain");
-    arena->bytes = Number(object, "bytes");
-    arena->path = options_.dir + "/" + arena->id + ".arena";
-    if (arena->id.empty() || arena->id.find('/') != std::string::npos || !fs_.Exists(arena->path)) continue;
-    arena->policy = Text(object, "policy");  // an arena keeps the policy that its regions came from
-    ASSIGN_OR_RETURN(arena->pool, MakeAllocator(arena->policy, arena->bytes));
-    std::map<uint64_t, uint64_t> taken;
-    for (const json& item : Array(object, "regions")) {
-      Entry entry;
-      entry.region.offset = entry.region.handle.offset = Number(item, "offset");
-      entry.region.handle.generation = Number(item, "generation");
-      entry.region.held_bytes = Number(item, "held");
-      entry.region.payload_bytes = Number(item, "payload");
-      entry.last_use = Number(item, "last_use");
-      entry.users = Users(item);
-      entry.ready = true;
-      const std::string digest = Text(item, "digest");
-      if (digest.size() != 64 && !IsDamaged(digest)) continue;
-      // A region that a VM may have mapped must not be given away: better no daemon than that.
-      RETURN_IF_ERROR(Annotate(arena->pool->Restore(entry.region), path + ": " + arena->id));
-      taken[entry.region.offset] = entry.region.held_bytes;
-      use_clock_ = std::max(use_clock_, entry.last_use + 1);
-      arena->regions[digest] = std::move(entry);
-    }
-    PunchGaps(arena->path, arena->bytes, std::move(taken));
-    known.insert(arena->id + ".arena");
-    const std::string id = arena->id;
-    arenas_[id] = std::move(arena);
+    const std::string id = Text(object, "id");
+    if (id.empty() || id.find('/') != std::string::npos) continue;
+    ASSIGN_OR_RETURN(IndexedArena arena, ArenaFrom(object));
+    content.arenas.push_back(std::move(arena));
   }
   for (const json& object : Array(root, "disks")) {
-    auto disk = std::make_unique<Disk>();
-    const std::string digest = Text(object, "digest");
-    disk->digest = digest;
-    disk->path = Text(object, "path");
-    disk->why = Text(object, "why");
-    const bool ours = disk->path.empty() || Ours(disk->path);
-    if (ours) disk->path = options_.dir + "/" + digest + ".erofs";
-    disk->bytes = Number(object, "bytes");
-    disk->last_use = Number(object, "last_use");
-    disk->users = Users(object);
-    if (digest.size() != 64 || digest.find('/') != std::string::npos || !fs_.Exists(disk->path)) continue;
-    use_clock_ = std::max(use_clock_, disk->last_use + 1);
-    if (ours) known.insert(digest + ".erofs");
-    // Written anew when the disk is first used; until then a pod that was given it may be attaching it.
-    if (options_.scsi_verity) known.insert(digest + ".verity");
-    const std::string key = ours ? digest : digest + "@" + disk->path;
-    disks_[key] = std::move(disk);
+    IndexedDisk disk;
+    disk.digest = Text(object, "digest");
+    if (disk.digest.size() != 64 || disk.digest.find('/') != std::string::npos) continue;
+    disk.path = Text(object, "path");
+    disk.why = Text(object, "why");
+    disk.bytes = Number(object, "bytes");
+    disk.last_use = Number(object, "last_use");
+    disk.users = Users(object);
+    content.disks.push_back(std::move(disk));
   }
   if (const auto sources = root.find("sources"); sources != root.end() && sources->is_object()) {
     for (const auto& [key, digest] : sources->items()) {
-      if (digest.is_string()) digests_[key] = digest.get<std::string>();
+      if (digest.is_string()) content.sources[key] = digest.get<std::string>();
     }
   }
-  // What a conversion or an arena's creation left when the process died.
-  ASSIGN_OR_RETURN(const std::vector<std::string> names, fs_.List(options_.dir));
-  for (const std::string& name : names) {
-    if (known.count(name) == 0) RETURN_IF_ERROR(fs_.Remove(options_.dir + "/" + name));
+  return content;
+}
+
+}  // namespace
+
+IndexContent IndexOf(const LayerRecords& records) {
+  IndexContent content;
+  content.next_arena = records.next_arena;
+  content.sources = records.digests;
+  for (const auto& [id, arena] : records.arenas) {
+    if (!arena.created) continue;
+    IndexedArena& indexed = content.arenas.emplace_back();
+    indexed.id = id;
+    indexed.domain = arena.domain;
+    indexed.policy = arena.policy;
+    indexed.bytes = arena.bytes;
+    for (const auto& [digest, region] : arena.regions) {
+      if (region.ready) indexed.regions.push_back({digest, region.region, region.last_use, region.users});
+    }
   }
+  for (const auto& [key, disk] : records.disks)
+    content.disks.push_back({disk.digest, disk.path, disk.why, disk.bytes, disk.last_use, disk.users});
+  return content;
+}
+
+absl::StatusOr<std::string> EncodeIndex(const IndexContent& content) {
+  const std::string text = Dump(ContentOf(content));
+  ASSIGN_OR_RETURN(const std::string checksum, Sha256(text));
+  return fmt::format("{{\"version\":{},\"checksum\":\"{}\",\"content\":\n{}\n}}\n", kIndexVersion, checksum,
+                     text);
+}
+
+absl::StatusOr<IndexContent> DecodeIndex(std::string_view text, const std::string& dir) {
+  const std::string path = dir + "/index.json";
+  json root = json::parse(text, nullptr, false);
+  if (root.is_discarded() || !root.is_object()) {
+    return MakeStatus(absl::StatusCode::kDataLoss, "{}: not a layer index; remove {} when no Lamina pod runs",
+                      path, dir);
+  }
+  const uint64_t version = Number(root, "version");
+  if (version > kIndexVersion) {
+    return MakeStatus(absl::StatusCode::kFailedPrecondition,
+                      "{}: written by a newer Lamina (version {}); left untouched", path, version);
+  }
+  if (version != kIndexVersion) {
+    return MakeStatus(absl::StatusCode::kDataLoss,
+                      "{}: version {} instead of {}; remove {} when no Lamina pod runs", path, version,
+                      kIndexVersion, dir);
+  }
+  const json stored = std::move(root["content"]);
+  ASSIGN_OR_RETURN(const std::string checksum, Sha256(Dump(stored)));
+  if (!stored.is_object() || checksum != Text(root, "checksum")) {
+    return MakeStatus(absl::StatusCode::kDataLoss,
+                      "{}: its checksum is wrong; remove {} when no Lamina pod runs", path, dir);
+  }
+  return ContentFrom(stored);
+}
+
+absl::StatusOr<IndexContent> IndexFile::Read() {
+  if (!fs_.Exists(Path())) return IndexContent();
+  ASSIGN_OR_RETURN(const std::string text, fs_.Read(Path(), 256 * kMiB));
+  return DecodeIndex(text, dir_);
+}
+
+absl::Status IndexFile::Write(uint64_t version, const std::function<Numbered()>& newest) {
+  MutexLock lock(mutex_);
+  if (written_ >= version) return absl::OkStatus();
+  const Numbered now = newest();
+  ASSIGN_OR_RETURN(const std::string text, EncodeIndex(now.content));
+  RETURN_IF_ERROR(Annotate(WriteFileAtomically(fs_, Path(), text, 0600), "save the layer index"));
+  written_ = now.version;
   return absl::OkStatus();
 }
 

@@ -1,137 +1,175 @@
-// Moves idle layers together, so that arenas become empty.
+#include "layers/layer_pack.h"
+
 #include <algorithm>
+#include <vector>
 
 #include "base/log.h"
 #include "base/status.h"
-#include "layers/arena_file.h"
-#include "layers/layer_store_types.h"
+#include "layers/layer_book.h"
 
 namespace lamina::layers {
+namespace {
 
-struct LayerStore::Move {
-  std::string digest, domain;
-  std::string from_id, from_path, to_id, to_path;
-  Region from, to;
+struct Move {
+  std::string digest, domain, from_id, to_id;
+  ArenaRange from, to;
+  Handle from_handle, to_handle;
 };
 
-LayerStore::Arena* LayerStore::EmptiestIdleLocked(const std::set<std::string>& but) {
-  Arena* emptiest = nullptr;
-  for (auto& [id, arena] : arenas_) {
-    if (but.count(id) != 0) continue;
-    const bool idle = std::all_of(arena->regions.begin(), arena->regions.end(),
+// Null: none that has not been `seen`.
+ArenaRecord* EmptiestIdle(LayerRecords& records, const std::set<std::string>& seen) {
+  ArenaRecord* emptiest = nullptr;
+  for (auto& [id, arena] : records.arenas) {
+    if (seen.count(id) != 0 || !arena.created) continue;
+    const bool idle = std::all_of(arena.regions.begin(), arena.regions.end(),
                                   [](const auto& item) { return item.second.idle(); });
     if (!idle) continue;
-    if (emptiest == nullptr || arena->pool->stats().held_bytes < emptiest->pool->stats().held_bytes)
-      emptiest = arena.get();
+    if (emptiest == nullptr || arena.pool->stats().held_bytes < emptiest->pool->stats().held_bytes)
+      emptiest = &arena;
   }
   return emptiest;
 }
 
-bool LayerStore::PlanMovesLocked(Arena& from, std::vector<Move>& moves) {
-  std::vector<Arena*> targets;
-  for (auto& [id, arena] : arenas_) {
-    if (id != from.id && arena->domain == from.domain) targets.push_back(arena.get());
+// The domain's other arenas, fullest first.
+std::vector<ArenaRecord*> TargetsFor(LayerRecords& records, const ArenaRecord& from) {
+  std::vector<ArenaRecord*> targets;
+  for (auto& [id, arena] : records.arenas) {
+    if (id != from.id && arena.domain == from.domain && arena.created) targets.push_back(&arena);
   }
-  std::sort(targets.begin(), targets.end(), [](const Arena* a, const Arena* b) {
+  std::sort(targets.begin(), targets.end(), [](const ArenaRecord* a, const ArenaRecord* b) {
     return a->pool->stats().held_bytes > b->pool->stats().held_bytes;
   });
+  return targets;
+}
+
+// A place for each layer of the arena, or nothing at all. A layer's place is reserved: invisible until it is
+// copied; the old one is pinned.
+std::vector<Move> PlanMoves(StoreParts& parts, ArenaRecord& from) REQUIRES(parts.mutex) {
+  const std::vector<ArenaRecord*> targets = TargetsFor(parts.records, from);
+  std::vector<Move> moves;
   bool fits = true;
-  for (const auto& [digest, entry] : from.regions) {
-    if (filling_.count(digest + "|" + from.domain) != 0) fits = false;
-    Move move{digest, from.domain, from.id, from.path, "", "", entry.region, {}};
-    for (Arena* target : targets) {
-      if (!fits || !move.to_id.empty()) break;
-      if (target->regions.count(digest) != 0)
-        continue;  // a second copy, for a VM that could not take the first
-      const absl::StatusOr<Region> room = target->pool->Allocate(entry.region.payload_bytes);
+  for (const auto& [digest, region] : from.regions) {
+    Move move{digest,
+              from.domain,
+              from.id,
+              "",
+              {from.path, region.region.offset, region.region.payload_bytes},
+              {},
+              region.region.handle,
+              {}};
+    fits = parts.filling.count(FillingKey(digest, from.domain)) == 0;
+    for (size_t i = 0; fits && i < targets.size() && move.to_id.empty(); ++i) {
+      // A second copy, for a VM that could not take the first.
+      if (targets[i]->regions.count(digest) != 0) continue;
+      const absl::StatusOr<Region> room = targets[i]->pool->Allocate(region.region.payload_bytes);
       if (!room.ok()) continue;
-      move.to_id = target->id;
-      move.to_path = target->path;
-      move.to = *room;
+      move.to_id = targets[i]->id;
+      move.to = {targets[i]->path, room->offset, room->payload_bytes};
+      move.to_handle = room->handle;
+      targets[i]->regions[digest].region = *room;
     }
     fits = fits && !move.to_id.empty();
     if (!fits) break;
     moves.push_back(std::move(move));
   }
   for (const Move& move : moves) {
-    Arena& target = *arenas_.at(move.to_id);
-    if (!fits) {
-      target.pool->Release(move.to.handle).IgnoreError();
+    if (fits) {
+      parts.filling.insert(FillingKey(move.digest, move.domain));
+      ++from.regions.at(move.digest).pins;
       continue;
     }
-    // Invisible until it is copied; who asks for the layer meanwhile waits for the move's end.
-    Entry& copy = target.regions[move.digest];
-    copy.region = move.to;
-    filling_.insert(move.digest + "|" + move.domain);
-    ++from.regions.at(move.digest).pins;
+    ArenaRecord& target = parts.records.arenas.at(move.to_id);
+    target.regions.erase(move.digest);
+    target.pool->Release(move.to_handle).IgnoreError();
   }
   if (!fits) moves.clear();
-  return fits;
+  return moves;
 }
 
-absl::Status LayerStore::MoveLayer(const Move& move, PackResult& result) {
-  absl::Status status = CopyIntoArena(move.to_path, move.to.offset, move.from_path, move.from.offset,
-                                      move.from.payload_bytes, move.digest);
-  MutexLock lock(mutex_);
-  filling_.erase(move.digest + "|" + move.domain);
-  flight_ended_.NotifyAll();
-  Arena& from = *arenas_.at(move.from_id);
-  Arena& to = *arenas_.at(move.to_id);
-  Entry& old = from.regions.at(move.digest);
-  --old.pins;
-  if (absl::IsDataLoss(status)) {
-    LogWarning("layer {} at {} of {} is damaged: it is dropped", move.digest, move.from.offset,
-               move.from_path);
-    DropRegionLocked(to, move.digest);
-    DropRegionLocked(from, move.digest);
-    ++counters_.evictions;
-    return SaveLocked();
-  }
-  if (status.ok() && old.pins > 0) status = absl::UnavailableError("it is being copied for another domain");
-  if (status.ok()) {
-    Entry& copy = to.regions.at(move.digest);
+absl::Status Copy(StoreParts& parts, const Move& move) {
+  ASSIGN_OR_RETURN(const UniqueFd from, OpenToRead(move.from.path));
+  return parts.arenas.CopyIn({from.get(), move.from.path, move.from.offset}, move.to, move.digest, {});
+}
+
+// The new place is durable before the old one is given up. Nobody takes either meanwhile: the layer is among
+// those being filled.
+absl::Status Commit(StoreParts& parts, const Move& move) {
+  {
+    MutexLock lock(parts.mutex);
+    RegionRecord& old = parts.records.arenas.at(move.from_id).regions.at(move.digest);
+    if (old.pins > 1) return absl::UnavailableError("it is being copied for another domain");
+    RegionRecord& copy = parts.records.arenas.at(move.to_id).regions.at(move.digest);
     copy.ready = copy.verified = true;
     copy.last_use = old.last_use;
-    Entry gone = std::move(old);
-    from.regions.erase(move.digest);
-    status = SaveLocked();  // only now the old place is given up
-    if (!status.ok()) from.regions[move.digest] = std::move(gone);
+    old.ready = false;  // no name of it in the index
+    ++parts.records.version;
   }
-  if (!status.ok()) {
-    DropRegionLocked(to, move.digest);
-    return Annotate(status, "move layer " + move.digest);
+  const absl::Status saved = parts.Save();
+  if (saved.ok()) return saved;
+  MutexLock lock(parts.mutex);
+  parts.records.arenas.at(move.from_id).regions.at(move.digest).ready = true;
+  ++parts.records.version;
+  return saved;
+}
+
+absl::Status MoveLayer(StoreParts& parts, const Move& move, PackResult& result) {
+  const absl::Status copied = Copy(parts, move);
+  const absl::Status status = copied.ok() ? Commit(parts, move) : copied;
+  const bool damaged = absl::IsDataLoss(copied);
+  Chores chores;
+  {
+    MutexLock lock(parts.mutex);
+    ArenaRecord& from = parts.records.arenas.at(move.from_id);
+    --from.regions.at(move.digest).pins;
+    if (!status.ok()) DropRegion(parts.records, parts.records.arenas.at(move.to_id), move.digest, chores);
+    if (status.ok() || (damaged && from.regions.at(move.digest).idle()))
+      DropRegion(parts.records, from, move.digest, chores);
+    if (damaged) ++parts.counters.evictions;
+    parts.filling.erase(FillingKey(move.digest, move.domain));
+    parts.changed.NotifyAll();
   }
-  PunchArena(from.path, move.from.offset, move.from.held_bytes).IgnoreError();
-  from.pool->Release(move.from.handle).IgnoreError();
+  parts.Finish(chores);
+  if (damaged) {
+    LogWarning("layer {} at {} of {} is damaged: it is dropped", move.digest, move.from.offset,
+               move.from.path);
+    return absl::OkStatus();
+  }
+  RETURN_IF_ERROR(Annotate(status, "move layer " + move.digest));
   ++result.moved_layers;
-  result.moved_bytes += move.from.payload_bytes;
+  result.moved_bytes += move.from.bytes;
   return absl::OkStatus();
 }
 
-absl::StatusOr<PackResult> LayerStore::Pack() {
+}  // namespace
+
+absl::StatusOr<PackResult> PackArenas(StoreParts& parts) {
   PackResult result;
   std::set<std::string> seen;
   absl::Status first;
   for (;;) {
     std::vector<Move> moves;
     {
-      MutexLock lock(mutex_);
-      Arena* from = EmptiestIdleLocked(seen);
+      MutexLock lock(parts.mutex);
+      ArenaRecord* from = EmptiestIdle(parts.records, seen);
       if (from == nullptr) break;
       seen.insert(from->id);
-      if (!PlanMovesLocked(*from, moves)) continue;
+      moves = PlanMoves(parts, *from);
     }
+    if (moves.empty()) continue;
     for (const Move& move : moves) {
-      const absl::Status status = MoveLayer(move, result);
+      const absl::Status status = MoveLayer(parts, move, result);
       if (first.ok()) first = status;
     }
-    MutexLock lock(mutex_);
-    const size_t before = arenas_.size();
-    DropEmptyArenasLocked();
-    result.removed_arenas += before - arenas_.size();
+    Chores chores;
+    {
+      MutexLock lock(parts.mutex);
+      const size_t before = parts.records.arenas.size();
+      DropEmptyArenas(parts.records, chores);
+      result.removed_arenas += before - parts.records.arenas.size();
+    }
+    parts.Finish(chores);
   }
-  MutexLock lock(mutex_);
-  RETURN_IF_ERROR(SaveLocked());
+  RETURN_IF_ERROR(parts.Save());
   RETURN_IF_ERROR(first);
   return result;
 }

@@ -62,8 +62,12 @@ absl::StatusOr<std::unique_ptr<PoolAllocator>> MakeClassicAllocator(uint64_t cap
 // pages. O(log n). `capacity_bytes`: multiple of 2 MiB.
 absl::StatusOr<std::unique_ptr<PoolAllocator>> MakeDenseAllocator(uint64_t capacity_bytes);
 
-// "classic" or "dense".
-absl::StatusOr<std::unique_ptr<PoolAllocator>> MakeAllocator(std::string_view policy,
-                                                             uint64_t capacity_bytes);
+enum class Policy { kClassic, kDense };
+
+// "classic" or "dense"; anything else is InvalidArgument.
+absl::StatusOr<Policy> ParsePolicy(std::string_view name);
+const char* NameOf(Policy policy);
+
+absl::StatusOr<std::unique_ptr<PoolAllocator>> MakeAllocator(Policy policy, uint64_t capacity_bytes);
 
 }  // namespace lamina::layers

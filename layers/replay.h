@@ -7,11 +7,12 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
+#include "layers/pool_allocator.h"
 
 namespace lamina::layers {
 
 struct ReplayOptions {
-  std::string policy = "dense";        // classic, dense
+  Policy policy = Policy::kDense;
   uint64_t device_bytes = 4ULL << 30;  // of each device; what the policy's allocator accepts
   size_t devices = 1;                  // the first one with room gets the region
 };

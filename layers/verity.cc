@@ -37,12 +37,20 @@ struct Range {
   uint64_t offset, bytes;
 };
 
+// The tree that is written, and for how long.
+struct Target {
+  int fd;
+  const std::string& path;
+  const Patience& patience;
+};
+
 // The hash of each block of `from`, in blocks padded with zeros, to `to_offset` of the tree. `whole`, which
 // may be null, takes all that is read.
-absl::Status HashBlocks(const Range& from, int tree, const std::string& tree_path, uint64_t to_offset,
-                        Sha256Hasher& block_hasher, Sha256Hasher* whole) {
+absl::Status HashBlocks(const Range& from, const Target& tree, uint64_t to_offset, Sha256Hasher& block_hasher,
+                        Sha256Hasher* whole) {
   std::vector<char> data(kBlocksAtATime * kBlock);
   for (uint64_t at = 0; at < from.bytes; at += data.size()) {
+    RETURN_IF_ERROR(tree.patience.Check("write " + tree.path));
     const uint64_t bytes = std::min<uint64_t>(data.size(), from.bytes - at);
     RETURN_IF_ERROR(ReadAt(from.fd, *from.path, from.offset + at, data.data(), bytes));
     if (whole != nullptr) whole->Update(data.data(), bytes);
@@ -53,13 +61,13 @@ absl::Status HashBlocks(const Range& from, int tree, const std::string& tree_pat
       hashes.insert(hashes.end(), hash.begin(), hash.end());
     }
     hashes.resize((hashes.size() + kBlock - 1) / kBlock * kBlock);
-    RETURN_IF_ERROR(WriteAt(tree, tree_path, to_offset, hashes.data(), hashes.size()));
+    RETURN_IF_ERROR(WriteAt(tree.fd, tree.path, to_offset, hashes.data(), hashes.size()));
     to_offset += hashes.size();
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<VerityTree> WriteTree(const Image& image, int tree, const std::string& tree_path) {
+absl::StatusOr<VerityTree> WriteTree(const Image& image, const Target& tree) {
   UniqueFd data(open(image.path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
   if (!data) return ErrnoStatus(errno, "open layer image " + image.path);
   ASSIGN_OR_RETURN(Sha256Hasher whole, Sha256Hasher::Create());
@@ -70,15 +78,15 @@ absl::StatusOr<VerityTree> WriteTree(const Image& image, int tree, const std::st
   uint64_t end = made.bytes;  // levels are written from the lowest, which is the last one in the file
   for (const uint64_t level : LevelsOf(image.bytes / kBlock)) {
     end -= level * kBlock;
-    RETURN_IF_ERROR(HashBlocks(from, tree, tree_path, end, blocks, from.fd == tree ? nullptr : &whole));
-    from = {tree, &tree_path, end, level * kBlock};
+    RETURN_IF_ERROR(HashBlocks(from, tree, end, blocks, from.fd == tree.fd ? nullptr : &whole));
+    from = {tree.fd, &tree.path, end, level * kBlock};
   }
   // What is left is one block: of the topmost level, or of the data.
   std::vector<char> top(kBlock);
   RETURN_IF_ERROR(ReadAt(from.fd, *from.path, from.offset, top.data(), top.size()));
-  if (from.fd != tree) {
+  if (from.fd != tree.fd) {
     whole.Update(top.data(), top.size());
-    RETURN_IF_ERROR(WriteAt(tree, tree_path, 0, std::vector<char>(kBlock).data(), kBlock));
+    RETURN_IF_ERROR(WriteAt(tree.fd, tree.path, 0, std::vector<char>(kBlock).data(), kBlock));
   }
   blocks.Update(top.data(), top.size());
   made.root_hash = Hex(blocks.Finish());
@@ -86,7 +94,7 @@ absl::StatusOr<VerityTree> WriteTree(const Image& image, int tree, const std::st
     return MakeStatus(absl::StatusCode::kDataLoss, "layer image {}: its sha256 is {}, not {}", image.path,
                       found, image.digest);
   }
-  if (fsync(tree) != 0) return ErrnoStatus(errno, "fsync " + tree_path);
+  if (fsync(tree.fd) != 0) return ErrnoStatus(errno, "fsync " + tree.path);
   return made;
 }
 
@@ -98,12 +106,13 @@ uint64_t VerityTreeBytes(uint64_t image_bytes) {
   return std::max<uint64_t>(blocks, 1) * kBlock;  // a disk has at least one block
 }
 
-absl::StatusOr<VerityTree> MakeVerityTree(const Image& image, const std::string& tree_path) {
+absl::StatusOr<VerityTree> MakeVerityTree(const Image& image, const std::string& tree_path,
+                                          const Patience& patience) {
   if (image.bytes == 0 || image.bytes % kBlock != 0)
     return InvalidArgument("{}: {} bytes are no multiple of {}", image.path, image.bytes, kBlock);
   UniqueFd tree(open(tree_path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
   if (!tree) return ErrnoStatus(errno, "create " + tree_path);
-  absl::StatusOr<VerityTree> made = WriteTree(image, tree.get(), tree_path);
+  absl::StatusOr<VerityTree> made = WriteTree(image, {tree.get(), tree_path, patience});
   if (!made.ok()) {
     unlink(tree_path.c_str());
     return Annotate(made.status(), "hash tree of layer " + image.digest);

@@ -22,6 +22,7 @@ uint64_t VerityTreeBytes(uint64_t image_bytes);
 // Writes the image's tree to `tree_path` (replaced, 0600, synced). Equal images give equal trees. The image
 // is read once, in memory of constant size, and its sha256 taken of the same bytes: DataLoss when it is not
 // `image.digest`. On error nothing is left at `tree_path`.
-absl::StatusOr<VerityTree> MakeVerityTree(const Image& image, const std::string& tree_path);
+absl::StatusOr<VerityTree> MakeVerityTree(const Image& image, const std::string& tree_path,
+                                          const Patience& patience = {});
 
 }  // namespace lamina::layers

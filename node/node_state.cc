@@ -55,7 +55,7 @@ absl::StatusOr<std::unique_ptr<NodeState>> NodeState::Open(const Config& config,
       new NodeState(config, fs, host, clock, total - kept, sizing::DivideInProportion(total - kept, sizes)));
   layers::StoreOptions options;
   options.dir = config.paths.state_dir + "/layers";
-  options.policy = config.layers.policy;
+  ASSIGN_OR_RETURN(options.policy, layers::ParsePolicy(config.layers.policy));
   options.arena_bytes = config.layers.arena_bytes;
   options.max_layer_bytes = config.layers.max_layer_bytes;
   options.vpmem = config.layers.vpmem;

@@ -47,6 +47,7 @@ struct Connection {
   // because the next one counts its stream ids from 1 again.
   std::atomic<uint64_t> epoch{0};
   bool idle_port = false;  // a persistent port that has no peer; the loop's, once it runs
+  std::stop_source gone;   // requested once no answer is sent on it any more
 };
 
 }  // namespace
@@ -189,15 +190,23 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
         if (!alive) Drop(connection);
       }
     }
-    MutexLock lock(mutex_);
-    for (auto& [fd, connection] : connections_) {
-      MutexLock connection_lock(connection->mutex);
-      connection->closed = true;
-      epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
-      if (!connection->persistent) shutdown(fd, SHUT_RDWR);
+    std::map<int, std::shared_ptr<Connection>> ended;
+    {
+      MutexLock lock(mutex_);
+      ended.swap(connections_);
+      listeners_.clear();
     }
-    connections_.clear();
-    listeners_.clear();
+    for (auto& [fd, connection] : ended) {
+      {
+        MutexLock connection_lock(connection->mutex);
+        connection->closed = true;
+        epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+        if (!connection->persistent) shutdown(fd, SHUT_RDWR);
+      }
+      connection->gone.request_stop();
+    }
+    ended.clear();
+    MutexLock lock(mutex_);
     loop_running_ = false;
     state_.NotifyAll();
   }
@@ -318,6 +327,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
     context.method = request.method();
     context.peer_pid = work.connection->peer_pid;
     context.after_answer = &after_answer;
+    context.gone = work.connection->gone.get_token();
     if (request.timeout_nano() > 0) {
       context.deadline = steady_clock::now() + std::chrono::nanoseconds(request.timeout_nano());
     }
@@ -409,8 +419,11 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
       connection->closed = true;
       shutdown(connection->fd.get(), SHUT_RDWR);
     }
-    MutexLock lock(mutex_);
-    connections_.erase(connection->fd.get());
+    {
+      MutexLock lock(mutex_);
+      connections_.erase(connection->fd.get());
+    }
+    connection->gone.request_stop();
   }
 
   const ServerOptions options_;

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <string_view>
 
@@ -20,6 +21,9 @@ struct CallContext {
   std::string ns;                                                 // metadata containerd-namespace-ttrpc
   std::optional<std::chrono::steady_clock::time_point> deadline;  // from timeout_nano
   int peer_pid = 0;                                               // SO_PEERCRED where there is one
+  // Requested once nobody waits for the answer: the connection is closed, or the server stops. What is to be
+  // told of it (std::stop_callback) runs on the server's own thread and must not block.
+  std::stop_token gone;
   // What a handler puts here runs once the peer has taken the answer (or has not for a second): for what must
   // not outrun it.
   std::function<void()>* after_answer = nullptr;

@@ -24,7 +24,7 @@ using std::chrono::steady_clock;
 
 constexpr int kSeeds = 40;
 
-FillResult MeanFill(const std::string& policy, size_t devices) {
+FillResult MeanFill(Policy policy, size_t devices) {
   FillResult sum;
   for (int seed = 1; seed <= kSeeds; ++seed) {
     const FillResult one = FillToFirstMiss(policy, devices, static_cast<uint64_t>(seed));
@@ -36,11 +36,11 @@ FillResult MeanFill(const std::string& policy, size_t devices) {
 
 // The 99th percentile of Allocate in µs, the clock's own cost taken off, on a device with `fragments` free
 // fragments that cannot merge, and requests of up to twice their size.
-double AllocateP99(const std::string& policy, size_t fragments) {
+double AllocateP99(Policy policy, size_t fragments) {
   std::unique_ptr<PoolAllocator> pool = *MakeAllocator(policy, kTraceDevice);
   // Classic merges four siblings, dense any two neighbours.
-  const size_t keep_one_in = policy == "classic" ? 4 : 2;
-  const uint64_t fragment = policy == "classic" ? kMiB : kMiB / 2;
+  const size_t keep_one_in = policy == Policy::kClassic ? 4 : 2;
+  const uint64_t fragment = policy == Policy::kClassic ? kMiB : kMiB / 2;
   std::vector<Region> regions;
   for (size_t i = 0; i < kTraceDevice / fragment; ++i) regions.push_back(*pool->Allocate(fragment));
   size_t freed = 0;
@@ -77,7 +77,7 @@ double ThreadNanos() {
 
 // Nanoseconds of one Allocate or Release with `live` regions, on as many devices as they need. Each step
 // replaces a random region.
-double NanosPerOperation(const std::string& policy, size_t live) {
+double NanosPerOperation(Policy policy, size_t live) {
   constexpr size_t kPerDevice = 2000, kSteps = 200'000;
   std::vector<std::unique_ptr<PoolAllocator>> devices;
   for (size_t i = 0; i < (live + kPerDevice - 1) / kPerDevice; ++i)
@@ -126,30 +126,30 @@ int ConvertFiles(size_t files) {
 }
 
 int Main() {
-  const FillResult c4 = MeanFill("classic", 4), d4 = MeanFill("dense", 4);
-  const FillResult c1 = MeanFill("classic", 1), d1 = MeanFill("dense", 1);
+  const FillResult c4 = MeanFill(Policy::kClassic, 4), d4 = MeanFill(Policy::kDense, 4);
+  const FillResult c1 = MeanFill(Policy::kClassic, 1), d1 = MeanFill(Policy::kDense, 1);
   fmt::print("| | classic | dense | goal for dense |\n|---|---|---|---|\n");
   const auto percent = [](double x) { return fmt::format("{:.0f} %", x * 100); };
   Row("used at the first miss, 4 devices", percent(c4.used), percent(d4.used), ">= 92 %", d4.used >= 0.92);
   Row("used at the first failure, 1 device", percent(c1.used), percent(d1.used), ">= 72 %", d1.used >= 0.72);
   Row("payload / held", percent(c4.efficiency), percent(d4.efficiency), ">= 97 %", d4.efficiency >= 0.97);
-  const LiveResult cl = DevicesForLive("classic", 64 * kGiB, 100'000, 1);
-  const LiveResult dl = DevicesForLive("dense", 64 * kGiB, 100'000, 1);
+  const LiveResult cl = DevicesForLive(Policy::kClassic, 64 * kGiB, 100'000, 1);
+  const LiveResult dl = DevicesForLive(Policy::kDense, 64 * kGiB, 100'000, 1);
   Row("4 GiB devices for 64 GiB live: fresh, after 100k replacements",
       fmt::format("{}, {}", cl.fresh, cl.after), fmt::format("{}, {}", dl.fresh, dl.after), "<= 18, <= 26",
       dl.fresh <= 18 && dl.after <= 26);
   // The best of three: what else runs only adds.
   double cp = 1e9, dp = 1e9;
   for (int i = 0; i < 3; ++i) {
-    cp = std::min(cp, AllocateP99("classic", 3072));
-    dp = std::min(dp, AllocateP99("dense", 3072));
+    cp = std::min(cp, AllocateP99(Policy::kClassic, 3072));
+    dp = std::min(dp, AllocateP99(Policy::kDense, 3072));
   }
   Row("allocate p99 at 3,072 free fragments", fmt::format("{:.2f} us", cp), fmt::format("{:.2f} us", dp),
       "<= 0.25 us", dp <= 0.25);
   fmt::print("\n| ns per operation at live regions | classic | dense |\n|---|---|---|\n");
   for (const size_t live : {10u, 1'000u, 100'000u}) {
-    fmt::print("| {} | {:.0f} | {:.0f} |\n", live, NanosPerOperation("classic", live),
-               NanosPerOperation("dense", live));
+    fmt::print("| {} | {:.0f} | {:.0f} |\n", live, NanosPerOperation(Policy::kClassic, live),
+               NanosPerOperation(Policy::kDense, live));
   }
   return g_missed ? 1 : 0;
 }

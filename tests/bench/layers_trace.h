@@ -41,7 +41,7 @@ struct FillResult {
 };
 
 // Layers arrive and none leaves, until one finds no room.
-inline FillResult FillToFirstMiss(const std::string& policy, size_t devices, uint64_t seed) {
+inline FillResult FillToFirstMiss(Policy policy, size_t devices, uint64_t seed) {
   DevicePool pool = *DevicePool::Create(policy, kTraceDevice, devices);
   LayerSizes sizes(seed);
   while (pool.Allocate(sizes.Next()).ok()) {
@@ -58,8 +58,7 @@ struct LiveResult {
 
 // Devices added whenever a layer finds no room: to hold `live_bytes`, then after `replacements` times a
 // random layer leaves and new ones come until as much is live again.
-inline LiveResult DevicesForLive(const std::string& policy, uint64_t live_bytes, size_t replacements,
-                                 uint64_t seed) {
+inline LiveResult DevicesForLive(Policy policy, uint64_t live_bytes, size_t replacements, uint64_t seed) {
   struct Layer {
     DeviceRegion place;
     uint64_t bytes;

@@ -31,7 +31,7 @@ void Header(const std::string& bytes, const std::string& dir) {
 
 void Trace(const std::string& trace, bool dense) {
   ReplayOptions options;
-  options.policy = dense ? "dense" : "classic";
+  options.policy = dense ? Policy::kDense : Policy::kClassic;
   options.device_bytes = 1ULL << 30;
   options.devices = 2;
   size_t lines = 0;

@@ -17,7 +17,7 @@ namespace {
 
 using absl::StatusCode;
 
-std::unique_ptr<PoolAllocator> Make(const std::string& policy, uint64_t bytes) {
+std::unique_ptr<PoolAllocator> Make(Policy policy, uint64_t bytes) {
   auto pool = MakeAllocator(policy, bytes);
   EXPECT_TRUE(pool.ok()) << pool.status();
   return std::move(*pool);
@@ -74,7 +74,7 @@ class Oracle {
   uint64_t held_ = 0, payload_ = 0;
 };
 
-class AllocatorProperty : public testing::TestWithParam<const char*> {};
+class AllocatorProperty : public testing::TestWithParam<Policy> {};
 
 TEST_P(AllocatorProperty, AMillionOperationsAgainstIntervals) {
   const uint64_t capacity = 256 * kMiB;
@@ -193,7 +193,7 @@ TEST_P(AllocatorProperty, ErrorsTellApart) {
   EXPECT_EQ(pool->Allocate(1).status().code(), StatusCode::kResourceExhausted);
 }
 
-INSTANTIATE_TEST_SUITE_P(Policies, AllocatorProperty, testing::Values("classic", "dense"));
+INSTANTIATE_TEST_SUITE_P(Policies, AllocatorProperty, testing::Values(Policy::kClassic, Policy::kDense));
 
 // The rules of classic, as a plain scan over a tree of regions.
 class ClassicModel {
@@ -239,7 +239,7 @@ class ClassicModel {
 };
 
 TEST(ClassicAllocator, GivesTheOffsetsOfItsRules) {
-  const auto pool = Make("classic", 4 * kGiB);
+  const auto pool = Make(Policy::kClassic, 4 * kGiB);
   ClassicModel model(6);
   std::mt19937_64 random(99);
   std::vector<Region> live;
@@ -263,7 +263,7 @@ TEST(ClassicAllocator, GivesTheOffsetsOfItsRules) {
 }
 
 TEST(ClassicAllocator, ClassesSplitsAndMerges) {
-  const auto pool = Make("classic", 4 * kGiB);
+  const auto pool = Make(Policy::kClassic, 4 * kGiB);
   EXPECT_EQ(pool->Allocate(1)->held_bytes, kMiB);
   EXPECT_EQ(pool->Allocate(kMiB + 1)->held_bytes, 4 * kMiB);
   EXPECT_EQ(pool->Allocate(4 * kMiB)->offset, 8 * kMiB);
@@ -275,7 +275,7 @@ TEST(ClassicAllocator, ClassesSplitsAndMerges) {
 }
 
 TEST(ClassicAllocator, AValidClassAboveASmallArenaIsNoRoom) {
-  const auto pool = Make("classic", kGiB);
+  const auto pool = Make(Policy::kClassic, kGiB);
   EXPECT_EQ(pool->Allocate(2 * kGiB).status().code(), StatusCode::kResourceExhausted);
   EXPECT_EQ(pool->Allocate(5 * kGiB).status().code(), StatusCode::kInvalidArgument);
 }
@@ -288,7 +288,7 @@ TEST(ClassicAllocator, ArenasAreOneClassLarge) {
 }
 
 TEST(DenseAllocator, LargeRegionsStartAtHugePagesSmallOnesFillTheGaps) {
-  const auto pool = Make("dense", 16 * kMiB);
+  const auto pool = Make(Policy::kDense, 16 * kMiB);
   EXPECT_EQ(pool->Allocate(1)->held_bytes, 4 * kKiB);
   const Region large = *pool->Allocate(2 * kMiB + 1);
   EXPECT_EQ(large.offset, 2 * kMiB);
@@ -298,7 +298,7 @@ TEST(DenseAllocator, LargeRegionsStartAtHugePagesSmallOnesFillTheGaps) {
 }
 
 TEST(DenseAllocator, AnAlignedPlaceIsFoundBehindManyMisalignedOnes) {
-  const auto pool = Make("dense", 1024 * kMiB);
+  const auto pool = Make(Policy::kDense, 1024 * kMiB);
   // 3 MiB holes that begin 1 MiB past an even one hold no... aligned 3 MiB, however many there are.
   std::vector<Region> holes;
   for (int i = 0; i < 200; ++i) {
@@ -316,7 +316,7 @@ TEST(DenseAllocator, AnAlignedPlaceIsFoundBehindManyMisalignedOnes) {
 
 TEST(DenseAllocator, RefusesOnlyWhatNoGapHolds) {
   const uint64_t capacity = 128 * kMiB;
-  const auto pool = Make("dense", capacity);
+  const auto pool = Make(Policy::kDense, capacity);
   Oracle oracle(capacity);
   std::mt19937_64 random(5);
   std::vector<Region> live;
@@ -346,13 +346,13 @@ TEST(DenseAllocator, RefusesOnlyWhatNoGapHolds) {
 }
 
 TEST(Allocators, UnknownPolicyAndOddSizes) {
-  EXPECT_EQ(MakeAllocator("buddy", kGiB).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(ParsePolicy("buddy").status().code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(MakeDenseAllocator(0).status().code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(MakeDenseAllocator(3 * kMiB).status().code(), StatusCode::kInvalidArgument);
 }
 
 TEST(DevicePool, FirstDeviceThatFits) {
-  DevicePool pool = *DevicePool::Create("dense", 16 * kMiB, 2);
+  DevicePool pool = *DevicePool::Create(Policy::kDense, 16 * kMiB, 2);
   const DeviceRegion a = *pool.Allocate(10 * kMiB), b = *pool.Allocate(10 * kMiB),
                      c = *pool.Allocate(4 * kMiB);
   EXPECT_EQ(a.device, 0u);

@@ -49,8 +49,8 @@ TEST_F(LayerSetTest, DifferentLayersAreConvertedAtTheSameTimeButNoMoreThanAllowe
   options_.max_conversions = 3;
   std::barrier all(3);  // each third conversion ends only when two others have begun
   std::atomic<int> running = 0, most = 0;
-  auto store =
-      *LayerStore::Open(FileSystem::Real(), options_, [&](const std::string& d, const std::string& p) {
+  auto store = *LayerStore::Open(
+      FileSystem::Real(), options_, [&](const std::string& d, const std::string& p, const std::stop_token&) {
         const int now = ++running;
         for (int seen = most; now > seen && !most.compare_exchange_weak(seen, now);) {
         }
@@ -136,12 +136,12 @@ TEST_F(LayerSetTest, AThousandAndTwentyFourRegionsOfOneArena) {
 }
 
 TEST_F(LayerSetTest, ASnapshotRemovedWhileItIsConvertedIsNoLayer) {
-  auto store =
-      *LayerStore::Open(FileSystem::Real(), options_, [&](const std::string& d, const std::string& p) {
-        auto image = Make(d, p);
-        std::filesystem::remove_all(d);
-        return image;
-      });
+  auto store = *LayerStore::Open(FileSystem::Real(), options_,
+                                 [&](const std::string& d, const std::string& p, const std::stop_token&) {
+                                   auto image = Make(d, p);
+                                   std::filesystem::remove_all(d);
+                                   return image;
+                                 });
   const auto placed = store->Place(Ask("s", Layer("a", "aaa", 64 * kKiB)));
   EXPECT_EQ(placed.status().code(), StatusCode::kNotFound) << placed.status();
   EXPECT_NE(placed.status().message().find("was removed while"), absl::string_view::npos);
@@ -152,13 +152,13 @@ TEST_F(LayerSetTest, ASnapshotRemovedWhileItIsConvertedIsNoLayer) {
 
 TEST_F(LayerSetTest, ProgressIsSeenWhileALayerIsConverted) {
   std::latch written(1), go(1);
-  auto store =
-      *LayerStore::Open(FileSystem::Real(), options_, [&](const std::string& d, const std::string& p) {
-        std::ofstream(p) << std::string(100'000, 'x') << std::flush;
-        written.count_down();
-        go.wait();
-        return Make(d, p);
-      });
+  auto store = *LayerStore::Open(FileSystem::Real(), options_,
+                                 [&](const std::string& d, const std::string& p, const std::stop_token&) {
+                                   std::ofstream(p) << std::string(100'000, 'x') << std::flush;
+                                   written.count_down();
+                                   go.wait();
+                                   return Make(d, p);
+                                 });
   const std::string layer = Layer("a", "aaa", 64 * kKiB);
   std::thread placing([&] { EXPECT_TRUE(store->Place(Ask("s", layer)).ok()); });
   written.wait();
@@ -315,12 +315,13 @@ TEST_F(LayerSetTest, ALayerOfFiveGibibytesIsADisk) {
   options_.arena_bytes = 1024 * kMiB;
   options_.max_layer_bytes = 512 * kMiB;
   const std::string digest(64, '5');
-  auto store = *LayerStore::Open(FileSystem::Real(), options_,
-                                 [&](const std::string&, const std::string& path) -> absl::StatusOr<Image> {
-                                   std::ofstream(path) << "image";
-                                   std::filesystem::resize_file(path, 5 * kGiB);
-                                   return Image{path, digest, 5 * kGiB};
-                                 });
+  auto store = *LayerStore::Open(
+      FileSystem::Real(), options_,
+      [&](const std::string&, const std::string& path, const std::stop_token&) -> absl::StatusOr<Image> {
+        std::ofstream(path) << "image";
+        std::filesystem::resize_file(path, 5 * kGiB);
+        return Image{path, digest, 5 * kGiB};
+      });
   for (const char* pod : {"s1", "s2"}) {
     const auto placed = store->Place(Ask(pod, Layer("large", "large", 1)));
     ASSERT_TRUE(placed.ok()) << placed.status();

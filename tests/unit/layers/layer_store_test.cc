@@ -105,17 +105,18 @@ TEST_F(LayerStoreTest, SixtyFourAskersOneConversion) {
 
 TEST_F(LayerStoreTest, AFailedConversionIsEveryWaitersError) {
   std::latch converting(1), go(1);
-  auto store = *LayerStore::Open(FileSystem::Real(), options_, [&](const std::string&, const std::string&) {
-    if (++made_ == 1) converting.count_down();
-    go.wait();
-    return absl::StatusOr<Image>(absl::DataLossError("mkfs says no"));
-  });
+  auto store = *LayerStore::Open(FileSystem::Real(), options_,
+                                 [&](const std::string&, const std::string&, const std::stop_token&) {
+                                   if (++made_ == 1) converting.count_down();
+                                   go.wait();
+                                   return absl::StatusOr<Image>(absl::DataLossError("mkfs says no"));
+                                 });
   const std::string layer = Layer("a", "hello", 64 * kKiB);
   std::vector<std::future<absl::Status>> results;
   results.push_back(std::async(std::launch::async, [&] { return store->Place(Ask("s0", layer)).status(); }));
   converting.wait();
   PlaceRequest hurried = Ask("late", layer);
-  hurried.deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
+  hurried.patience.deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
   EXPECT_EQ(store->Place(hurried).status().code(), StatusCode::kDeadlineExceeded);
   std::latch entered(15);
   for (int i = 1; i < 16; ++i) {
@@ -136,11 +137,11 @@ TEST_F(LayerStoreTest, AFailedConversionIsEveryWaitersError) {
 
 TEST_F(LayerStoreTest, DifferentLayersAreMadeInParallel) {
   std::barrier both(2);  // either conversion ends only once the other has begun
-  auto store =
-      *LayerStore::Open(FileSystem::Real(), options_, [&](const std::string& d, const std::string& p) {
-        both.arrive_and_wait();
-        return Make(d, p);
-      });
+  auto store = *LayerStore::Open(FileSystem::Real(), options_,
+                                 [&](const std::string& d, const std::string& p, const std::stop_token&) {
+                                   both.arrive_and_wait();
+                                   return Make(d, p);
+                                 });
   const std::string a = Layer("a", "aaa", 64 * kKiB), b = Layer("b", "bbb", 64 * kKiB);
   auto other = std::async(std::launch::async, [&] { return store->Place(Ask("s1", a)).status(); });
   EXPECT_TRUE(store->Place(Ask("s2", b)).ok());
@@ -149,11 +150,11 @@ TEST_F(LayerStoreTest, DifferentLayersAreMadeInParallel) {
 
 TEST_F(LayerStoreTest, EqualContentMadeAtTheSameTimeIsOneRegion) {
   std::barrier both(2);
-  auto store =
-      *LayerStore::Open(FileSystem::Real(), options_, [&](const std::string& d, const std::string& p) {
-        both.arrive_and_wait();
-        return Make(d, p);
-      });
+  auto store = *LayerStore::Open(FileSystem::Real(), options_,
+                                 [&](const std::string& d, const std::string& p, const std::stop_token&) {
+                                   both.arrive_and_wait();
+                                   return Make(d, p);
+                                 });
   const std::string a = Layer("a", "same", 2 * kMiB), b = Layer("b", "same", 2 * kMiB);
   auto other = std::async(std::launch::async, [&] { return *store->Place(Ask("s1", a)); });
   const Placement mine = *store->Place(Ask("s2", b));
@@ -190,9 +191,9 @@ TEST_F(LayerStoreTest, ScsiOnlyForItsReasons) {
 
 TEST_F(LayerStoreTest, ALayerLargerThanTheArenaIsADisk) {
   options_.arena_bytes = 4 * kMiB;
-  for (const char* policy : {"dense", "classic"}) {
+  for (const Policy policy : {Policy::kDense, Policy::kClassic}) {
     options_.policy = policy;
-    options_.dir = root_ + "/" + policy;
+    options_.dir = root_ + "/" + NameOf(policy);
     auto store = *Open();
     const Placement idle = *store->Place(Ask("s0", Layer("idle", "idle", 64 * kKiB)));
     ASSERT_TRUE(store->ReleaseSandbox("s0").ok());

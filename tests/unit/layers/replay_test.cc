@@ -28,7 +28,7 @@ Played Play(const std::string& trace, ReplayOptions options) {
   return run;
 }
 
-ReplayOptions Classic(size_t devices = 1) { return {"classic", 4ULL << 30, devices}; }
+ReplayOptions Classic(size_t devices = 1) { return {Policy::kClassic, 4ULL << 30, devices}; }
 
 TEST(Replay, ClassicLineByLine) {
   const Played run = Play(
@@ -113,11 +113,11 @@ void PlayGolden(const std::string& name, ReplayOptions options) {
 TEST(Replay, GoldenTraces) {
   PlayGolden("classic.golden", Classic());
   PlayGolden("classic_two_devices.golden", Classic(2));
-  PlayGolden("dense.golden", {"dense", 4ULL << 30, 1});
+  PlayGolden("dense.golden", {Policy::kDense, 4ULL << 30, 1});
 }
 
 TEST(Replay, ASmallerClassicDeviceIsOneOfTheClasses) {
-  const Played run = Play("alloc a 2GiB\nalloc b 5GiB\nalloc c 257MiB\n", {"classic", 1ULL << 30, 1});
+  const Played run = Play("alloc a 2GiB\nalloc b 5GiB\nalloc c 257MiB\n", {Policy::kClassic, 1ULL << 30, 1});
   ASSERT_TRUE(run.summary.ok());
   EXPECT_EQ(run.lines[0]["result"], "not-enough-space") << "a class there is, though never room for it";
   EXPECT_EQ(run.lines[1]["result"], "invalid-size");
@@ -125,7 +125,7 @@ TEST(Replay, ASmallerClassicDeviceIsOneOfTheClasses) {
 }
 
 TEST(Replay, PristineAfterAllIsFreed) {
-  for (const char* policy : {"classic", "dense"}) {
+  for (const Policy policy : {Policy::kClassic, Policy::kDense}) {
     const Played run =
         Play("alloc a 3MiB\nalloc b 70MiB\nalloc c 5\nfree b\nfree a\nfree c\n", {policy, 1ULL << 30, 2});
     ASSERT_TRUE(run.summary.ok());
@@ -165,9 +165,10 @@ TEST(Replay, ABadLineIsNamedWithItsText) {
 }
 
 TEST(Replay, BadOptions) {
-  EXPECT_EQ(Play("", {"classic", 3 * kMi, 1}).summary.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(Play("", {"other", 4ULL << 30, 1}).summary.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(Play("", {"dense", 4ULL << 30, 0}).summary.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Play("", {Policy::kClassic, 3 * kMi, 1}).summary.status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Play("", {Policy::kDense, 4ULL << 30, 0}).summary.status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 TEST(Replay, NamesThatAreNotTextStayValidJson) {

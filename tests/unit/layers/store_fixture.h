@@ -55,9 +55,10 @@ class StoreFixture : public testing::Test {
     return ExamineErofsImage(path);
   }
   absl::StatusOr<std::unique_ptr<LayerStore>> Open(FileSystem& fs = FileSystem::Real()) {
-    return LayerStore::Open(fs, options_, [this](const std::string& directory, const std::string& path) {
-      return Make(directory, path);
-    });
+    return LayerStore::Open(
+        fs, options_, [this](const std::string& directory, const std::string& path, const std::stop_token&) {
+          return Make(directory, path);
+        });
   }
   PlaceRequest Ask(const std::string& sandbox, const std::string& source, const std::string& domain = "ns") {
     PlaceRequest request;
