@@ -36,7 +36,7 @@ class BadInputTest : public ::testing::Test {
     const auto begin = steady_clock::now();
     const auto pod = Cri().RunPod(spec);
     EXPECT_LT(steady_clock::now() - begin, limit);
-    EXPECT_FALSE(pod.ok());
+    EXPECT_NOT_OK(pod);
     if (pod.ok()) {
       EXPECT_OK(Cri().RemovePod(*pod));
     }
@@ -124,7 +124,7 @@ TEST_F(BadInputTest, SizesThatCannotBe) {
 TEST_F(BadInputTest, AContainerWithoutAPodIsNotLaminas) {
   const absl::Status status = TestNode().Ctr(
       {"run", "--rm", "--runtime", "io.containerd.lamina.v2", kBusyboxImage, "no-pod", "true"});
-  ASSERT_FALSE(status.ok());
+  ASSERT_NOT_OK(status);
   EXPECT_THAT(Message(status), HasSubstr("io.kubernetes.cri.container-type"));
   EXPECT_THAT(FindProcesses("no-pod", {}), IsEmpty());
 }
@@ -135,7 +135,7 @@ TEST_F(BadInputTest, ANetworkNamespaceThatIsGone) {
       TestNode().Ctr({"run", "--rm", "--runtime", "io.containerd.lamina.v2", "--with-ns", "network:" + gone,
                       "--annotation", "io.kubernetes.cri.container-type=sandbox", "--annotation",
                       "io.kubernetes.cri.sandbox-id=no-network", kBusyboxImage, "no-network", "true"});
-  ASSERT_FALSE(status.ok());
+  ASSERT_NOT_OK(status);
   EXPECT_THAT(Message(status), HasSubstr(gone));
   EXPECT_THAT(FindProcesses("no-network", {}), IsEmpty());
 }
@@ -170,7 +170,7 @@ TEST_F(BadInputTest, AFullDiskUnderTheArenas) {
       ContainerSpec container = Sleeper(fmt::format("main-{}", kib));
       const auto refused = Cri().RunContainer(*pod, container);
       EXPECT_LT(steady_clock::now() - begin, seconds(60));
-      EXPECT_FALSE(refused.ok()) << kib << " KiB";
+      EXPECT_NOT_OK(refused) << kib << " KiB";
       EXPECT_THAT(Message(refused.status()), AllOf(HasSubstr("No space left"), HasSubstr(disk))) << kib;
       uint64_t bytes = 0;
       for (const auto& entry : fs::recursive_directory_iterator(disk)) {
@@ -225,7 +225,7 @@ TEST_F(BadInputTest, ALayersFolderThatIsGone) {
   ASSERT_FALSE(folder.empty());
   fs::rename(folder, folder + ".away");
   absl::Status status = Cri().StartContainer(first);
-  EXPECT_FALSE(status.ok());
+  EXPECT_NOT_OK(status);
   EXPECT_THAT(Message(status), HasSubstr(folder));
   // A file in the folder's place is no layer either.
   container.name = "second";
@@ -234,7 +234,7 @@ TEST_F(BadInputTest, ALayersFolderThatIsGone) {
   fs::rename(folder, folder + ".away");
   ASSERT_OK(FileSystem::Real().WriteAndSync(folder, "no folder and no EROFS image", 0600));
   status = Cri().StartContainer(second);
-  EXPECT_FALSE(status.ok());
+  EXPECT_NOT_OK(status);
   EXPECT_THAT(Message(status), HasSubstr(folder));
   fs::remove(folder);
   fs::rename(folder + ".away", folder);
@@ -251,7 +251,7 @@ TEST_F(BadInputTest, AnImageThatIsNotThere) {
   ContainerSpec container = Sleeper();
   container.image = "localhost/lamina/none:1";
   const auto created = Cri().CreateContainer(pod.id(), container);
-  ASSERT_FALSE(created.ok());
+  ASSERT_NOT_OK(created);
   EXPECT_THAT(Message(created.status()), HasSubstr("localhost/lamina/none:1"));
 }
 

@@ -33,7 +33,7 @@ TEST_F(ExecTest, ArgumentsArriveAsTheyWere) {
 
 TEST_F(ExecTest, AMissingProgramIsAnErrorAndHarmsNothing) {
   const auto result = Cri().ExecSync(container(), {"/no/such/program"});
-  ASSERT_FALSE(result.ok());
+  ASSERT_NOT_OK(result);
   EXPECT_THAT(Message(result.status()), ::testing::ContainsRegex("/no/such/program.*[Nn]o such file"));
   EXPECT_EQ(Shell("echo still here"), "still here\n");
 }
@@ -41,7 +41,7 @@ TEST_F(ExecTest, AMissingProgramIsAnErrorAndHarmsNothing) {
 TEST_F(ExecTest, AnExecThatTakesTooLongIsKilled) {
   const auto started = std::chrono::steady_clock::now();
   const auto result = Cri().ExecSync(container(), {"sleep", "4242"}, 1);
-  EXPECT_EQ(result.status().code(), absl::StatusCode::kDeadlineExceeded) << result.status();
+  EXPECT_THAT(result, testing::HasStatus(absl::StatusCode::kDeadlineExceeded));
   EXPECT_LT(std::chrono::steady_clock::now() - started, seconds(12));
   EXPECT_OK(Eventually(In(seconds(5)), [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const std::string left, ShellIn(container(), "ps | grep '[s]leep 4242' || true"));

@@ -34,7 +34,7 @@ class FailureTest : public ::testing::Test {
     const auto pod = Cri().RunPod(spec);
     EXPECT_LT(std::chrono::steady_clock::now() - begin, limit);
     ASSERT_OK(TestNode().Reconfigure(restore));
-    ASSERT_FALSE(pod.ok());
+    ASSERT_NOT_OK(pod);
     EXPECT_THAT(Message(pod.status()), HasSubstr(text));
   }
 
@@ -95,7 +95,7 @@ TEST_F(FailureTest, AMisspeltOption) {
   PodSpec spec;
   const auto pod = Cri().RunPod(spec);
   ASSERT_OK(TestNode().Reconfigure({}));
-  ASSERT_FALSE(pod.ok());
+  ASSERT_NOT_OK(pod);
   EXPECT_THAT(Message(pod.status()), HasSubstr("sizing2"));
 }
 
@@ -103,13 +103,13 @@ TEST_F(FailureTest, AnnotationsThatAreNotAllowedOrNotParsable) {
   PodSpec spec;
   spec.annotations = {{"lamina.io/overhead-cpu", "2"}};
   auto pod = Cri().RunPod(spec);
-  ASSERT_FALSE(pod.ok());
+  ASSERT_NOT_OK(pod);
   EXPECT_THAT(Message(pod.status()), HasSubstr("lamina.io/overhead-cpu"));
   ASSERT_OK(TestNode().Reconfigure(
       {{"sizing.allowed_annotations", "[\"overhead-cpu\", \"lamina.io/overhead-cpu\"]"}}));
   spec.annotations = {{"lamina.io/overhead-cpu", "a lot"}};
   pod = Cri().RunPod(spec);
-  EXPECT_FALSE(pod.ok());
+  EXPECT_NOT_OK(pod);
   EXPECT_THAT(Message(pod.status()), HasSubstr("lamina.io/overhead-cpu"));
   spec.annotations = {{"lamina.io/overhead-cpu", "1.5"}};
   spec.resources.cpu_quota = 50'000;
@@ -135,7 +135,7 @@ TEST_F(FailureTest, LaminadAway) {
   spec.name = "after";
   const auto begin = std::chrono::steady_clock::now();
   const auto refused = Cri().RunPod(spec);
-  EXPECT_FALSE(refused.ok());
+  EXPECT_NOT_OK(refused);
   EXPECT_THAT(Message(refused.status()), HasSubstr("laminad"));
   EXPECT_LT(std::chrono::steady_clock::now() - begin, seconds(15));
   ASSERT_OK(TestNode().StartLaminad());

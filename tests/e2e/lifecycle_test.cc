@@ -106,7 +106,7 @@ TEST_F(LifecycleTest, AMissingProgramFailsTheStartWithItsName) {
   spec.command = {"/no/such/program"};
   ASSERT_OK_AND_ASSIGN(const std::string id, Cri().CreateContainer(pod(), spec));
   const absl::Status started = Cri().StartContainer(id);
-  EXPECT_FALSE(started.ok());
+  EXPECT_NOT_OK(started);
   EXPECT_THAT(Message(started), HasSubstr("/no/such/program"));
   EXPECT_OK(Cri().RemoveContainer(id));
   EXPECT_EQ(Shell("echo alive"), "alive\n");
@@ -146,7 +146,7 @@ TEST_F(LifecycleTest, ContainersOfAPodRunSideBySide) {
 TEST_F(LifecycleTest, RemoveOfARunningContainerEndsIt) {
   ASSERT_OK_AND_ASSIGN(const std::string id, Cri().RunContainer(pod(), Sleeper("removed")));
   ASSERT_OK(Cri().RemoveContainer(id));
-  EXPECT_EQ(Cri().Status(id).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(Cri().Status(id), testing::HasStatus(absl::StatusCode::kNotFound));
   EXPECT_OK(Cri().RemoveContainer(id)) << "removing twice is no error";
 }
 

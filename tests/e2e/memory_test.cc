@@ -112,7 +112,8 @@ TEST_F(MemoryTest, AsManyAsFitAndTheOthersAreRefusedBeforeTheirQemuStarts) {
   EXPECT_EQ(Claims()["claimed_bytes"], kFits * kPodClaim);
   for (const std::string& pod : started.pods) {
     const auto info = Cri().PodStatus(pod);
-    EXPECT_TRUE(info.ok() && info->ready) << pod << " was killed later";
+    ASSERT_OK(info) << pod;
+    EXPECT_TRUE(info->ready) << pod << " was killed later";
   }
   ASSERT_OK_AND_ASSIGN(const std::string page, TestNode().Rest("/metrics"));
   EXPECT_EQ(Metric(page, "lamina_claims_refused_total{reason=\"no_memory\"}"), kCalls - kFits);

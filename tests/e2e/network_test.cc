@@ -134,7 +134,7 @@ TEST_F(NetworkTest, TheHostsNetworkIsRefusedInClearWords) {
   spec.host_network = true;
   const auto begin = std::chrono::steady_clock::now();
   const auto pod = Cri().RunPod(spec);
-  ASSERT_FALSE(pod.ok());
+  ASSERT_NOT_OK(pod);
   EXPECT_THAT(Message(pod.status()), HasSubstr("hostNetwork"));
   EXPECT_LT(std::chrono::steady_clock::now() - begin, seconds(10));
 }

@@ -117,7 +117,7 @@ TEST_F(NumaTest, WhatTheNodeHasNotIsRefused) {
                                                                      {"", "it is empty"}}) {
     spec_.annotations = {{kAnnotation, value}};
     const auto pod = Cri().RunPod(spec_);
-    ASSERT_FALSE(pod.ok()) << value;
+    ASSERT_NOT_OK(pod) << value;
     EXPECT_THAT(Message(pod.status()),
                 AllOf(HasSubstr(kAnnotation), HasSubstr("\"" + value + "\""), HasSubstr(why)));
   }

@@ -213,7 +213,7 @@ TEST_F(ResizeTest, WhatTheNodeCannotGiveIsRefusedAndNothingChanges) {
   EXPECT_EQ(Claimed(pod_.id()), kBoot + kHostSide);
   // While laminad is away a pod can't grow, but shrink.
   ASSERT_OK(TestNode().StopLaminad());
-  EXPECT_FALSE(Cri().UpdateResources(main_, Of(500, 256)).ok());
+  EXPECT_NOT_OK(Cri().UpdateResources(main_, Of(500, 256)));
   EXPECT_OK(Cri().UpdateResources(main_, Of(250, 64)));
   ASSERT_OK(TestNode().StartLaminad());
 }

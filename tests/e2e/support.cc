@@ -39,7 +39,7 @@ class NodeEnvironment : public ::testing::Environment {
   void TearDown() override {
     if (node == nullptr) return;
     const absl::Status stopped = node->Stop();
-    EXPECT_TRUE(stopped.ok()) << stopped.ToString();
+    EXPECT_OK(stopped);
     node.reset();
   }
 };

@@ -10,16 +10,7 @@
 #include "base/status.h"
 #include "tests/e2e/kit/images.h"
 #include "tests/e2e/kit/node.h"
-
-#define E2E_CONCAT_INNER(a, b) a##b
-#define E2E_CONCAT(a, b) E2E_CONCAT_INNER(a, b)
-#define ASSERT_OK(expr) ASSERT_PRED_FORMAT1(::lamina::e2e::IsOk, ::lamina::e2e::StatusOf(expr))
-#define EXPECT_OK(expr) EXPECT_PRED_FORMAT1(::lamina::e2e::IsOk, ::lamina::e2e::StatusOf(expr))
-#define ASSERT_OK_AND_ASSIGN(lhs, expr) ASSERT_OK_AND_ASSIGN_INNER(E2E_CONCAT(_or_, __LINE__), lhs, expr)
-#define ASSERT_OK_AND_ASSIGN_INNER(tmp, lhs, expr)                   \
-  auto tmp = (expr);                                                 \
-  ASSERT_TRUE(tmp.ok()) << #expr << ": " << tmp.status().ToString(); \
-  lhs = std::move(tmp).value()
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::e2e {
 
@@ -28,16 +19,6 @@ inline bool IsLamina() { return std::string(kTestHandler) == "lamina"; }
 // The kit's own abilities are proven with runc; what only a VM can show is skipped there.
 #define LAMINA_ONLY() \
   if (!::lamina::e2e::IsLamina()) GTEST_SKIP() << "runc has no VM"
-
-inline absl::Status StatusOf(const absl::Status& status) { return status; }
-template <typename T>
-absl::Status StatusOf(const absl::StatusOr<T>& status_or) {
-  return status_or.status();
-}
-inline ::testing::AssertionResult IsOk(const char* text, const absl::Status& status) {
-  if (status.ok()) return ::testing::AssertionSuccess();
-  return ::testing::AssertionFailure() << text << ": " << status.ToString();
-}
 
 // Started before the first test, stopped (and checked to leave nothing) after the last.
 Node& TestNode();

@@ -94,7 +94,7 @@ TEST_F(VmTest, AClaimThatDoesNotFitIsRefusedBeforeQemuStarts) {
   spec.resources.memory = 5000 * kMiB;
   const auto begin = std::chrono::steady_clock::now();
   const auto pod = Cri().RunPod(spec);
-  ASSERT_FALSE(pod.ok());
+  ASSERT_NOT_OK(pod);
   EXPECT_THAT(Message(pod.status()), HasSubstr("MiB")) << "the numbers";
   EXPECT_LT(std::chrono::steady_clock::now() - begin, seconds(5));
   EXPECT_EQ(Get("/v1/claims")["claimed_bytes"], before["claimed_bytes"]);

@@ -197,7 +197,7 @@ TEST_F(VolumeTest, AMissingSourceIsAClearError) {
   // containerd makes a missing host folder itself; a file in its way it cannot.
   Put(TestNode().volumes_dir() + "/missing", "a file");
   const auto id = Cri().CreateContainer(pod(), spec);
-  EXPECT_FALSE(id.ok());
+  EXPECT_NOT_OK(id);
   EXPECT_THAT(Message(id.status()), HasSubstr("missing/never"));
 }
 

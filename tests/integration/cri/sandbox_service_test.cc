@@ -85,7 +85,7 @@ TEST(PodConfig, BecomesWhatAConfigJsonWouldSay) {
   EXPECT_THAT(SpecFromPodConfig(bad), HasStatus(absl::StatusCode::kInvalidArgument, "some.other.Type"));
   bad = CreateOf(pod);
   bad.mutable_options()->set_value("\xff\xff");
-  EXPECT_FALSE(SpecFromPodConfig(bad).ok());
+  EXPECT_NOT_OK(SpecFromPodConfig(bad));
   bad = CreateOf(pod);
   bad.set_sandbox_id("../x");
   EXPECT_THAT(SpecFromPodConfig(bad), HasStatus(absl::StatusCode::kInvalidArgument, "../x"));

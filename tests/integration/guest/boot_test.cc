@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "tests/integration/guest/guest_vm.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::guest {
 namespace {
@@ -25,12 +26,12 @@ TEST(Boot, AnotherProtocolVersionIsRefused) {
   agent::v1::HelloRequest request;
   request.set_protocol_version(99);
   const auto response = GuestVm::Shared().Call(kHello, request);
-  EXPECT_EQ(response.status().code(), absl::StatusCode::kFailedPrecondition) << response.status();
+  EXPECT_THAT(response, testing::HasStatus(absl::StatusCode::kFailedPrecondition));
 }
 
 TEST(Boot, TheGuestIsOneMountedTreeWithItsOwnCgroups) {
   const auto info = GuestVm::Shared().Call(kGuestInfo, Empty());
-  ASSERT_TRUE(info.ok()) << info.status();
+  ASSERT_OK(info);
   for (const char* mount :
        {" /proc proc ", " /sys sysfs ", " /dev devtmpfs ", " /sys/fs/cgroup cgroup2 ", " /run tmpfs "}) {
     EXPECT_NE(info->mounts().find(mount), std::string::npos) << mount << " in " << info->mounts();
@@ -41,7 +42,7 @@ TEST(Boot, TheGuestIsOneMountedTreeWithItsOwnCgroups) {
 TEST(Boot, UnknownMethodsAreNamed) {
   const auto response =
       GuestVm::Shared().Call(ttrpc::Method<Empty, Empty>{kAgentService, "Nonsense"}, Empty());
-  EXPECT_EQ(response.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(response, testing::HasStatus(absl::StatusCode::kUnimplemented));
 }
 
 // The smallest guest that is promised, with the agent's own share of it.
@@ -50,9 +51,9 @@ TEST(Boot, NinetySixMiBAreEnough) {
   options.memory_mib = 96;
   options.devices = false;
   const auto vm = GuestVm::Boot(options);
-  ASSERT_TRUE(vm.ok()) << vm.status();
+  ASSERT_OK(vm);
   const auto info = (*vm)->Call(kGuestInfo, Empty());
-  ASSERT_TRUE(info.ok()) << info.status();
+  ASSERT_OK(info);
   EXPECT_GT(info->agent_rss_bytes(), 0u);
   EXPECT_LE(info->agent_rss_bytes(), 3ULL << 20);
   printf("96 MiB: total %llu KiB, available %llu KiB, agent %llu KiB; boot %.2f s\n",

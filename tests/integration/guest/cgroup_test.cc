@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "tests/integration/guest/pod.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::guest {
 namespace {
@@ -19,11 +20,11 @@ TEST(Limits, StatsTellUsageAndLimits) {
       R"({"memory":{"limit":33554432},"pids":{"limit":50},"cpu":{"quota":50000,"period":100000},
     "hugepageLimits":[{"pageSize":"2MB","limit":0},{"pageSize":"64KB","limit":0}]})";
   TestContainer container(vm, options);
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(container.Start().ok());
+  ASSERT_OK(container.created());
+  ASSERT_OK(container.Start());
   container.out().UntilContains("ready");
   const auto stats = vm.Call(kContainerStats, container.Request());
-  ASSERT_TRUE(stats.ok()) << stats.status();
+  ASSERT_OK(stats);
   EXPECT_GT(stats->cpu_usage_usec(), 0u);
   EXPECT_GT(stats->cpu_periods(), 0u);
   EXPECT_GT(stats->memory_usage_bytes(), 0u);
@@ -36,9 +37,9 @@ TEST(Limits, StatsTellUsageAndLimits) {
   update.set_container_id(container.id());
   update.set_resources_json(R"({"memory":{"limit":67108864},"pids":{"limit":60}})");
   const auto updated = vm.Call(kUpdateContainer, update);
-  ASSERT_TRUE(updated.ok()) << updated.status();
+  ASSERT_OK(updated);
   const auto after = vm.Call(kContainerStats, container.Request());
-  ASSERT_TRUE(after.ok());
+  ASSERT_OK(after);
   EXPECT_EQ(after->memory_limit_bytes(), 67108864u);
   EXPECT_EQ(after->pids_limit(), 60u);
 }
@@ -50,31 +51,31 @@ TEST(Limits, AnOomKillIsToldToItsWaiterAndWithTheExit) {
   options.args = {"/bin/sh", "-c", "exec tail /dev/zero"};
   options.resources_json = R"({"memory":{"limit":16777216,"swap":16777216}})";
   TestContainer container(vm, options);
-  ASSERT_TRUE(container.created().ok()) << container.created();
+  ASSERT_OK(container.created());
   agent::v1::WaitOomRequest wait;
   wait.set_container_id(container.id());
   absl::StatusOr<agent::v1::WaitOomResponse> oom;
   std::thread waiter([&] { oom = vm.Call(kWaitOom, wait); });
-  ASSERT_TRUE(container.Start().ok());
+  ASSERT_OK(container.Start());
   const auto exit = container.Wait();
   waiter.join();
   EXPECT_EQ(exit.exit_status(), 137u);
   EXPECT_TRUE(exit.oom_killed());
-  ASSERT_TRUE(oom.ok()) << oom.status();
+  ASSERT_OK(oom);
   EXPECT_GE(oom->count(), 1u);
 }
 
 TEST(Limits, AnOomWaiterIsToldWhenTheContainerGoes) {
   GuestVm& vm = GuestVm::Shared();
   TestContainer container(vm, {});
-  ASSERT_TRUE(container.created().ok()) << container.created();
+  ASSERT_OK(container.created());
   agent::v1::WaitOomRequest wait;
   wait.set_container_id(container.id());
   absl::StatusOr<agent::v1::WaitOomResponse> oom;
   std::thread waiter([&] { oom = vm.Call(kWaitOom, wait); });
-  EXPECT_TRUE(container.Delete().ok());
+  EXPECT_OK(container.Delete());
   waiter.join();
-  EXPECT_EQ(oom.status().code(), absl::StatusCode::kNotFound) << oom.status();
+  EXPECT_THAT(oom, testing::HasStatus(absl::StatusCode::kNotFound));
 }
 
 TEST(Limits, APausedContainerStandsStill) {
@@ -82,13 +83,13 @@ TEST(Limits, APausedContainerStandsStill) {
   ContainerOptions options;
   options.args = {"/bin/sh", "-c", "echo ready; while true; do :; done"};
   TestContainer container(vm, options);
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(container.Start().ok());
+  ASSERT_OK(container.created());
+  ASSERT_OK(container.Start());
   container.out().UntilContains("ready");
-  ASSERT_TRUE(vm.Call(kPauseContainer, container.Request()).ok());
+  ASSERT_OK(vm.Call(kPauseContainer, container.Request()));
   const auto usage = [&] {
     const auto stats = vm.Call(kContainerStats, container.Request());
-    EXPECT_TRUE(stats.ok()) << stats.status();
+    EXPECT_OK(stats);
     return stats.ok() ? stats->cpu_usage_usec() : 0;
   };
   // Freezing takes effect when each process next leaves the kernel: two equal readings in a row show it.
@@ -100,7 +101,7 @@ TEST(Limits, APausedContainerStandsStill) {
     last = now;
   }
   EXPECT_EQ(equal, 3) << "it still runs";
-  ASSERT_TRUE(vm.Call(kResumeContainer, container.Request()).ok());
+  ASSERT_OK(vm.Call(kResumeContainer, container.Request()));
   uint64_t resumed = last;
   for (int i = 0; i < 200 && resumed == last; ++i) resumed = usage();
   EXPECT_GT(resumed, last);

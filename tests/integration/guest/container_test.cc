@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "tests/integration/guest/pod.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::guest {
 namespace {
@@ -19,9 +20,9 @@ ContainerOptions Shell(const std::string& script) {
 TEST(Container, OutputErrorsAndExitStatusArrive) {
   GuestVm& vm = GuestVm::Shared();
   TestContainer container(vm, Shell("echo out; echo err >&2; exit 7"));
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(container.Start().ok());
-  EXPECT_TRUE(container.Start().ok()) << "starting it again finds it started";
+  ASSERT_OK(container.created());
+  ASSERT_OK(container.Start());
+  EXPECT_OK(container.Start()) << "starting it again finds it started";
   const auto exit = container.Wait();
   EXPECT_EQ(exit.exit_status(), 7u);
   EXPECT_FALSE(exit.oom_killed());
@@ -35,9 +36,9 @@ TEST(Container, OutputErrorsAndExitStatusArrive) {
 TEST(Container, WhatIsWrittenBeforeTheEndIsNotLostInBulk) {
   GuestVm& vm = GuestVm::Shared();
   TestContainer container(vm, Shell("yes 0123456789abcde | head -c 8388608"));
-  ASSERT_TRUE(container.created().ok()) << container.created();
+  ASSERT_OK(container.created());
   const auto start = std::chrono::steady_clock::now();
-  ASSERT_TRUE(container.Start().ok());
+  ASSERT_OK(container.Start());
   EXPECT_EQ(container.out().ToEnd().size(), 8388608u);
   EXPECT_EQ(container.Wait().exit_status(), 0u);
   printf("8 MiB of output: %.2f s\n",
@@ -49,8 +50,8 @@ TEST(Container, InputReachesItToTheLastByte) {
   ContainerOptions options = Shell("wc -c");
   options.stdin_stream = true;
   TestContainer container(vm, options);
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(container.Start().ok());
+  ASSERT_OK(container.created());
+  ASSERT_OK(container.Start());
   SendInput(vm, container.in_stream(), std::string(1 << 20, 'x'), true);
   EXPECT_EQ(container.Wait().exit_status(), 0u);
   EXPECT_EQ(container.out().ToEnd(), "1048576\n");
@@ -61,11 +62,11 @@ TEST(Container, CloseStdinEndsTheInputAfterWhatHasArrived) {
   ContainerOptions options = Shell("cat; echo end");
   options.stdin_stream = true;
   TestContainer container(vm, options);
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(container.Start().ok());
+  ASSERT_OK(container.created());
+  ASSERT_OK(container.Start());
   SendInput(vm, container.in_stream(), "line\n", false);
   container.out().UntilContains("line\n");
-  ASSERT_TRUE(vm.Call(kCloseStdin, container.Request()).ok());
+  ASSERT_OK(vm.Call(kCloseStdin, container.Request()));
   EXPECT_EQ(container.Wait().exit_status(), 0u);
   EXPECT_EQ(container.out().ToEnd(), "line\nend\n");
 }
@@ -78,8 +79,8 @@ TEST(Container, TheSpecIsEnforced) {
             "hostname x 2>&1; touch /proc/sysrq-trigger 2>&1; echo $$; cat /proc/self/cgroup; head -c 3 "
             "/dev/zero | wc -c;"
             "grep -c . /sys/fs/cgroup/cgroup.controllers"));
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(container.Start().ok());
+  ASSERT_OK(container.created());
+  ASSERT_OK(container.Start());
   container.Wait();
   const std::string out = container.out().ToEnd();
   EXPECT_NE(out.find("NoNewPrivs:\t1"), std::string::npos) << out;
@@ -97,11 +98,12 @@ TEST(Container, AMissingProgramIsNotFoundInCrunsWordsAndLeavesNothing) {
   ContainerOptions options;
   options.args = {"/bin/nothing-here"};
   TestContainer container(vm, options);
-  EXPECT_EQ(container.created().code(), absl::StatusCode::kNotFound) << container.created();
+  EXPECT_THAT(container.created(), testing::HasStatus(absl::StatusCode::kNotFound));
   EXPECT_NE(std::string(container.created().message()).find("nothing-here"), std::string::npos)
       << container.created();
   const auto after = vm.Call(kGuestInfo, Empty());
-  ASSERT_TRUE(before.ok() && after.ok());
+  ASSERT_OK(before);
+  ASSERT_OK(after);
   EXPECT_EQ(before->mounts(), after->mounts());
 }
 
@@ -112,68 +114,69 @@ TEST(Container, RequestsThatCannotBeAreRefused) {
   request.set_spec_json(SpecJson({}));
   request.add_layer_ids(BusyboxLayer(vm));
   const auto create = [&] { return vm.Call(kCreateContainer, request).status(); };
-  EXPECT_EQ(create().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(create(), testing::HasStatus(absl::StatusCode::kInvalidArgument));
   request.set_container_id("fine");
   request.set_spec_json("{");
-  EXPECT_EQ(create().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(create(), testing::HasStatus(absl::StatusCode::kInvalidArgument));
   request.set_spec_json(SpecJson({}));
   request.set_layer_ids(0, LayerId(0xffff));
-  EXPECT_EQ(create().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(create(), testing::HasStatus(absl::StatusCode::kNotFound));
   request.clear_layer_ids();
-  EXPECT_EQ(create().code(), absl::StatusCode::kInvalidArgument) << "a root outside the shared directory";
+  EXPECT_THAT(create(), testing::HasStatus(absl::StatusCode::kInvalidArgument))
+      << "a root outside the shared directory";
 }
 
 TEST(Container, AnIdIsTakenOnce) {
   GuestVm& vm = GuestVm::Shared();
   TestContainer container(vm, Shell("true"));
-  ASSERT_TRUE(container.created().ok()) << container.created();
+  ASSERT_OK(container.created());
   agent::v1::CreateContainerRequest request;
   request.set_container_id(container.id());
   request.set_spec_json(SpecJson({}));
   request.add_layer_ids(BusyboxLayer(vm));
-  EXPECT_EQ(vm.Call(kCreateContainer, request).status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_THAT(vm.Call(kCreateContainer, request), testing::HasStatus(absl::StatusCode::kAlreadyExists));
 }
 
 TEST(Container, SignalsReachItAndASecondOneFindsItGone) {
   GuestVm& vm = GuestVm::Shared();
   TestContainer container(vm, Shell("trap 'exit 9' TERM; echo ready; while true; do sleep 0.05; done"));
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(container.Start().ok());
+  ASSERT_OK(container.created());
+  ASSERT_OK(container.Start());
   container.out().UntilContains("ready");
-  ASSERT_TRUE(container.Signal(SIGTERM).ok());
+  ASSERT_OK(container.Signal(SIGTERM));
   EXPECT_EQ(container.Wait().exit_status(), 9u);
-  EXPECT_EQ(container.Signal(SIGTERM).code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(container.Signal(0).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(container.Signal(SIGTERM), testing::HasStatus(absl::StatusCode::kNotFound));
+  EXPECT_THAT(container.Signal(0), testing::HasStatus(absl::StatusCode::kInvalidArgument));
 }
 
 TEST(Container, KillAllEndsEveryProcess) {
   GuestVm& vm = GuestVm::Shared();
   TestContainer container(vm, Shell("sleep 1000 & sleep 1000 & echo ready; wait"));
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(container.Start().ok());
+  ASSERT_OK(container.created());
+  ASSERT_OK(container.Start());
   container.out().UntilContains("ready");
   const auto pids = vm.Call(kPids, container.Request());
-  ASSERT_TRUE(pids.ok()) << pids.status();
+  ASSERT_OK(pids);
   EXPECT_EQ(pids->pids_size(), 3);
-  ASSERT_TRUE(container.Signal(SIGKILL, "", true).ok());
+  ASSERT_OK(container.Signal(SIGKILL, "", true));
   EXPECT_EQ(container.Wait().exit_status(), 137u);
 }
 
 TEST(Container, DeletingARunningOneKillsItAndASecondDeleteIsFine) {
   GuestVm& vm = GuestVm::Shared();
   TestContainer container(vm, Shell("sleep 1000"));
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(container.Start().ok());
-  EXPECT_TRUE(container.Delete().ok());
-  EXPECT_TRUE(container.Delete().ok());
-  EXPECT_EQ(container.Start().code(), absl::StatusCode::kNotFound);
+  ASSERT_OK(container.created());
+  ASSERT_OK(container.Start());
+  EXPECT_OK(container.Delete());
+  EXPECT_OK(container.Delete());
+  EXPECT_THAT(container.Start(), testing::HasStatus(absl::StatusCode::kNotFound));
 }
 
 TEST(Container, ACreatedOneThatNeverStartsCanBeKilledAndDeleted) {
   GuestVm& vm = GuestVm::Shared();
   TestContainer container(vm, Shell("echo never"));
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(container.Signal(SIGKILL).ok());
+  ASSERT_OK(container.created());
+  ASSERT_OK(container.Signal(SIGKILL));
   EXPECT_EQ(container.Wait().exit_status(), 137u);
   EXPECT_EQ(container.out().ToEnd(), "");
 }

@@ -6,19 +6,20 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/integration/guest/pod.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::guest {
 namespace {
 
 // A container that stays while others are executed in it.
-class ExecTest : public testing::Test {
+class ExecTest : public ::testing::Test {
  protected:
   ExecTest() {
     ContainerOptions options;
     options.args = {"/bin/sh", "-c", "echo ready; exec sleep 100000"};
     container_ = std::make_unique<TestContainer>(vm_, options);
-    EXPECT_TRUE(container_->created().ok()) << container_->created();
-    EXPECT_TRUE(container_->Start().ok());
+    EXPECT_OK(container_->created());
+    EXPECT_OK(container_->Start());
     container_->out().UntilContains("ready");
   }
   GuestVm& vm_ = GuestVm::Shared();
@@ -27,7 +28,7 @@ class ExecTest : public testing::Test {
 
 TEST_F(ExecTest, OutputInputAndExitStatusAreItsOwn) {
   const auto result = container_->Exec({"/bin/sh", "-c", "cat; echo err >&2; exit 3"}, "input");
-  ASSERT_TRUE(result.status.ok()) << result.status;
+  ASSERT_OK(result.status);
   EXPECT_EQ(result.exit_status, 3u);
   EXPECT_EQ(result.out, "input");
   EXPECT_EQ(result.err, "err\n");
@@ -35,16 +36,16 @@ TEST_F(ExecTest, OutputInputAndExitStatusAreItsOwn) {
 
 TEST_F(ExecTest, ItRunsInsideTheContainer) {
   const auto result = container_->Exec({"/bin/sh", "-c", "cat /proc/1/cmdline; cat /proc/self/cgroup"});
-  ASSERT_TRUE(result.status.ok()) << result.status;
+  ASSERT_OK(result.status);
   EXPECT_EQ(result.out.substr(0, 5), "sleep");
   EXPECT_NE(result.out.find("0::/\n"), std::string::npos) << result.out;
 }
 
 TEST_F(ExecTest, AMissingProgramIsNotFoundAndTheContainerLivesOn) {
   const auto result = container_->Exec({"/bin/nothing-here"});
-  EXPECT_EQ(result.status.code(), absl::StatusCode::kNotFound) << result.status;
+  EXPECT_THAT(result.status, testing::HasStatus(absl::StatusCode::kNotFound));
   EXPECT_NE(std::string(result.status.message()).find("nothing-here"), std::string::npos) << result.status;
-  EXPECT_TRUE(container_->Exec({"/bin/true"}).status.ok());
+  EXPECT_OK(container_->Exec({"/bin/true"}).status);
 }
 
 TEST_F(ExecTest, SignalsAndTheContainersEndEndIt) {
@@ -53,32 +54,33 @@ TEST_F(ExecTest, SignalsAndTheContainersEndEndIt) {
   request.set_process_json(ProcessJson({"/bin/sleep", "1000"}));
   for (const char* exec_id : {"one", "two"}) {
     request.set_exec_id(exec_id);
-    ASSERT_TRUE(vm_.Call(kExecCreate, request).ok());
-    EXPECT_EQ(vm_.Call(kExecCreate, request).status().code(), absl::StatusCode::kAlreadyExists);
-    EXPECT_EQ(container_->Signal(SIGTERM, exec_id).code(), absl::StatusCode::kFailedPrecondition);
-    ASSERT_TRUE(container_->Start(exec_id).ok());
-    EXPECT_EQ(container_->Start(exec_id).code(), absl::StatusCode::kFailedPrecondition);
+    ASSERT_OK(vm_.Call(kExecCreate, request));
+    EXPECT_THAT(vm_.Call(kExecCreate, request), testing::HasStatus(absl::StatusCode::kAlreadyExists));
+    EXPECT_THAT(container_->Signal(SIGTERM, exec_id),
+                testing::HasStatus(absl::StatusCode::kFailedPrecondition));
+    ASSERT_OK(container_->Start(exec_id));
+    EXPECT_THAT(container_->Start(exec_id), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
   }
-  ASSERT_TRUE(container_->Signal(SIGTERM, "one").ok());
+  ASSERT_OK(container_->Signal(SIGTERM, "one"));
   EXPECT_EQ(container_->Wait("one").exit_status(), 143u);
-  ASSERT_TRUE(container_->Signal(SIGKILL).ok());
+  ASSERT_OK(container_->Signal(SIGKILL));
   EXPECT_EQ(container_->Wait("two").exit_status(), 137u);
   EXPECT_EQ(container_->Wait().exit_status(), 137u);
   request.set_exec_id("three");
-  ASSERT_TRUE(vm_.Call(kExecCreate, request).ok());
-  EXPECT_EQ(container_->Start("three").code(), absl::StatusCode::kFailedPrecondition)
+  ASSERT_OK(vm_.Call(kExecCreate, request));
+  EXPECT_THAT(container_->Start("three"), testing::HasStatus(absl::StatusCode::kFailedPrecondition))
       << "the container has ended";
 }
 
 TEST_F(ExecTest, UnknownOnesAreNotFound) {
-  EXPECT_EQ(container_->Start("nobody").code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(container_->Signal(SIGTERM, "nobody").code(), absl::StatusCode::kNotFound);
-  EXPECT_TRUE(container_->Delete("nobody").ok());
+  EXPECT_THAT(container_->Start("nobody"), testing::HasStatus(absl::StatusCode::kNotFound));
+  EXPECT_THAT(container_->Signal(SIGTERM, "nobody"), testing::HasStatus(absl::StatusCode::kNotFound));
+  EXPECT_OK(container_->Delete("nobody"));
   agent::v1::ExecCreateRequest request;
   request.set_container_id("nobody");
   request.set_exec_id("x");
   request.set_process_json(ProcessJson({"/bin/true"}));
-  EXPECT_EQ(vm_.Call(kExecCreate, request).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(vm_.Call(kExecCreate, request), testing::HasStatus(absl::StatusCode::kNotFound));
 }
 
 // What Lamina adds to a bare `crun exec`: streams, a process file, four calls. Both are timed in the same
@@ -113,8 +115,8 @@ TEST_F(ExecTest, TrueTakesAtMostThreeBareRuns) {
     text = spec.dump();
   };
   TestContainer bare(vm_, options);
-  ASSERT_TRUE(bare.created().ok()) << bare.created();
-  ASSERT_TRUE(bare.Start().ok());
+  ASSERT_OK(bare.created());
+  ASSERT_OK(bare.Start());
   ASSERT_EQ(bare.Wait().exit_status(), 0u) << bare.err().ToEnd();
   const std::string times = bare.out().ToEnd();
   double start_seconds = 0, end_seconds = 0;

@@ -20,6 +20,7 @@
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "guest/protocol/greeting.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::guest {
 namespace {
@@ -34,11 +35,11 @@ std::unique_ptr<GuestVm>& SharedSlot() {
   return vm;
 }
 
-class EndSharedVm : public testing::Environment {
+class EndSharedVm : public ::testing::Environment {
  public:
   void TearDown() override { SharedSlot().reset(); }
 };
-[[maybe_unused]] auto* const g_environment = testing::AddGlobalTestEnvironment(new EndSharedVm);
+[[maybe_unused]] auto* const g_environment = ::testing::AddGlobalTestEnvironment(new EndSharedVm);
 
 // Repeats `attempt` on a short poll until it succeeds, the process `pid` ends or the time is up.
 template <typename Attempt>
@@ -100,7 +101,7 @@ GuestVm& GuestVm::Shared() {
     request.set_sandbox_id("pod-1");
     request.set_shared_tag(kSharedTag);
     const auto configured = SharedSlot()->Call(kConfigureSandbox, request);
-    EXPECT_TRUE(configured.ok()) << configured.status();
+    EXPECT_OK(configured);
   }
   return *SharedSlot();
 }
@@ -265,7 +266,7 @@ GuestVm::~GuestVm() {
   End(qemu_);
   End(virtiofsd_);
   if (directory_.empty()) return;
-  if (testing::UnitTest::GetInstance()->Failed()) {
+  if (::testing::UnitTest::GetInstance()->Failed()) {
     const auto console = FileSystem::Real().Read(directory_ + "/console.log", 1 << 20);
     if (console.ok()) fprintf(stderr, "---- guest console\n%s\n----\n", console->c_str());
   }

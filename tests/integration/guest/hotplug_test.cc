@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include "tests/integration/guest/pod.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::guest {
 namespace {
@@ -14,24 +15,24 @@ TEST(Hotplug, AnArenaPluggedInWhileTheCallWaitsIsUsed) {
   std::filesystem::create_directories(directory);
   std::ofstream(directory + "/hot-file") << "hot";
   const auto image = MakeErofs(directory, vm.directory() + "/hot.erofs");
-  ASSERT_TRUE(image.ok()) << image.status();
+  ASSERT_OK(image);
   const absl::Status plugged = vm.PlugArena(*image);
-  ASSERT_TRUE(plugged.ok()) << plugged;
+  ASSERT_OK(plugged);
   agent::v1::MountLayersRequest request;
   auto* layer = request.add_layers();
   layer->set_id(LayerId(0x407));
   layer->mutable_pmem()->set_pci_path("09.0/00.0");
   layer->mutable_pmem()->set_size(image->bytes);
   const auto mounted = vm.Call(kMountLayers, request);
-  ASSERT_TRUE(mounted.ok()) << mounted.status();
+  ASSERT_OK(mounted);
   EXPECT_TRUE(mounted->results(0).dax());
   printf("hotplugged pmem: device %.3f s\n", mounted->results(0).wait_device_seconds());
   ContainerOptions options;
   options.layers = {LayerId(0x407), BusyboxLayer(vm)};
   options.args = {"/bin/cat", "/hot-file"};
   TestContainer container(vm, options);
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(container.Start().ok());
+  ASSERT_OK(container.created());
+  ASSERT_OK(container.Start());
   EXPECT_EQ(container.out().ToEnd(), "hot");
 }
 
@@ -40,10 +41,10 @@ TEST(Hotplug, VcpusComeOnlineAndGoOffline) {
   options.devices = false;
   options.max_vcpus = 2;
   const auto vm = GuestVm::Boot(options);
-  ASSERT_TRUE(vm.ok()) << vm.status();
+  ASSERT_OK(vm);
   const absl::Status plugged = (*vm)->Qmp(
       R"({"execute":"device_add","arguments":{"driver":"max-x86_64-cpu","id":"cpu1","socket-id":0,"core-id":1,"thread-id":0}})");
-  ASSERT_TRUE(plugged.ok()) << plugged;
+  ASSERT_OK(plugged);
   const auto set = [&](uint32_t vcpus) {
     agent::v1::SetVcpusRequest request;
     request.set_vcpus(vcpus);
@@ -51,12 +52,12 @@ TEST(Hotplug, VcpusComeOnlineAndGoOffline) {
   };
   for (const uint32_t wanted : {2u, 2u, 1u, 2u}) {
     const auto reached = set(wanted);
-    ASSERT_TRUE(reached.ok()) << reached.status();
+    ASSERT_OK(reached);
     EXPECT_EQ(reached->online(), wanted);
   }
-  EXPECT_EQ(set(0).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(set(0), testing::HasStatus(absl::StatusCode::kInvalidArgument));
   const auto too_many = set(3);
-  ASSERT_TRUE(too_many.ok()) << too_many.status();
+  ASSERT_OK(too_many);
   EXPECT_EQ(too_many->online(), 2u) << "what is reached is told";
 }
 

@@ -7,6 +7,7 @@
 
 #include "layers/verity.h"
 #include "tests/integration/guest/pod.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::guest {
 namespace {
@@ -20,7 +21,7 @@ using agent::v1::UnmountLayersRequest;
 
 std::string Mounts(GuestVm& vm) {
   const auto info = vm.Call(kGuestInfo, Empty());
-  EXPECT_TRUE(info.ok()) << info.status();
+  EXPECT_OK(info);
   return info.ok() ? info->mounts() : "";
 }
 
@@ -41,15 +42,15 @@ absl::Status Unmount(GuestVm& vm, const std::string& id) {
 TEST(Layers, ARegionOfTheArenaIsMountedWithDaxAndAgainAtOnce) {
   GuestVm& vm = GuestVm::Shared();
   const auto image = MakeErofs(MakeDirectoryWith(vm, "dax", "file", "text"), vm.directory() + "/dax.erofs");
-  ASSERT_TRUE(image.ok()) << image.status();
+  ASSERT_OK(image);
   const auto region = vm.AddToArena(*image);
-  ASSERT_TRUE(region.ok());
+  ASSERT_OK(region);
   MountLayersRequest request;
   request.add_layers()->set_id(LayerId(0xda));
   *request.mutable_layers(0)->mutable_pmem() = *region;
   for (int repeat = 0; repeat < 2; ++repeat) {
     const auto response = vm.Call(kMountLayers, request);
-    ASSERT_TRUE(response.ok()) << response.status();
+    ASSERT_OK(response);
     ASSERT_EQ(response->results_size(), 1);
     EXPECT_TRUE(response->results(0).dax());
     printf("pmem layer: device %.4f s, dm %.4f s, mount %.4f s\n", response->results(0).wait_device_seconds(),
@@ -61,8 +62,8 @@ TEST(Layers, ARegionOfTheArenaIsMountedWithDaxAndAgainAtOnce) {
   EXPECT_NE(mounts.substr(at, 200).find("dax"), std::string::npos) << mounts.substr(at, 200);
   // The same place for another layer, or another place for the same one, is a mistake of the host.
   request.mutable_layers(0)->set_id(LayerId(0xdb));
-  EXPECT_EQ(vm.Call(kMountLayers, request).status().code(), absl::StatusCode::kAlreadyExists);
-  for (int repeat = 0; repeat < 2; ++repeat) EXPECT_TRUE(Unmount(vm, LayerId(0xda)).ok());
+  EXPECT_THAT(vm.Call(kMountLayers, request), testing::HasStatus(absl::StatusCode::kAlreadyExists));
+  for (int repeat = 0; repeat < 2; ++repeat) EXPECT_OK(Unmount(vm, LayerId(0xda)));
   EXPECT_EQ(Mounts(vm).find(LayerId(0xda)), std::string::npos);
 }
 
@@ -74,9 +75,9 @@ TEST(Layers, OneCallMountsManyAndSaysWhichOneItCannot) {
   for (uint64_t i = 0; i < 12; ++i) {
     const std::string name = "all-" + std::to_string(i);
     const auto image = MakeErofs(MakeDirectoryWith(vm, name, "file", name), vm.directory() + "/all.erofs");
-    ASSERT_TRUE(image.ok()) << image.status();
+    ASSERT_OK(image);
     const auto region = vm.AddToArena(*image);
-    ASSERT_TRUE(region.ok()) << region.status();
+    ASSERT_OK(region);
     request.add_layers()->set_id(LayerId(kFirst + i));
     *request.mutable_layers(static_cast<int>(i))->mutable_pmem() = *region;
     all.add_ids(LayerId(kFirst + i));
@@ -84,20 +85,20 @@ TEST(Layers, OneCallMountsManyAndSaysWhichOneItCannot) {
   MountLayersRequest damaged = request;
   damaged.mutable_layers(7)->mutable_pmem()->set_offset(100 << 20);  // nothing has been written there
   const absl::Status failed = vm.Call(kMountLayers, damaged).status();
-  ASSERT_FALSE(failed.ok());
+  ASSERT_NOT_OK(failed);
   EXPECT_NE(std::string(failed.message()).find(LayerId(kFirst + 7)), std::string::npos) << failed;
   EXPECT_EQ(Mounts(vm).find(LayerId(kFirst + 7)), std::string::npos);
 
   // Those that were mounted before the failure are found, the others are mounted now.
   const auto response = vm.Call(kMountLayers, request);
-  ASSERT_TRUE(response.ok()) << response.status();
+  ASSERT_OK(response);
   ASSERT_EQ(response->results_size(), request.layers_size());
   const std::string mounts = Mounts(vm);
   for (int i = 0; i < request.layers_size(); ++i) {
     EXPECT_EQ(response->results(i).id(), request.layers(i).id());
     EXPECT_NE(mounts.find("/layers/" + request.layers(i).id() + " erofs ro"), std::string::npos) << mounts;
   }
-  EXPECT_TRUE(vm.Call(kUnmountLayers, all).ok());
+  EXPECT_OK(vm.Call(kUnmountLayers, all));
   EXPECT_EQ(Mounts(vm).find(LayerId(kFirst)), std::string::npos);
 }
 
@@ -108,12 +109,12 @@ TEST(Layers, AThousandAndTwentyFourMappingsOfOneDevice) {
   constexpr int kMappings = 1024;
   const auto image =
       MakeErofs(MakeDirectoryWith(vm, "one-of-many", "file", "one of many"), vm.directory() + "/many.erofs");
-  ASSERT_TRUE(image.ok()) << image.status();
+  ASSERT_OK(image);
   MountLayersRequest request;
   UnmountLayersRequest all;
   for (int i = 0; i < kMappings; ++i) {
     const auto region = vm.AddToArena(*image);
-    ASSERT_TRUE(region.ok()) << region.status();
+    ASSERT_OK(region);
     agent::v1::Layer& layer = *request.add_layers();
     layer.set_id(LayerId(kFirst + static_cast<uint64_t>(i)));
     *layer.mutable_pmem() = *region;
@@ -121,12 +122,12 @@ TEST(Layers, AThousandAndTwentyFourMappingsOfOneDevice) {
   }
   const auto start = std::chrono::steady_clock::now();
   const auto response = vm.Call(kMountLayers, request, std::chrono::minutes(5));
-  ASSERT_TRUE(response.ok()) << response.status();
+  ASSERT_OK(response);
   printf("%d mappings: %.2f s\n", kMappings,
          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   ASSERT_EQ(response->results_size(), kMappings);
   for (const auto& result : response->results()) EXPECT_TRUE(result.dax()) << result.id();
-  EXPECT_TRUE(vm.Call(kUnmountLayers, all, std::chrono::minutes(5)).ok());
+  EXPECT_OK(vm.Call(kUnmountLayers, all, std::chrono::minutes(5)));
   EXPECT_EQ(Mounts(vm).find(LayerId(kFirst + kMappings - 1)), std::string::npos);
 }
 
@@ -143,26 +144,28 @@ TEST(Layers, WhatCannotBeMountedLeavesNothing) {
     change(*layer);
     return vm.Call(kMountLayers, request).status();
   };
-  EXPECT_FALSE(mount([](auto&) {}).ok()) << "zeros are no EROFS";
-  EXPECT_EQ(mount([](auto& layer) { layer.mutable_pmem()->set_offset(1ULL << 40); }).code(),
-            absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(mount([](auto& layer) { layer.mutable_pmem()->set_size(100); }).code(),
-            absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(mount([](auto& layer) { layer.mutable_pmem()->set_pci_path("../../x"); }).code(),
-            absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(mount([](auto& layer) { layer.set_id("../../etc"); }).code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(mount([](auto& layer) { layer.clear_pmem(); }).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NOT_OK(mount([](auto&) {})) << "zeros are no EROFS";
+  EXPECT_THAT(mount([](auto& layer) { layer.mutable_pmem()->set_offset(1ULL << 40); }),
+              testing::HasStatus(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(mount([](auto& layer) { layer.mutable_pmem()->set_size(100); }),
+              testing::HasStatus(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(mount([](auto& layer) { layer.mutable_pmem()->set_pci_path("../../x"); }),
+              testing::HasStatus(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(mount([](auto& layer) { layer.set_id("../../etc"); }),
+              testing::HasStatus(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(mount([](auto& layer) { layer.clear_pmem(); }),
+              testing::HasStatus(absl::StatusCode::kInvalidArgument));
   EXPECT_EQ(Mounts(vm), before);
   // The id is free again.
-  EXPECT_TRUE(Unmount(vm, LayerId(0xbad)).ok());
+  EXPECT_OK(Unmount(vm, LayerId(0xbad)));
 }
 
 TEST(Layers, AHotPluggedDiskIsMountedAndLeavesTheGuestWithItsLayer) {
   GuestVm& vm = GuestVm::Shared();
   const auto image =
       MakeErofs(MakeDirectoryWith(vm, "disk", "scsi-file", "from a disk"), vm.directory() + "/disk.erofs");
-  ASSERT_TRUE(image.ok()) << image.status();
-  ASSERT_TRUE(vm.PlugDisk(*image, 3).ok());
+  ASSERT_OK(image);
+  ASSERT_OK(vm.PlugDisk(*image, 3));
   MountLayersRequest request;
   auto* layer = request.add_layers();
   layer->set_id(LayerId(0x5c51));
@@ -170,15 +173,15 @@ TEST(Layers, AHotPluggedDiskIsMountedAndLeavesTheGuestWithItsLayer) {
   layer->mutable_scsi()->set_target(0);
   layer->mutable_scsi()->set_lun(3);
   layer->mutable_scsi()->set_size(image->bytes + 4096);
-  EXPECT_EQ(vm.Call(kMountLayers, request).status().code(), absl::StatusCode::kInvalidArgument)
+  EXPECT_THAT(vm.Call(kMountLayers, request), testing::HasStatus(absl::StatusCode::kInvalidArgument))
       << "a disk of another size is another disk";
-  ASSERT_TRUE(vm.UnplugDisk(3).ok());
+  ASSERT_OK(vm.UnplugDisk(3));
 
-  ASSERT_TRUE(vm.PlugDisk(*image, 4).ok());
+  ASSERT_OK(vm.PlugDisk(*image, 4));
   layer->mutable_scsi()->set_lun(4);
   layer->mutable_scsi()->set_size(image->bytes);
   const auto mounted = vm.Call(kMountLayers, request);
-  ASSERT_TRUE(mounted.ok()) << mounted.status();
+  ASSERT_OK(mounted);
   EXPECT_FALSE(mounted->results(0).dax());
   printf("scsi layer: device %.4f s, mount %.4f s\n", mounted->results(0).wait_device_seconds(),
          mounted->results(0).mount_seconds());
@@ -187,14 +190,15 @@ TEST(Layers, AHotPluggedDiskIsMountedAndLeavesTheGuestWithItsLayer) {
     options.layers = {LayerId(0x5c51), BusyboxLayer(vm)};
     options.args = {"/bin/cat", "/scsi-file"};
     TestContainer container(vm, options);
-    ASSERT_TRUE(container.created().ok()) << container.created();
-    EXPECT_EQ(Unmount(vm, LayerId(0x5c51)).code(), absl::StatusCode::kFailedPrecondition) << "it is in use";
-    ASSERT_TRUE(container.Start().ok());
+    ASSERT_OK(container.created());
+    EXPECT_THAT(Unmount(vm, LayerId(0x5c51)), testing::HasStatus(absl::StatusCode::kFailedPrecondition))
+        << "it is in use";
+    ASSERT_OK(container.Start());
     EXPECT_EQ(container.Wait().exit_status(), 0u);
     EXPECT_EQ(container.out().ToEnd(), "from a disk");
   }
-  ASSERT_TRUE(Unmount(vm, LayerId(0x5c51)).ok());
-  EXPECT_TRUE(vm.UnplugDisk(4).ok());
+  ASSERT_OK(Unmount(vm, LayerId(0x5c51)));
+  EXPECT_OK(vm.UnplugDisk(4));
 }
 
 // Writes over the first occurrence of `text`.
@@ -215,12 +219,12 @@ TEST(Layers, ADiskWithAHashTreeShowsNoBlockThatWasChanged) {
   const std::string bad = std::string(2 << 20, 'b') + "to be damaged" + std::string(2 << 20, 'e');
   std::ofstream(directory + "/bad") << bad;
   const auto image = MakeErofs(directory, vm.directory() + "/verity.erofs");
-  ASSERT_TRUE(image.ok()) << image.status();
+  ASSERT_OK(image);
   const auto examined = layers::ExamineErofsImage(image->path);
-  ASSERT_TRUE(examined.ok()) << examined.status();
+  ASSERT_OK(examined);
   const std::string tree_path = vm.directory() + "/verity.tree";
   const auto tree = layers::MakeVerityTree(*examined, tree_path);
-  ASSERT_TRUE(tree.ok()) << tree.status();
+  ASSERT_OK(tree);
 
   MountLayersRequest request;
   auto* layer = request.add_layers();
@@ -229,7 +233,7 @@ TEST(Layers, ADiskWithAHashTreeShowsNoBlockThatWasChanged) {
     for (const auto& [path, bytes, disk] :
          {std::tuple(image->path, image->bytes, layer->mutable_scsi()),
           {tree_path, tree->bytes, layer->mutable_verity()->mutable_tree()}}) {
-      ASSERT_TRUE(vm.PlugDisk({path, bytes}, lun).ok());
+      ASSERT_OK(vm.PlugDisk({path, bytes}, lun));
       disk->set_pci_path(kScsiPath);
       disk->set_lun(lun++);
       disk->set_size(bytes);
@@ -237,34 +241,34 @@ TEST(Layers, ADiskWithAHashTreeShowsNoBlockThatWasChanged) {
   };
   const auto mount = [&] { return vm.Call(kMountLayers, request); };
   const auto unplug = [&](uint32_t lun) {
-    EXPECT_TRUE(vm.UnplugDisk(lun).ok());
-    EXPECT_TRUE(vm.UnplugDisk(lun + 1).ok());
+    EXPECT_OK(vm.UnplugDisk(lun));
+    EXPECT_OK(vm.UnplugDisk(lun + 1));
   };
 
   // Another image's root: not even the superblock is believed.
   plug(10);
   layer->mutable_verity()->set_root_hash(std::string(64, '0'));
-  EXPECT_FALSE(mount().ok());
+  EXPECT_NOT_OK(mount());
   EXPECT_EQ(Mounts(vm), before);
   unplug(10);
 
   Overwrite(image->path, "to be damaged");
   plug(12);
   layer->mutable_verity()->set_root_hash("no hash");
-  EXPECT_EQ(mount().status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(mount(), testing::HasStatus(absl::StatusCode::kInvalidArgument));
   unplug(12);
   plug(14);
   layer->mutable_verity()->set_root_hash(tree->root_hash);
   for (int repeat = 0; repeat < 2; ++repeat) {
     const auto mounted = mount();
-    ASSERT_TRUE(mounted.ok()) << mounted.status();
+    ASSERT_OK(mounted);
     printf("scsi layer with a hash tree: devices %.4f s, dm %.4f s, mount %.4f s\n",
            mounted->results(0).wait_device_seconds(), mounted->results(0).map_seconds(),
            mounted->results(0).mount_seconds());
   }
   MountLayersRequest other = request;
   other.mutable_layers(0)->mutable_verity()->set_root_hash(std::string(64, '1'));
-  EXPECT_EQ(vm.Call(kMountLayers, other).status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_THAT(vm.Call(kMountLayers, other), testing::HasStatus(absl::StatusCode::kAlreadyExists));
   {
     ContainerOptions options;
     options.layers = {LayerId(0x7e51), BusyboxLayer(vm)};
@@ -272,20 +276,20 @@ TEST(Layers, ADiskWithAHashTreeShowsNoBlockThatWasChanged) {
                     "tail -c 5 /good; head -c 1048576 /bad | wc -c; tail -c 3 /bad; cat /bad > /dev/null || "
                     "echo ' refused'"};
     TestContainer container(vm, options);
-    ASSERT_TRUE(container.created().ok()) << container.created();
-    ASSERT_TRUE(container.Start().ok());
+    ASSERT_OK(container.created());
+    ASSERT_OK(container.Start());
     container.Wait();
     EXPECT_EQ(container.out().ToEnd(), "whole1048576\neee refused\n");
     EXPECT_THAT(container.err().ToEnd(), ::testing::HasSubstr("nput/output error"));
   }
-  ASSERT_TRUE(Unmount(vm, LayerId(0x7e51)).ok());
+  ASSERT_OK(Unmount(vm, LayerId(0x7e51)));
   EXPECT_EQ(Mounts(vm), before);
   unplug(14);
 
   layer->clear_place();
   layer->mutable_pmem()->set_pci_path(kPmemPath);
   layer->mutable_pmem()->set_size(4096);
-  EXPECT_EQ(mount().status().code(), absl::StatusCode::kInvalidArgument) << "only disks have trees";
+  EXPECT_THAT(mount(), testing::HasStatus(absl::StatusCode::kInvalidArgument)) << "only disks have trees";
 }
 
 TEST(Layers, AHundredAndTwentyLayersStackUp) {
@@ -305,14 +309,14 @@ TEST(Layers, AHundredAndTwentyLayersStackUp) {
   options.args = {"/bin/sh", "-c", "cat /top; ls / | grep -c only-"};
   {
     TestContainer container(vm, options);
-    ASSERT_TRUE(container.created().ok()) << container.created();
-    ASSERT_TRUE(container.Start().ok());
+    ASSERT_OK(container.created());
+    ASSERT_OK(container.Start());
     EXPECT_EQ(container.Wait().exit_status(), 0u);
     EXPECT_EQ(container.out().ToEnd(), "119120\n");
   }
   UnmountLayersRequest request;
   for (const std::string& id : ids) request.add_ids(id);
-  EXPECT_TRUE(vm.Call(kUnmountLayers, request).ok());
+  EXPECT_OK(vm.Call(kUnmountLayers, request));
 }
 
 TEST(Layers, UpperLayersHideLowerOnesAndWritesStayInTheContainer) {
@@ -324,8 +328,8 @@ TEST(Layers, UpperLayersHideLowerOnesAndWritesStayInTheContainer) {
   options.args = {"/bin/sh", "-c", "cat /name; echo written > /name; cat /name"};
   for (int repeat = 0; repeat < 2; ++repeat) {
     TestContainer container(vm, options);
-    ASSERT_TRUE(container.created().ok()) << container.created();
-    ASSERT_TRUE(container.Start().ok());
+    ASSERT_OK(container.created());
+    ASSERT_OK(container.Start());
     EXPECT_EQ(container.Wait().exit_status(), 0u);
     EXPECT_EQ(container.out().ToEnd(), "upperwritten\n");
   }

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/integration/guest/pod.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::guest {
 namespace {
@@ -37,20 +38,20 @@ TEST(GuestNetwork, ThePodsAddressesRoutesAndNamesAreSet) {
   request.set_shared_tag(kSharedTag);
   for (int repeat = 0; repeat < 2; ++repeat) {
     const auto configured = vm.Call(kConfigureSandbox, request);
-    ASSERT_TRUE(configured.ok()) << configured.status();
+    ASSERT_OK(configured);
   }
   // Other content for the same pod is carried out as well, over what is there.
   (*request.mutable_sysctls())["net.ipv4.ip_unprivileged_port_start"] = "0";
   const auto again = vm.Call(kConfigureSandbox, request);
-  ASSERT_TRUE(again.ok()) << again.status();
+  ASSERT_OK(again);
 
   ContainerOptions options;
   options.args = {"/bin/sh", "-c",
                   "hostname; ip addr show eth0; ip route; ip -6 route; ip neigh; ip addr show lo;"
                   "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; grep shm /proc/mounts"};
   TestContainer container(vm, options);
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(container.Start().ok());
+  ASSERT_OK(container.created());
+  ASSERT_OK(container.Start());
   container.Wait();
   const std::string out = container.out().ToEnd();
   for (const char* part :
@@ -63,7 +64,7 @@ TEST(GuestNetwork, ThePodsAddressesRoutesAndNamesAreSet) {
   EXPECT_EQ(out.find("tentative"), std::string::npos) << out;
 
   request.set_sandbox_id("pod-2");
-  EXPECT_EQ(vm.Call(kConfigureSandbox, request).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(vm.Call(kConfigureSandbox, request), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
 }
 
 TEST(GuestNetwork, ADeviceThatIsNotThereIsNamed) {
@@ -74,7 +75,7 @@ TEST(GuestNetwork, ADeviceThatIsNotThereIsNamed) {
   interface->set_name("eth1");
   interface->set_mac("02:00:00:00:00:99");
   const auto configured = vm.Call(kConfigureSandbox, request);
-  EXPECT_EQ(configured.status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(configured, testing::HasStatus(absl::StatusCode::kNotFound));
   EXPECT_NE(std::string(configured.status().message()).find("02:00:00:00:00:99"), std::string::npos);
 }
 

@@ -20,6 +20,7 @@
 #include "guest/protocol/stdio_mux.h"
 #include "proto/agent.pb.h"
 #include "tests/integration/guest/pod.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::guest {
 namespace {
@@ -28,7 +29,7 @@ namespace fs = std::filesystem;
 using agent::v1::Empty;
 using agent::v1::ProcessRequest;
 
-class PlainAgentTest : public testing::Test {
+class PlainAgentTest : public ::testing::Test {
  protected:
   void SetUp() override {
     char pattern[] = "/tmp/lamina-plain-agent-XXXXXX";
@@ -54,7 +55,7 @@ class PlainAgentTest : public testing::Test {
                     root_ + "/root"};
     options.log_path = root_ + "/log";
     auto pid = Spawn(options);
-    ASSERT_TRUE(pid.ok()) << pid.status();
+    ASSERT_OK(pid);
     pid_ = *pid;
     UniqueFd stdio = Connect(root_ + "/stdio");
     ASSERT_TRUE(stdio) << Log();
@@ -118,7 +119,7 @@ class PlainAgentTest : public testing::Test {
   std::string Output(uint32_t stream) {
     int fds[2];
     EXPECT_EQ(pipe2(fds, O_CLOEXEC), 0);
-    EXPECT_TRUE(mux_->AttachSink(stream, UniqueFd(fds[1]), nullptr).ok());
+    EXPECT_OK(mux_->AttachSink(stream, UniqueFd(fds[1]), nullptr));
     std::string text;
     char buffer[4096];
     for (ssize_t n; (n = read(fds[0], buffer, sizeof buffer)) > 0;)
@@ -136,26 +137,26 @@ class PlainAgentTest : public testing::Test {
 TEST_F(PlainAgentTest, ItRunsContainersAndEndsOnShutdown) {
   agent::v1::HelloRequest hello;
   hello.set_protocol_version(1);
-  ASSERT_TRUE(Call(kHello, hello).ok());
+  ASSERT_OK(Call(kHello, hello));
   const auto created = Create("plain", "echo $$; exit 5", 1);
-  ASSERT_TRUE(created.ok()) << created.status();
+  ASSERT_OK(created);
   ProcessRequest process;
   process.set_container_id("plain");
   const auto started = Call(kStartProcess, process);
-  ASSERT_TRUE(started.ok()) << started.status();
+  ASSERT_OK(started);
   EXPECT_EQ(Output(1), "1\n");
   const auto exit = Call(kWaitProcess, process);
-  ASSERT_TRUE(exit.ok()) << exit.status();
+  ASSERT_OK(exit);
   EXPECT_EQ(exit->exit_status(), 5u);
-  EXPECT_TRUE(Call(kDeleteProcess, process).ok());
+  EXPECT_OK(Call(kDeleteProcess, process));
   EXPECT_FALSE(fs::exists(root_ + "/root/containers/plain"));
   EXPECT_FALSE(fs::exists(root_ + "/root/crun/plain"));
 
   // One that still runs is killed by the shutdown.
-  ASSERT_TRUE(Create("running", "sleep 1000", 2).ok());
+  ASSERT_OK(Create("running", "sleep 1000", 2));
   process.set_container_id("running");
-  ASSERT_TRUE(Call(kStartProcess, process).ok());
-  EXPECT_TRUE(Call(kShutdown, Empty()).ok());
+  ASSERT_OK(Call(kStartProcess, process));
+  EXPECT_OK(Call(kShutdown, Empty()));
   int status = 0;
   ASSERT_EQ(waitpid(pid_, &status, 0), pid_);
   pid_ = 0;
@@ -166,11 +167,11 @@ TEST_F(PlainAgentTest, ItRunsContainersAndEndsOnShutdown) {
 TEST_F(PlainAgentTest, TheMachineIsNotItsOwn) {
   agent::v1::SetVcpusRequest vcpus;
   vcpus.set_vcpus(1);
-  EXPECT_EQ(Call(kSetVcpus, vcpus).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Call(kSetVcpus, vcpus), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
   agent::v1::HelloRequest hello;
   hello.set_protocol_version(1);
   hello.set_host_unix_nanos(1);
-  EXPECT_TRUE(Call(kHello, hello).ok());
+  EXPECT_OK(Call(kHello, hello));
   EXPECT_GT(time(nullptr), 1'000'000'000);
 }
 

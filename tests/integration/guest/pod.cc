@@ -12,6 +12,7 @@
 
 #include "base/status.h"
 #include "base/subprocess.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::guest {
 namespace {
@@ -48,7 +49,7 @@ Capture::Capture(GuestVm& vm, uint32_t stream) {
   if (pipe2(fds, O_CLOEXEC) != 0) abort();
   fd_.reset(fds[0]);
   const absl::Status attached = vm.mux().AttachSink(stream, UniqueFd(fds[1]), nullptr);
-  EXPECT_TRUE(attached.ok()) << attached;
+  EXPECT_OK(attached);
 }
 
 Capture::~Capture() = default;
@@ -102,15 +103,15 @@ const std::string& BusyboxDirectory() {
 std::string MountDirectory(GuestVm& vm, const std::string& directory) {
   const std::string id = LayerId(++g_layers);
   const auto image = MakeErofs(directory, vm.directory() + "/" + id.substr(48) + ".erofs");
-  EXPECT_TRUE(image.ok()) << image.status();
+  EXPECT_OK(image);
   const auto region = vm.AddToArena(*image);
-  EXPECT_TRUE(region.ok()) << region.status();
+  EXPECT_OK(region);
   agent::v1::MountLayersRequest request;
   auto* layer = request.add_layers();
   layer->set_id(id);
   *layer->mutable_pmem() = *region;
   const auto mounted = vm.Call(kMountLayers, request);
-  EXPECT_TRUE(mounted.ok()) << mounted.status();
+  EXPECT_OK(mounted);
   return id;
 }
 
@@ -189,7 +190,7 @@ TestContainer::TestContainer(GuestVm& vm, const ContainerOptions& options) : vm_
 
 TestContainer::~TestContainer() {
   const absl::Status deleted = Delete();
-  EXPECT_TRUE(deleted.ok()) << deleted;
+  EXPECT_OK(deleted);
 }
 
 agent::v1::ProcessRequest TestContainer::Request(const std::string& exec_id) const {
@@ -205,7 +206,7 @@ absl::Status TestContainer::Start(const std::string& exec_id) {
 
 agent::v1::WaitProcessResponse TestContainer::Wait(const std::string& exec_id) {
   const auto response = vm_.Call(kWaitProcess, Request(exec_id));
-  EXPECT_TRUE(response.ok()) << response.status();
+  EXPECT_OK(response);
   return response.ok() ? *response : agent::v1::WaitProcessResponse();
 }
 
@@ -242,7 +243,7 @@ TestContainer::Result TestContainer::Exec(const std::vector<std::string>& args, 
     result.err = err.ToEnd();
   }
   const absl::Status deleted = Delete(exec_id);
-  EXPECT_TRUE(deleted.ok()) << deleted;
+  EXPECT_OK(deleted);
   return result;
 }
 
@@ -250,7 +251,7 @@ void SendInput(GuestVm& vm, uint32_t stream, const std::string& text, bool end) 
   int fds[2];
   ASSERT_EQ(pipe2(fds, O_CLOEXEC), 0);
   const absl::Status attached = vm.mux().AttachSource(stream, UniqueFd(fds[0]), nullptr);
-  ASSERT_TRUE(attached.ok()) << attached;
+  ASSERT_OK(attached);
   UniqueFd writer(fds[1]);
   size_t done = 0;
   while (done < text.size()) {

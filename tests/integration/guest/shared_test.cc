@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/integration/guest/pod.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::guest {
 namespace {
@@ -26,8 +27,8 @@ TEST(Shared, AVolumeIsTheHostsDirectoryInBothDirections) {
     text = spec.dump();
   };
   TestContainer container(vm, options);
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(container.Start().ok());
+  ASSERT_OK(container.created());
+  ASSERT_OK(container.Start());
   EXPECT_EQ(container.Wait().exit_status(), 0u);
   EXPECT_EQ(container.out().ToEnd(), "hello");
   std::ifstream written(vm.shared_directory() + "/volume/from-guest");
@@ -49,12 +50,12 @@ TEST(Shared, ARootBelowItNeedsNoLayers) {
   request.set_stdout_stream(vm.NewStream());
   Capture out(vm, request.stdout_stream());
   const auto created = vm.Call(kCreateContainer, request);
-  ASSERT_TRUE(created.ok()) << created.status();
+  ASSERT_OK(created);
   agent::v1::ProcessRequest process;
   process.set_container_id("shared-root");
-  EXPECT_TRUE(vm.Call(kStartProcess, process).ok());
+  EXPECT_OK(vm.Call(kStartProcess, process));
   EXPECT_EQ(out.ToEnd(), "rooted\n");
-  EXPECT_TRUE(vm.Call(kDeleteProcess, process).ok());
+  EXPECT_OK(vm.Call(kDeleteProcess, process));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/integration/guest/pod.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::guest {
 namespace {
@@ -45,10 +46,10 @@ TEST(Shutdown, TheMachineEndsAfterTheAnswer) {
   VmOptions options;
   options.devices = false;
   const auto vm = GuestVm::Boot(options);
-  ASSERT_TRUE(vm.ok()) << vm.status();
+  ASSERT_OK(vm);
   const auto start = std::chrono::steady_clock::now();
   const auto answer = (*vm)->Call(kShutdown, Empty());
-  EXPECT_TRUE(answer.ok()) << answer.status();
+  EXPECT_OK(answer);
   EXPECT_TRUE((*vm)->WaitForEnd(std::chrono::seconds(30)));
   printf("shutdown: %.2f s\n",
          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
@@ -56,13 +57,13 @@ TEST(Shutdown, TheMachineEndsAfterTheAnswer) {
 
 TEST(Shutdown, ContainersThatIgnoreSignalsDoNotHoldItUp) {
   const auto vm = BootWithRoot();
-  ASSERT_TRUE(vm.ok()) << vm.status();
+  ASSERT_OK(vm);
   for (const char* id : {"a", "b"}) {
     const absl::Status run = RunShell(**vm, id, "trap '' TERM INT HUP; while true; do sleep 1; done", true);
-    ASSERT_TRUE(run.ok()) << run;
+    ASSERT_OK(run);
   }
   const auto start = std::chrono::steady_clock::now();
-  EXPECT_TRUE((*vm)->Call(kShutdown, Empty()).ok());
+  EXPECT_OK((*vm)->Call(kShutdown, Empty()));
   EXPECT_TRUE((*vm)->WaitForEnd(std::chrono::seconds(15)));
   printf("shutdown with two containers: %.2f s\n",
          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
@@ -73,12 +74,12 @@ TEST(Shutdown, ContainersThatIgnoreSignalsDoNotHoldItUp) {
 TEST(Shutdown, AnAgentThatCrashesPowersOff) {
   for (const char* signal : {"SEGV", "TERM"}) {
     const auto vm = BootWithRoot();
-    ASSERT_TRUE(vm.ok()) << vm.status();
+    ASSERT_OK(vm);
     const absl::Status run =
         RunShell(**vm, "killer", std::string("kill -") + signal + " 1; sleep 1000", false);
-    EXPECT_TRUE(run.ok() || run.code() == absl::StatusCode::kUnavailable ||
-                run.code() == absl::StatusCode::kDeadlineExceeded)
-        << run;
+    EXPECT_THAT(run, ::testing::AnyOf(testing::HasStatus(absl::StatusCode::kOk),
+                                      testing::HasStatus(absl::StatusCode::kUnavailable),
+                                      testing::HasStatus(absl::StatusCode::kDeadlineExceeded)));
     EXPECT_TRUE((*vm)->WaitForEnd(std::chrono::seconds(20))) << signal;
   }
 }

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/integration/guest/pod.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::guest {
 namespace {
@@ -13,11 +14,11 @@ TEST(Takeover, ASuccessorFindsTheContainersAndTheirOutputGoesOn) {
   // must see.
   options.args = {"/bin/sh", "-c", "yes 0123456789abcde | head -c 1048576; echo; echo finished; exit 3"};
   TestContainer container(vm, options);
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(container.Start().ok());
+  ASSERT_OK(container.created());
+  ASSERT_OK(container.Start());
   container.out().UntilContains("0123456789abcde");
   const absl::Status again = vm.Reconnect();
-  ASSERT_TRUE(again.ok()) << again;
+  ASSERT_OK(again);
   Capture rest(vm, container.out_stream());
   EXPECT_NE(rest.ToEnd().find("\nfinished\n"), std::string::npos);
   EXPECT_EQ(container.Wait().exit_status(), 3u);
@@ -25,8 +26,8 @@ TEST(Takeover, ASuccessorFindsTheContainersAndTheirOutputGoesOn) {
   // New containers work as before.
   options.args = {"/bin/echo", "new"};
   TestContainer fresh(vm, options);
-  ASSERT_TRUE(fresh.created().ok()) << fresh.created();
-  ASSERT_TRUE(fresh.Start().ok());
+  ASSERT_OK(fresh.created());
+  ASSERT_OK(fresh.Start());
   EXPECT_EQ(fresh.out().ToEnd(), "new\n");
 }
 
@@ -36,12 +37,12 @@ TEST(Takeover, InputThatTheSuccessorSendsArrives) {
   options.args = {"/bin/sh", "-c", "while read line; do echo got $line; done; echo end"};
   options.stdin_stream = true;
   TestContainer container(vm, options);
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(container.Start().ok());
+  ASSERT_OK(container.created());
+  ASSERT_OK(container.Start());
   SendInput(vm, container.in_stream(), "one\n", false);
   container.out().UntilContains("got one\n");
   const absl::Status again = vm.Reconnect();
-  ASSERT_TRUE(again.ok()) << again;
+  ASSERT_OK(again);
   Capture rest(vm, container.out_stream());
   SendInput(vm, container.in_stream(), "two\n", true);
   EXPECT_EQ(rest.ToEnd(), "got two\nend\n");

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/integration/guest/pod.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::guest {
 namespace {
@@ -19,9 +20,9 @@ TEST(Terminal, AShellOnATerminalEchoesAndKnowsItsSize) {
   options.args = {"/bin/sh"};
   options.terminal = true;
   TestContainer container(vm, options);
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(vm.Call(kResizeTerminal, Size(container, 123, 45)).ok());
-  ASSERT_TRUE(container.Start().ok());
+  ASSERT_OK(container.created());
+  ASSERT_OK(vm.Call(kResizeTerminal, Size(container, 123, 45)));
+  ASSERT_OK(container.Start());
   SendInput(vm, container.in_stream(), "stty size; exit 4\n", false);
   EXPECT_EQ(container.Wait().exit_status(), 4u);
   const std::string out = container.out().ToEnd();
@@ -32,9 +33,9 @@ TEST(Terminal, AShellOnATerminalEchoesAndKnowsItsSize) {
 TEST(Terminal, AContainerWithoutOneCannotBeResized) {
   GuestVm& vm = GuestVm::Shared();
   TestContainer container(vm, {});
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  EXPECT_EQ(vm.Call(kResizeTerminal, Size(container, 1, 1)).status().code(),
-            absl::StatusCode::kFailedPrecondition);
+  ASSERT_OK(container.created());
+  EXPECT_THAT(vm.Call(kResizeTerminal, Size(container, 1, 1)),
+              testing::HasStatus(absl::StatusCode::kFailedPrecondition));
 }
 
 TEST(Terminal, AnExecHasATerminalOfItsOwn) {
@@ -42,8 +43,8 @@ TEST(Terminal, AnExecHasATerminalOfItsOwn) {
   ContainerOptions options;
   options.args = {"/bin/sleep", "100000"};
   TestContainer container(vm, options);
-  ASSERT_TRUE(container.created().ok()) << container.created();
-  ASSERT_TRUE(container.Start().ok());
+  ASSERT_OK(container.created());
+  ASSERT_OK(container.Start());
   agent::v1::ExecCreateRequest request;
   request.set_container_id(container.id());
   request.set_exec_id("tty");
@@ -52,11 +53,11 @@ TEST(Terminal, AnExecHasATerminalOfItsOwn) {
   request.set_stdin_stream(vm.NewStream());
   request.set_stdout_stream(vm.NewStream());
   Capture out(vm, request.stdout_stream());
-  ASSERT_TRUE(vm.Call(kExecCreate, request).ok());
+  ASSERT_OK(vm.Call(kExecCreate, request));
   auto size = Size(container, 77, 33);
   size.set_exec_id("tty");
-  ASSERT_TRUE(vm.Call(kResizeTerminal, size).ok());
-  ASSERT_TRUE(container.Start("tty").ok());
+  ASSERT_OK(vm.Call(kResizeTerminal, size));
+  ASSERT_OK(container.Start("tty"));
   SendInput(vm, request.stdin_stream(), "stty size; exit 6\n", false);
   EXPECT_EQ(container.Wait("tty").exit_status(), 6u);
   EXPECT_NE(out.ToEnd().find("33 77\r\n"), std::string::npos);

@@ -21,6 +21,7 @@
 #include "base/unique_fd.h"
 #include "base/units.h"
 #include "tests/integration/node/node_kit.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::node {
 namespace {
@@ -35,7 +36,7 @@ absl::Status Sh(const std::vector<std::string>& argv) { return RunChecked(argv, 
 
 class BadLayers : public ::testing::Test {
  protected:
-  void SetUp() override { ASSERT_TRUE(laminad_.Start().ok()) << laminad_.Log(); }
+  void SetUp() override { ASSERT_OK(laminad_.Start()) << laminad_.Log(); }
 
   std::string MakeLayer(const std::string& name, size_t bytes) {
     const std::string directory = laminad_.directory() + "/snapshots/" + name;
@@ -45,7 +46,7 @@ class BadLayers : public ::testing::Test {
   }
   uint64_t Claim(const std::string& id) {
     const auto claim = laminad_.Claim(id, 256 * kMiB);
-    EXPECT_TRUE(claim.ok()) << claim.status();
+    EXPECT_OK(claim);
     return claim.ok() ? claim->generation() : 0;
   }
   // Of one layer, for a sandbox of its own that lives on.
@@ -62,7 +63,7 @@ class BadLayers : public ::testing::Test {
          disk ? placement.image_path() : placement.arena().path(), std::to_string(placement.offset() / 4096),
          std::to_string(placement.payload_bytes() / 4096)},
         kCommand);
-    EXPECT_TRUE(sum.ok()) << sum.status();
+    EXPECT_OK(sum);
     return sum.ok() ? sum->output.substr(0, 64) : "";
   }
   void Damage(const std::string& path, uint64_t offset) {
@@ -89,14 +90,14 @@ TEST_F(BadLayers, ADiskThatFailsUnderTheLayerIsAnErrorAndLeavesNothing) {
   const std::string image = laminad_.directory() + "/snapshots.img",
                     mounted = laminad_.directory() + "/mounted";
   fs::create_directories(mounted);
-  ASSERT_TRUE(Sh({"truncate", "-s", "16M", image}).ok());
-  ASSERT_TRUE(Sh({"mkfs.ext4", "-q", image}).ok());
+  ASSERT_OK(Sh({"truncate", "-s", "16M", image}));
+  ASSERT_OK(Sh({"mkfs.ext4", "-q", image}));
   struct Unmount {
     const std::string& path;
-    ~Unmount() { EXPECT_TRUE(Sh({"umount", path}).ok()); }
+    ~Unmount() { EXPECT_OK(Sh({"umount", path})); }
   };
   {
-    ASSERT_TRUE(Sh({"mount", "-o", "loop", image, mounted}).ok());
+    ASSERT_OK(Sh({"mount", "-o", "loop", image, mounted}));
     Unmount unmount{mounted};
     fs::create_directories(mounted + "/layer");
     WriteFile(mounted + "/layer/data", std::string(8 * kMiB, 'd'));
@@ -104,16 +105,16 @@ TEST_F(BadLayers, ADiskThatFailsUnderTheLayerIsAnErrorAndLeavesNothing) {
   const std::string layer = mounted + "/layer";
   absl::StatusOr<Placement> placed;
   {
-    ASSERT_TRUE(Sh({"mount", "-o", "loop,ro", image, mounted}).ok());
+    ASSERT_OK(Sh({"mount", "-o", "loop,ro", image, mounted}));
     Unmount unmount{mounted};
     ASSERT_EQ(fs::file_size(layer + "/data"), 8 * kMiB);
     ASSERT_EQ(truncate(image.c_str(), 1 * kMiB), 0);
     placed = Place("one", layer);
   }
-  ASSERT_FALSE(placed.ok());
+  ASSERT_NOT_OK(placed);
   EXPECT_THAT(std::string(placed.status().message()), HasSubstr(layer));
   EXPECT_THAT(std::string(placed.status().message()), HasSubstr("Input/output error"));
-  EXPECT_THAT(StoredFiles(), testing::IsEmpty());
+  EXPECT_THAT(StoredFiles(), ::testing::IsEmpty());
   EXPECT_THAT(Metrics(), HasSubstr("lamina_layer_conversion_failures_total 1\n"));
 }
 
@@ -129,10 +130,10 @@ TEST_F(BadLayers, AFileThatVanishesMeanwhileFailsOrIsLeftOutAndTheNextOneGetsThe
   remover.join();
   if (!first.ok()) {
     EXPECT_THAT(std::string(first.status().message()), HasSubstr("convert layer " + layer));
-    EXPECT_THAT(StoredFiles(), testing::IsEmpty());
+    EXPECT_THAT(StoredFiles(), ::testing::IsEmpty());
   }
   const auto second = Place("two", layer);
-  ASSERT_TRUE(second.ok()) << second.status();
+  ASSERT_OK(second);
   EXPECT_EQ(DigestOf(*second), second->layer_id());
 }
 
@@ -150,14 +151,13 @@ TEST_F(BadLayers, SpecialFilesAndLongNamesAreKeptAndATooLongOneIsNamed) {
   const std::string longest(NAME_MAX - 1, 'n');
   WriteFile(layer + "/" + longest, "as long as it gets");
   const auto placed = Place("one", layer);
-  ASSERT_TRUE(placed.ok()) << placed.status();
+  ASSERT_OK(placed);
 
   const std::string image = laminad_.directory() + "/image", out = laminad_.directory() + "/out";
-  ASSERT_TRUE(Sh({"dd", "if=" + placed->arena().path(), "of=" + image, "bs=4096", "status=none",
-                  fmt::format("skip={}", placed->offset() / 4096),
-                  fmt::format("count={}", placed->payload_bytes() / 4096)})
-                  .ok());
-  ASSERT_TRUE(Sh({"fsck.erofs", "--extract=" + out, image}).ok());
+  ASSERT_OK(Sh({"dd", "if=" + placed->arena().path(), "of=" + image, "bs=4096", "status=none",
+                fmt::format("skip={}", placed->offset() / 4096),
+                fmt::format("count={}", placed->payload_bytes() / 4096)}));
+  ASSERT_OK(Sh({"fsck.erofs", "--extract=" + out, image}));
   EXPECT_TRUE(fs::is_socket(out + "/socket"));
   EXPECT_TRUE(fs::is_fifo(out + "/fifo"));
   EXPECT_TRUE(fs::is_character_file(out + "/null"));
@@ -167,7 +167,7 @@ TEST_F(BadLayers, SpecialFilesAndLongNamesAreKeptAndATooLongOneIsNamed) {
   fs::create_directories(refused + "/inside");
   WriteFile(refused + "/inside/" + name, "one byte more");
   const auto too_long = Place("two", refused);
-  EXPECT_EQ(too_long.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(too_long, testing::HasStatus(absl::StatusCode::kInvalidArgument));
   EXPECT_THAT(std::string(too_long.status().message()),
               HasSubstr("name of 255 bytes: " + refused + "/inside/" + name));
 }
@@ -176,17 +176,17 @@ TEST_F(BadLayers, ADamagedRegionIsMadeAnewAfterARestartAndItsPlaceIsNotGivenAway
   const std::string layer = MakeLayer("region", 1 * kMiB);
   Sleeper vmm;
   const uint64_t generation = Claim("living");
-  ASSERT_TRUE(laminad_.Started("living", generation, vmm).ok());
+  ASSERT_OK(laminad_.Started("living", generation, vmm));
   const auto placed = laminad_.Place("living", generation, {layer});
-  ASSERT_TRUE(placed.ok()) << placed.status();
+  ASSERT_OK(placed);
   const Placement before = placed->placements(0);
   ASSERT_EQ(before.kind(), Placement::VPMEM);
   laminad_.Stop(SIGTERM);
   Damage(before.arena().path(), before.offset() + 500 * kKiB);
-  ASSERT_TRUE(laminad_.Start().ok()) << laminad_.Log();
+  ASSERT_OK(laminad_.Start()) << laminad_.Log();
 
   const auto after = Place("next", layer);
-  ASSERT_TRUE(after.ok()) << after.status();
+  ASSERT_OK(after);
   EXPECT_FALSE(after->reused());
   EXPECT_EQ(after->layer_id(), before.layer_id());
   EXPECT_EQ(DigestOf(*after), after->layer_id());
@@ -200,13 +200,13 @@ TEST_F(BadLayers, ADamagedRegionIsMadeAnewAfterARestartAndItsPlaceIsNotGivenAway
 TEST_F(BadLayers, ADamagedRegionWhoseSnapshotIsGoneIsAnErrorAndNotData) {
   const std::string layer = MakeLayer("region", 1 * kMiB);
   const auto before = Place("one", layer);
-  ASSERT_TRUE(before.ok()) << before.status();
+  ASSERT_OK(before);
   laminad_.Stop(SIGTERM);
   Damage(before->arena().path(), before->offset() + 500 * kKiB);
   fs::remove_all(layer);
-  ASSERT_TRUE(laminad_.Start().ok()) << laminad_.Log();
+  ASSERT_OK(laminad_.Start()) << laminad_.Log();
   const auto after = Place("two", layer);
-  EXPECT_EQ(after.status().code(), absl::StatusCode::kNotFound) << after.status();
+  EXPECT_THAT(after, testing::HasStatus(absl::StatusCode::kNotFound));
   EXPECT_THAT(std::string(after.status().message()), HasSubstr(layer));
 }
 
@@ -214,33 +214,33 @@ TEST_F(BadLayers, ADamagedDiskImageIsMadeAnewAfterARestart) {
   const std::string layer = MakeLayer("disk", 9 * kMiB);
   const uint64_t generation = Claim("one");
   const auto placed = laminad_.Place("one", generation, {layer});
-  ASSERT_TRUE(placed.ok()) << placed.status();
+  ASSERT_OK(placed);
   const Placement before = placed->placements(0);
   ASSERT_EQ(before.kind(), Placement::SCSI);
-  ASSERT_TRUE(laminad_.Release("one", generation).ok());
+  ASSERT_OK(laminad_.Release("one", generation));
   laminad_.Stop(SIGTERM);
   Damage(before.image_path(), 5 * kMiB);
   ASSERT_NE(DigestOf(before), before.layer_id());
-  ASSERT_TRUE(laminad_.Start().ok()) << laminad_.Log();
+  ASSERT_OK(laminad_.Start()) << laminad_.Log();
   const auto after = Place("two", layer);
-  ASSERT_TRUE(after.ok()) << after.status();
+  ASSERT_OK(after);
   EXPECT_EQ(after->layer_id(), before.layer_id());
   EXPECT_EQ(DigestOf(*after), after->layer_id());
 }
 
 TEST_F(BadLayers, ABlobDamagedBeforeItIsPlacedIsAnotherLayerOrRefused) {
   const std::string layer = MakeLayer("blob", 1 * kMiB), blob = laminad_.directory() + "/layer.erofs";
-  ASSERT_TRUE(Sh({"mkfs.erofs", "--quiet", blob, layer}).ok());
+  ASSERT_OK(Sh({"mkfs.erofs", "--quiet", blob, layer}));
   const auto good = Place("one", blob);
-  ASSERT_TRUE(good.ok()) << good.status();
+  ASSERT_OK(good);
   Damage(blob, 500 * kKiB);
   const auto changed = Place("two", blob);
-  ASSERT_TRUE(changed.ok()) << changed.status();
+  ASSERT_OK(changed);
   EXPECT_NE(changed->layer_id(), good->layer_id()) << "its name is its content";
   EXPECT_EQ(DigestOf(*good), good->layer_id()) << "who has the good one keeps it";
   Damage(blob, 1024);  // the superblock's magic
   const auto refused = Place("three", blob);
-  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(refused, testing::HasStatus(absl::StatusCode::kInvalidArgument));
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr(blob + ": not an EROFS image"));
 }
 

@@ -16,6 +16,7 @@
 #include "base/units.h"
 #include "persist/state_store.h"
 #include "tests/integration/node/node_kit.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::node {
 namespace {
@@ -35,25 +36,26 @@ std::vector<std::string> ClaimIds(const Laminad& laminad) {
 
 TEST(LaminadClaims, ALifeOfOneSandbox) {
   Laminad laminad;
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_OK(laminad.Start()) << laminad.Log();
   const auto claim = laminad.Claim("one", 1 * kGiB);
-  ASSERT_TRUE(claim.ok()) << claim.status();
+  ASSERT_OK(claim);
   EXPECT_EQ(claim->capacity_bytes(), 64 * kGiB);
   EXPECT_EQ(claim->claimed_bytes(), 1 * kGiB);
   EXPECT_EQ(claim->available_bytes(), 63 * kGiB);
   EXPECT_EQ(laminad.Claim("one", 1 * kGiB)->generation(), claim->generation());
-  EXPECT_EQ(laminad.Claim("one", 2 * kGiB).status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_THAT(laminad.Claim("one", 2 * kGiB), testing::HasStatus(absl::StatusCode::kAlreadyExists));
 
   Sleeper vmm;
-  ASSERT_TRUE(laminad.Started("one", claim->generation(), vmm).ok());
-  EXPECT_TRUE(laminad.Started("one", claim->generation(), vmm).ok());
-  EXPECT_EQ(laminad.Release("one", claim->generation()).code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_TRUE(laminad.Release("one", claim->generation() + 1).ok());  // stale: nothing happens
+  ASSERT_OK(laminad.Started("one", claim->generation(), vmm));
+  EXPECT_OK(laminad.Started("one", claim->generation(), vmm));
+  EXPECT_THAT(laminad.Release("one", claim->generation()),
+              testing::HasStatus(absl::StatusCode::kFailedPrecondition));
+  EXPECT_OK(laminad.Release("one", claim->generation() + 1));  // stale: nothing happens
   EXPECT_THAT(ClaimIds(laminad), ElementsAre("one"));
   vmm.End();
-  EXPECT_TRUE(laminad.Release("one", claim->generation()).ok());
+  EXPECT_OK(laminad.Release("one", claim->generation()));
   EXPECT_THAT(ClaimIds(laminad), ElementsAre());
-  EXPECT_TRUE(laminad.Release("one", claim->generation()).ok());  // again
+  EXPECT_OK(laminad.Release("one", claim->generation()));  // again
   EXPECT_EQ(laminad.Stop(SIGTERM), 0) << laminad.Log();
 }
 
@@ -61,7 +63,7 @@ TEST(LaminadClaims, SixtyFourAtOnceNeverGetMoreThanThereIs) {
   constexpr uint64_t kEach = 1 * kGiB;
   constexpr int kThreads = 64, kFits = 40;
   Laminad laminad("[memory]\ncapacity = \"40GiB\"\nreserve = 0\nmin_available = 0\n");
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_OK(laminad.Start()) << laminad.Log();
   std::atomic<int> granted{0}, refused{0}, other{0};
   std::vector<double> milliseconds(kThreads);
   {
@@ -98,28 +100,29 @@ TEST(LaminadClaims, SixtyFourAtOnceNeverGetMoreThanThereIs) {
 
 TEST(LaminadClaims, SurviveKillNine) {
   Laminad laminad;
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_OK(laminad.Start()) << laminad.Log();
   Sleeper vmm, dying_shim;
   const auto kept = laminad.Claim("kept", 2 * kGiB);
-  ASSERT_TRUE(kept.ok()) << kept.status();
-  ASSERT_TRUE(laminad.Started("kept", kept->generation(), vmm).ok());
-  ASSERT_TRUE(laminad.Claim("building", 1 * kGiB).ok());
+  ASSERT_OK(kept);
+  ASSERT_OK(laminad.Started("kept", kept->generation(), vmm));
+  ASSERT_OK(laminad.Claim("building", 1 * kGiB));
   laminad::v1::ClaimRequest orphan = laminad.ClaimOf("orphan", 4 * kGiB);
   orphan.set_shim_pid(dying_shim.pid());
   orphan.set_shim_start_time(dying_shim.start_time());
   laminad::v1::ClaimResponse orphaned;
-  ASSERT_TRUE(laminad.Call("Claim", orphan, &orphaned).ok());
+  ASSERT_OK(laminad.Call("Claim", orphan, &orphaned));
 
   EXPECT_EQ(laminad.Stop(SIGKILL), 128 + SIGKILL);
   dying_shim.End();
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_OK(laminad.Start()) << laminad.Log();
   EXPECT_THAT(ClaimIds(laminad), ElementsAre("building", "kept"));
   EXPECT_EQ(laminad.Claim("kept", 2 * kGiB)->generation(), kept->generation());
   const auto next = laminad.Claim("next", 1 * kGiB);
-  ASSERT_TRUE(next.ok());
+  ASSERT_OK(next);
   EXPECT_GT(next->generation(), kept->generation());
   EXPECT_EQ(next->claimed_bytes(), 4 * kGiB);
-  EXPECT_EQ(laminad.Release("kept", kept->generation()).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(laminad.Release("kept", kept->generation()),
+              testing::HasStatus(absl::StatusCode::kFailedPrecondition));
 }
 
 // Killed again and again while 16 shims claim and release: whatever was granted is there afterwards, and
@@ -130,7 +133,7 @@ TEST(LaminadClaims, KilledInTheMiddleOfParallelClaimsItLosesNothing) {
   Laminad laminad("[memory]\ncapacity = \"12GiB\"\nreserve = 0\nmin_available = 0\n");
   std::map<std::string, uint64_t> held;  // id -> generation, of what was granted and not released
   for (int round = 0; round < 5; ++round) {
-    ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+    ASSERT_OK(laminad.Start()) << laminad.Log();
     // What an unanswered call left is either there or not; nobody relies on it.
     std::mutex mutex;
     std::set<std::string> unanswered;
@@ -170,7 +173,7 @@ TEST(LaminadClaims, KilledInTheMiddleOfParallelClaimsItLosesNothing) {
       Eventually([&] { return granted > 40 * (round + 1); });
       EXPECT_EQ(laminad.Stop(SIGKILL), 128 + SIGKILL);
     }
-    ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+    ASSERT_OK(laminad.Start()) << laminad.Log();
     const json answer = json::parse(laminad.Http("/v1/claims").body);
     std::map<std::string, uint64_t> found;
     for (const json& claim : answer["claims"]) found[claim["id"]] = claim["generation"];
@@ -205,11 +208,11 @@ TEST(LaminadClaims, AVmWithoutARecordIsCounted) {
   state.vmm = {vmm.pid(), vmm.start_time()};
   state.shim = {vmm.pid(), vmm.start_time()};
   persist::StateStore store(FileSystem::Real(), laminad.directory() + "/state");
-  ASSERT_TRUE(store.Save(state).ok());
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_OK(store.Save(state));
+  ASSERT_OK(laminad.Start()) << laminad.Log();
   EXPECT_THAT(ClaimIds(laminad), ElementsAre("seen"));
   const auto next = laminad.Claim("next", 1 * kGiB);
-  ASSERT_TRUE(next.ok());
+  ASSERT_OK(next);
   EXPECT_EQ(next->claimed_bytes(), 4 * kGiB);
   EXPECT_GT(next->generation(), 41u);
 }
@@ -217,13 +220,13 @@ TEST(LaminadClaims, AVmWithoutARecordIsCounted) {
 // The shim wrote QEMU's pid down, then died before it could say Started.
 TEST(LaminadClaims, AVmWhoseStartWasNeverToldKeepsItsClaim) {
   Laminad laminad;
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_OK(laminad.Start()) << laminad.Log();
   Sleeper shim, vmm;
   laminad::v1::ClaimRequest request = laminad.ClaimOf("untold", 1 * kGiB);
   request.set_shim_pid(shim.pid());
   request.set_shim_start_time(shim.start_time());
   laminad::v1::ClaimResponse response;
-  ASSERT_TRUE(laminad.Call("Claim", request, &response).ok());
+  ASSERT_OK(laminad.Call("Claim", request, &response));
   persist::SandboxState state;
   state.sandbox_id = "untold";
   state.claim_bytes = state.memory_bytes = 1 * kGiB;
@@ -231,11 +234,12 @@ TEST(LaminadClaims, AVmWhoseStartWasNeverToldKeepsItsClaim) {
   state.shim = {shim.pid(), shim.start_time()};
   state.vmm = {vmm.pid(), vmm.start_time()};
   persist::StateStore store(FileSystem::Real(), laminad.directory() + "/state");
-  ASSERT_TRUE(store.Save(state).ok());
+  ASSERT_OK(store.Save(state));
   shim.End();
-  EXPECT_EQ(laminad.Release("untold", response.generation()).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(laminad.Release("untold", response.generation()),
+              testing::HasStatus(absl::StatusCode::kFailedPrecondition));
   EXPECT_EQ(laminad.Stop(SIGKILL), 128 + SIGKILL);
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_OK(laminad.Start()) << laminad.Log();
   EXPECT_THAT(ClaimIds(laminad), ElementsAre("untold"));
   vmm.End();
   EXPECT_TRUE(Eventually([&] { return ClaimIds(laminad).empty(); })) << laminad.Log();
@@ -244,7 +248,7 @@ TEST(LaminadClaims, AVmWhoseStartWasNeverToldKeepsItsClaim) {
 // On the machine's own NUMA nodes: granted whole or not at all, there again after a crash, shown.
 TEST(LaminadClaims, NumaNodes) {
   Laminad laminad;
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_OK(laminad.Start()) << laminad.Log();
   const auto nodes = [&] { return json::parse(laminad.Http("/v1/claims").body)["numa_nodes"]; };
   if (nodes().empty()) GTEST_SKIP() << "this kernel shows no NUMA nodes";
   uint64_t capacity = 0;
@@ -262,18 +266,18 @@ TEST(LaminadClaims, NumaNodes) {
     return status.ok() ? absl::StatusOr<uint64_t>(response.generation()) : status;
   };
   const auto unknown = claim("unknown", 1 * kGiB, 127);
-  EXPECT_EQ(unknown.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(unknown, testing::HasStatus(absl::StatusCode::kInvalidArgument));
   EXPECT_THAT(std::string(unknown.status().message()), HasSubstr("no NUMA node 127 with memory here"));
   const auto large = claim("large", whole + kMiB, number);
-  EXPECT_EQ(large.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(large, testing::HasStatus(absl::StatusCode::kResourceExhausted));
   EXPECT_THAT(std::string(large.status().message()),
               HasSubstr(fmt::format("node {} has {}", number, FormatBytes(whole))));
   EXPECT_EQ(left(), whole);
 
   const auto generation = claim("bound", 1 * kGiB, number);
-  ASSERT_TRUE(generation.ok()) << generation.status();
+  ASSERT_OK(generation);
   Sleeper vmm;
-  ASSERT_TRUE(laminad.Started("bound", *generation, vmm).ok());
+  ASSERT_OK(laminad.Started("bound", *generation, vmm));
   for (int restarted = 0; restarted < 2; ++restarted) {
     EXPECT_EQ(left(), whole - 1 * kGiB);
     EXPECT_EQ(claim("bound", 1 * kGiB, number).value_or(0), *generation);
@@ -287,67 +291,69 @@ TEST(LaminadClaims, NumaNodes) {
     EXPECT_THAT(RunLamina({"claims"}, &laminad).output,
                 ::testing::ContainsRegex(fmt::format("0B +{} +yes", number)));
     EXPECT_EQ(laminad.Stop(SIGKILL), 128 + SIGKILL);
-    ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+    ASSERT_OK(laminad.Start()) << laminad.Log();
   }
   laminad::v1::RetargetRequest grow;
   laminad::v1::Empty empty;
   grow.set_sandbox_id("bound");
   grow.set_generation(*generation);
   grow.set_bytes(whole + kMiB);
-  EXPECT_EQ(laminad.Call("Retarget", grow, &empty).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(laminad.Call("Retarget", grow, &empty),
+              testing::HasStatus(absl::StatusCode::kResourceExhausted));
   EXPECT_EQ(left(), whole - 1 * kGiB);
   grow.set_bytes(2 * kGiB);
-  EXPECT_TRUE(laminad.Call("Retarget", grow, &empty).ok());
+  EXPECT_OK(laminad.Call("Retarget", grow, &empty));
   EXPECT_EQ(left(), whole - 2 * kGiB);
   vmm.End();
-  EXPECT_TRUE(laminad.Release("bound", *generation).ok());
+  EXPECT_OK(laminad.Release("bound", *generation));
   EXPECT_EQ(left(), whole);
 }
 
 TEST(LaminadClaims, AShimThatCannotBeSeenGetsNothing) {
   Laminad laminad;
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_OK(laminad.Start()) << laminad.Log();
   laminad::v1::ClaimRequest request = laminad.ClaimOf("unseen", 1 * kGiB);
   request.set_shim_start_time(1);
   laminad::v1::ClaimResponse response;
-  EXPECT_EQ(laminad.Call("Claim", request, &response).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(laminad.Call("Claim", request, &response),
+              testing::HasStatus(absl::StatusCode::kFailedPrecondition));
   EXPECT_THAT(ClaimIds(laminad), ElementsAre());
 }
 
 TEST(LaminadClaims, HostileRequestsAreRefused) {
   Laminad laminad;
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
-  EXPECT_EQ(laminad.Claim("../../etc", 1 * kGiB).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(laminad.Claim("", 1 * kGiB).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(laminad.Claim("zero", 0).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(laminad.Claim("huge", UINT64_MAX).status().code(), absl::StatusCode::kResourceExhausted);
+  ASSERT_OK(laminad.Start()) << laminad.Log();
+  EXPECT_THAT(laminad.Claim("../../etc", 1 * kGiB), testing::HasStatus(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(laminad.Claim("", 1 * kGiB), testing::HasStatus(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(laminad.Claim("zero", 0), testing::HasStatus(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(laminad.Claim("huge", UINT64_MAX), testing::HasStatus(absl::StatusCode::kResourceExhausted));
   Sleeper vmm;
-  EXPECT_EQ(laminad.Started("unknown", 1, vmm).code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(laminad.Place("unknown", 1, {"/"}).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(laminad.Started("unknown", 1, vmm), testing::HasStatus(absl::StatusCode::kNotFound));
+  EXPECT_THAT(laminad.Place("unknown", 1, {"/"}), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
   const auto client = laminad.Connect();
   ASSERT_NE(client, nullptr);
   laminad::v1::Empty empty;
-  EXPECT_EQ(client->Call(kService, "Nonsense", empty, &empty, std::chrono::seconds(5)).code(),
-            absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(client->Call(kService, "Nonsense", empty, &empty, std::chrono::seconds(5)),
+              testing::HasStatus(absl::StatusCode::kUnimplemented));
   EXPECT_EQ(laminad.Http("/healthz").status, 200);
 }
 
 TEST(LaminadClaims, OnePerRunDirectory) {
   Laminad laminad;
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_OK(laminad.Start()) << laminad.Log();
   const auto second =
       RunCommand({LAMINA_BIN_DIR "/laminad", "--config", laminad.config_path()}, std::chrono::seconds(20));
-  ASSERT_TRUE(second.ok()) << second.status();
+  ASSERT_OK(second);
   EXPECT_EQ(second->exit_code, 1);
   EXPECT_THAT(second->output, HasSubstr("another laminad runs on"));
-  EXPECT_TRUE(laminad.Claim("one", 1 * kGiB).ok());
+  EXPECT_OK(laminad.Claim("one", 1 * kGiB));
 }
 
 TEST(LaminadClaims, GrantsNothingWhenOthersHaveEatenTheMemory) {
   Laminad laminad("[memory]\ncapacity = \"64GiB\"\nreserve = 0\nmin_available = \"1000TiB\"\n");
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_OK(laminad.Start()) << laminad.Log();
   const auto claim = laminad.Claim("one", 1 * kMiB);
-  EXPECT_EQ(claim.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(claim, testing::HasStatus(absl::StatusCode::kUnavailable));
   EXPECT_THAT(std::string(claim.status().message()), HasSubstr("memory.min_available"));
 }
 
@@ -355,7 +361,7 @@ TEST(LaminadClaims, ABadConfigNamesTheKey) {
   Laminad laminad("[memory]\ncapacitty = \"1GiB\"\n");
   const auto result =
       RunCommand({LAMINA_BIN_DIR "/laminad", "--config", laminad.config_path()}, std::chrono::seconds(20));
-  ASSERT_TRUE(result.ok());
+  ASSERT_OK(result);
   EXPECT_EQ(result->exit_code, 2);
   EXPECT_THAT(result->output, HasSubstr("memory.capacity"));
 }

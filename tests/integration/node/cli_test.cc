@@ -8,6 +8,7 @@
 #include "base/units.h"
 #include "persist/state_store.h"
 #include "tests/integration/node/node_kit.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::node {
 namespace {
@@ -131,11 +132,11 @@ TEST(LaminaCli, SaysWhenLaminadIsAway) {
 
 TEST(LaminaCli, ListsAndExplains) {
   Laminad laminad;
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_OK(laminad.Start()) << laminad.Log();
   Sleeper vmm;
   const auto claim = laminad.Claim("abcdef0123456789", 320 * kMiB);
-  ASSERT_TRUE(claim.ok());
-  ASSERT_TRUE(laminad.Started("abcdef0123456789", claim->generation(), vmm).ok());
+  ASSERT_OK(claim);
+  ASSERT_OK(laminad.Started("abcdef0123456789", claim->generation(), vmm));
   EXPECT_THAT(RunLamina({"sandboxes"}, &laminad).output,
               AllOf(HasSubstr("abcdef0123456"), HasSubstr("shop/pod-abcdef"), HasSubstr("320MiB")));
   EXPECT_THAT(RunLamina({"claims"}, &laminad).output,
@@ -148,7 +149,7 @@ TEST(LaminaCli, ListsAndExplains) {
       json::parse(RunLamina({"explain", "shop/pod-abcdef0123456789", "-o", "json"}, &laminad).output)["id"],
       "abcdef0123456789");
   EXPECT_EQ(RunLamina({"explain", "nobody"}, &laminad).exit_code, 1);
-  ASSERT_TRUE(laminad.Claim("abcdefff", 1 * kMiB).ok());
+  ASSERT_OK(laminad.Claim("abcdefff", 1 * kMiB));
   EXPECT_EQ(RunLamina({"explain", "abc"}, &laminad).exit_code, 2);  // two match
   EXPECT_EQ(json::parse(RunLamina({"claims", "-o", "json"}, &laminad).output)["claims"].size(), 2u);
   EXPECT_EQ(json::parse(RunLamina({"arenas", "-o", "json"}, &laminad).output)["arenas"].size(), 0u);
@@ -172,13 +173,13 @@ TEST(LaminaDoctor, FindsWhatIsMissingAndWhoLostItsOwner) {
   Laminad node(
       "[hypervisor]\nqemu = \"/no/such/qemu\"\n[memory]\ncapacity = \"64GiB\"\nreserve = 0\nmin_available = "
       "0\n");
-  ASSERT_TRUE(node.Start().ok()) << node.Log();
+  ASSERT_OK(node.Start()) << node.Log();
   Sleeper shim;
   persist::SandboxState state;
   state.sandbox_id = "orphan";
   state.shim = {shim.pid(), shim.start_time()};
   persist::StateStore store(FileSystem::Real(), node.directory() + "/state");
-  ASSERT_TRUE(store.Save(state).ok());
+  ASSERT_OK(store.Save(state));
   const auto findings = [&] {
     const CliAnswer answer = RunLamina({"doctor", "-o", "json"}, &node);
     EXPECT_EQ(answer.exit_code, 1);

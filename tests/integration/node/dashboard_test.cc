@@ -8,6 +8,7 @@
 #include "base/units.h"
 #include "tests/integration/node/node_kit.h"
 #include "tests/integration/node/prometheus_kit.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::node {
 namespace {
@@ -42,27 +43,27 @@ std::vector<std::pair<std::string, std::string>> Questions() {
 
 TEST(Dashboards, EachPanelShowsSomethingWherePodsRun) {
   Laminad laminad;
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_OK(laminad.Start()) << laminad.Log();
   const std::string layer = laminad.directory() + "/layer";
-  ASSERT_TRUE(FileSystem::Real().MakeDirectories(layer, 0755).ok());
+  ASSERT_OK(FileSystem::Real().MakeDirectories(layer, 0755));
   WriteFile(layer + "/file", "content");
   std::vector<std::unique_ptr<Sleeper>> vmms;
   for (const std::string id : {"one", "two"}) {
     const auto claim = laminad.Claim(id, 256 * kMiB);
-    ASSERT_TRUE(claim.ok()) << claim.status();
+    ASSERT_OK(claim);
     vmms.push_back(std::make_unique<Sleeper>());
-    ASSERT_TRUE(laminad.Started(id, claim->generation(), *vmms.back()).ok());
+    ASSERT_OK(laminad.Started(id, claim->generation(), *vmms.back()));
     laminad::v1::ReadyRequest ready;
     ready.set_sandbox_id(id);
     ready.set_generation(claim->generation());
     for (const char* phase : {"claim", "qemu", "total"}) (*ready.mutable_phase_seconds())[phase] = 0.5;
     laminad::v1::Empty empty;
-    ASSERT_TRUE(laminad.Call("Ready", ready, &empty).ok());
+    ASSERT_OK(laminad.Call("Ready", ready, &empty));
     const auto placed = laminad.Place(id, claim->generation(), {layer});
-    ASSERT_TRUE(placed.ok()) << placed.status();
+    ASSERT_OK(placed);
   }
   Prometheus prometheus(laminad);
-  ASSERT_TRUE(prometheus.Start().ok());
+  ASSERT_OK(prometheus.Start());
   const auto questions = Questions();
   ASSERT_FALSE(questions.empty());
   for (const auto& [panel, expression] : questions) {

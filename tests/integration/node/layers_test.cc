@@ -10,6 +10,7 @@
 #include "base/file_system.h"
 #include "base/units.h"
 #include "tests/integration/node/node_kit.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::node {
 namespace {
@@ -24,12 +25,12 @@ constexpr char kConfig[] =
 
 class LaminadLayers : public ::testing::Test {
  protected:
-  void SetUp() override { ASSERT_TRUE(laminad_.Start().ok()) << laminad_.Log(); }
+  void SetUp() override { ASSERT_OK(laminad_.Start()) << laminad_.Log(); }
 
   // A layer directory with one incompressible file.
   std::string MakeLayer(const std::string& name, size_t bytes) {
     const std::string directory = laminad_.directory() + "/snapshots/" + name;
-    EXPECT_TRUE(FileSystem::Real().MakeDirectories(directory, 0755).ok());
+    EXPECT_OK(FileSystem::Real().MakeDirectories(directory, 0755));
     std::mt19937_64 random(bytes + name.size());
     std::string content(bytes, '\0');
     for (char& c : content) c = static_cast<char>(random());
@@ -42,7 +43,7 @@ class LaminadLayers : public ::testing::Test {
     request.set_pod_namespace(pod_namespace);
     laminad::v1::ClaimResponse response;
     const absl::Status status = laminad_.Call("Claim", request, &response);
-    EXPECT_TRUE(status.ok()) << status;
+    EXPECT_OK(status);
     boot_arenas_ = response.boot_arenas_size();
     return response.generation();
   }
@@ -56,7 +57,7 @@ TEST_F(LaminadLayers, OnceForANamespaceAndNotBeyondIt) {
   const uint64_t first = Claim("first");
   EXPECT_EQ(boot_arenas_, 0);
   const auto placed = laminad_.Place("first", first, {base, app});
-  ASSERT_TRUE(placed.ok()) << placed.status();
+  ASSERT_OK(placed);
   ASSERT_EQ(placed->placements_size(), 2);
   for (const Placement& placement : placed->placements()) {
     EXPECT_EQ(placement.kind(), Placement::VPMEM) << placement.why_scsi();
@@ -69,14 +70,14 @@ TEST_F(LaminadLayers, OnceForANamespaceAndNotBeyondIt) {
   const uint64_t second = Claim("second");
   EXPECT_EQ(boot_arenas_, 1);  // a hotplug less
   const auto again = laminad_.Place("second", second, {base, app});
-  ASSERT_TRUE(again.ok()) << again.status();
+  ASSERT_OK(again);
   EXPECT_TRUE(again->placements(0).reused());
   EXPECT_EQ(again->placements(0).offset(), placed->placements(0).offset());
 
   const uint64_t stranger = Claim("stranger", "bank");
   EXPECT_EQ(boot_arenas_, 0);
   const auto apart = laminad_.Place("stranger", stranger, {base});
-  ASSERT_TRUE(apart.ok()) << apart.status();
+  ASSERT_OK(apart);
   EXPECT_NE(apart->placements(0).arena().id(), placed->placements(0).arena().id());
   EXPECT_EQ(apart->placements(0).layer_id(), placed->placements(0).layer_id());
 
@@ -90,7 +91,7 @@ TEST_F(LaminadLayers, ADiskWhereVpmemCannotServe) {
   const std::string large = MakeLayer("large", 9 * kMiB), small = MakeLayer("small", 64 * kKiB);
   const uint64_t generation = Claim("one");
   const auto placed = laminad_.Place("one", generation, {large, small});
-  ASSERT_TRUE(placed.ok()) << placed.status();
+  ASSERT_OK(placed);
   EXPECT_EQ(placed->placements(0).kind(), Placement::SCSI);
   EXPECT_THAT(placed->placements(0).why_scsi(), HasSubstr("maximum layer size"));
   EXPECT_TRUE(FileSystem::Real().Exists(placed->placements(0).image_path()));
@@ -98,7 +99,7 @@ TEST_F(LaminadLayers, ADiskWhereVpmemCannotServe) {
 
   const uint64_t slotless = Claim("slotless");
   const auto without = laminad_.Place("slotless", slotless, {small}, 0);
-  ASSERT_TRUE(without.ok()) << without.status();
+  ASSERT_OK(without);
   EXPECT_EQ(without->placements(0).kind(), Placement::SCSI);
   EXPECT_THAT(without->placements(0).why_scsi(), HasSubstr("slot"));
 
@@ -111,14 +112,14 @@ TEST_F(LaminadLayers, ADiskWhereVpmemCannotServe) {
 TEST_F(LaminadLayers, GoWithTheirLastUserAndAreCollected) {
   const std::string base = MakeLayer("base", 1 * kMiB);
   const uint64_t generation = Claim("one");
-  ASSERT_TRUE(laminad_.Place("one", generation, {base}).ok());
+  ASSERT_OK(laminad_.Place("one", generation, {base}));
   EXPECT_EQ(RunLamina({"layers", "gc"}, &laminad_).output, "0B freed\n");
-  ASSERT_TRUE(laminad_.Release("one", generation).ok());
-  EXPECT_THAT(json::parse(laminad_.Http("/v1/layers").body)["layers"][0]["users"], testing::IsEmpty());
+  ASSERT_OK(laminad_.Release("one", generation));
+  EXPECT_THAT(json::parse(laminad_.Http("/v1/layers").body)["layers"][0]["users"], ::testing::IsEmpty());
   const CliAnswer collected = RunLamina({"layers", "gc", "-o", "json"}, &laminad_);
   EXPECT_EQ(collected.exit_code, 0) << collected.output;
   EXPECT_GT(json::parse(collected.output)["freed_bytes"], 1 * kMiB);
-  EXPECT_THAT(json::parse(laminad_.Http("/v1/layers").body)["layers"], testing::IsEmpty());
+  EXPECT_THAT(json::parse(laminad_.Http("/v1/layers").body)["layers"], ::testing::IsEmpty());
 }
 
 TEST_F(LaminadLayers, AreStillUsedAfterKillNine) {
@@ -128,32 +129,32 @@ TEST_F(LaminadLayers, AreStillUsedAfterKillNine) {
   request.set_shim_pid(shim.pid());
   request.set_shim_start_time(shim.start_time());
   laminad::v1::ClaimResponse gone;
-  ASSERT_TRUE(laminad_.Call("Claim", request, &gone).ok());
-  ASSERT_TRUE(laminad_.Place("gone", gone.generation(), {base}).ok());
+  ASSERT_OK(laminad_.Call("Claim", request, &gone));
+  ASSERT_OK(laminad_.Place("gone", gone.generation(), {base}));
   const uint64_t generation = Claim("kept");
-  ASSERT_TRUE(laminad_.Started("kept", generation, vmm).ok());
+  ASSERT_OK(laminad_.Started("kept", generation, vmm));
   const auto placed = laminad_.Place("kept", generation, {base});
-  ASSERT_TRUE(placed.ok()) << placed.status();
+  ASSERT_OK(placed);
   laminad_.Stop(SIGKILL);
   shim.End();
-  ASSERT_TRUE(laminad_.Start().ok()) << laminad_.Log();
+  ASSERT_OK(laminad_.Start()) << laminad_.Log();
   const json layers = json::parse(laminad_.Http("/v1/layers").body)["layers"];
   ASSERT_EQ(layers.size(), 1u);
   EXPECT_EQ(layers[0]["users"], json::array({"kept"}));
   const auto again = laminad_.Place("kept", generation, {base}, 4, {placed->placements(0).arena().id()});
-  ASSERT_TRUE(again.ok()) << again.status();
+  ASSERT_OK(again);
   EXPECT_TRUE(again->placements(0).reused());
 }
 
 TEST_F(LaminadLayers, AFailureNamesTheLayer) {
   const uint64_t generation = Claim("one");
   const auto missing = laminad_.Place("one", generation, {laminad_.directory() + "/nothing"});
-  EXPECT_EQ(missing.status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(missing, testing::HasStatus(absl::StatusCode::kNotFound));
   EXPECT_THAT(std::string(missing.status().message()), HasSubstr("/nothing"));
-  EXPECT_EQ(laminad_.Place("one", generation, {"relative"}).status().code(),
-            absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(laminad_.Place("one", generation + 1, {"/"}).status().code(),
-            absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(laminad_.Place("one", generation, {"relative"}),
+              testing::HasStatus(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(laminad_.Place("one", generation + 1, {"/"}),
+              testing::HasStatus(absl::StatusCode::kFailedPrecondition));
 }
 
 TEST_F(LaminadLayers, ArePackedWhenNobodyUsesThem) {
@@ -162,12 +163,12 @@ TEST_F(LaminadLayers, ArePackedWhenNobodyUsesThem) {
   for (int i = 0; i < 9; ++i) layers.push_back(MakeLayer("layer" + std::to_string(i), 7 * kMiB));
   const uint64_t first = Claim("first"), second = Claim("second");
   const auto placed = laminad_.Place("first", first, {layers.begin(), layers.end() - 1});
-  ASSERT_TRUE(placed.ok()) << placed.status();
+  ASSERT_OK(placed);
   const auto other = laminad_.Place("second", second, {layers.back()});
-  ASSERT_TRUE(other.ok()) << other.status();
+  ASSERT_OK(other);
   ASSERT_EQ(json::parse(laminad_.Http("/v1/arenas").body)["arenas"].size(), 2u);
   EXPECT_THAT(RunLamina({"layers", "pack"}, &laminad_).output, HasSubstr("0 layers moved"));
-  ASSERT_TRUE(laminad_.Release("first", first).ok());
+  ASSERT_OK(laminad_.Release("first", first));
   ASSERT_EQ(RunLamina({"layers", "gc", "--keep", "21MiB"}, &laminad_).exit_code, 0);
   const CliAnswer packed = RunLamina({"layers", "pack", "-o", "json"}, &laminad_);
   ASSERT_EQ(packed.exit_code, 0) << packed.output;
@@ -184,9 +185,9 @@ class LaminadSharing : public ::testing::TestWithParam<std::tuple<const char*, b
 TEST_P(LaminadSharing, IsAsFarAsTheDomain) {
   const auto& [domain, in_namespace, beyond] = GetParam();
   Laminad laminad(std::string(kConfig) + "sharing = \"" + domain + "\"\n");
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_OK(laminad.Start()) << laminad.Log();
   const std::string layer = laminad.directory() + "/layer";
-  ASSERT_TRUE(FileSystem::Real().MakeDirectories(layer, 0755).ok());
+  ASSERT_OK(FileSystem::Real().MakeDirectories(layer, 0755));
   WriteFile(layer + "/file", "content");
   std::map<std::string, std::string> arenas;
   for (const auto& [id, pod_namespace] : std::vector<std::pair<std::string, std::string>>{
@@ -194,9 +195,9 @@ TEST_P(LaminadSharing, IsAsFarAsTheDomain) {
     laminad::v1::ClaimRequest request = laminad.ClaimOf(id, 256 * kMiB);
     request.set_pod_namespace(pod_namespace);
     laminad::v1::ClaimResponse claim;
-    ASSERT_TRUE(laminad.Call("Claim", request, &claim).ok());
+    ASSERT_OK(laminad.Call("Claim", request, &claim));
     const auto placed = laminad.Place(id, claim.generation(), {layer});
-    ASSERT_TRUE(placed.ok()) << placed.status();
+    ASSERT_OK(placed);
     arenas[id] = placed->placements(0).arena().id();
   }
   EXPECT_EQ(arenas["a1"] == arenas["a2"], in_namespace);

@@ -12,6 +12,7 @@
 #include "base/units.h"
 #include "tests/integration/node/node_kit.h"
 #include "tests/integration/node/prometheus_kit.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::node {
 namespace {
@@ -26,9 +27,9 @@ void StartPods(const Laminad& laminad, std::vector<std::unique_ptr<Sleeper>>& vm
   for (int i = 0; i < kPods; ++i) {
     const std::string id = "sandbox-" + std::to_string(i);
     const auto claim = laminad.Claim(id, 256 * kMiB);
-    ASSERT_TRUE(claim.ok()) << claim.status();
+    ASSERT_OK(claim);
     vmms.push_back(std::make_unique<Sleeper>());
-    ASSERT_TRUE(laminad.Started(id, claim->generation(), *vmms.back()).ok());
+    ASSERT_OK(laminad.Started(id, claim->generation(), *vmms.back()));
     laminad::v1::ReadyRequest ready;
     ready.set_sandbox_id(id);
     ready.set_generation(claim->generation());
@@ -36,7 +37,7 @@ void StartPods(const Laminad& laminad, std::vector<std::unique_ptr<Sleeper>>& vm
     (*ready.mutable_phase_seconds())["total"] = 0.75;
     (*ready.mutable_phase_seconds())["a phase that a liar made up"] = 1;
     laminad::v1::Empty empty;
-    ASSERT_TRUE(laminad.Call("Ready", ready, &empty).ok());
+    ASSERT_OK(laminad.Call("Ready", ready, &empty));
   }
 }
 
@@ -50,7 +51,7 @@ std::string PromtoolCheck(const std::string& metrics, const std::string& directo
 
 TEST(LaminadMetrics, PromtoolHasNothingToSay) {
   Laminad laminad;
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_OK(laminad.Start()) << laminad.Log();
   const std::string empty = laminad.Http("/metrics").body;
   EXPECT_EQ(PromtoolCheck(empty, laminad.directory()), "");
   std::vector<std::unique_ptr<Sleeper>> vmms;
@@ -63,14 +64,14 @@ TEST(LaminadMetrics, PromtoolHasNothingToSay) {
   const size_t per_sandbox = (full.size() - empty.size()) / kPods;
   RecordProperty("bytes_per_sandbox", static_cast<int>(per_sandbox));
   EXPECT_LT(per_sandbox, kMaxBytesPerSandbox);
-  EXPECT_THAT(full, testing::HasSubstr("lamina_sandbox_boot_seconds_sum{phase=\"total\"} 7.5\n"));
-  EXPECT_THAT(full, testing::Not(testing::HasSubstr("liar")));
+  EXPECT_THAT(full, ::testing::HasSubstr("lamina_sandbox_boot_seconds_sum{phase=\"total\"} 7.5\n"));
+  EXPECT_THAT(full, ::testing::Not(::testing::HasSubstr("liar")));
 }
 
 TEST(LaminadMetrics, HaveTheFamiliesThatDashboardsUse) {
   Laminad laminad;
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
-  ASSERT_TRUE(laminad.Claim("one", 256 * kMiB).ok());
+  ASSERT_OK(laminad.Start()) << laminad.Log();
+  ASSERT_OK(laminad.Claim("one", 256 * kMiB));
   const std::string text = laminad.Http("/metrics").body;
   for (const char* family : {"lamina_sandboxes gauge",
                              "lamina_memory_claimed_bytes gauge",
@@ -93,19 +94,19 @@ TEST(LaminadMetrics, HaveTheFamiliesThatDashboardsUse) {
                              "lamina_memory_pressure gauge",
                              "lamina_claim_seconds histogram",
                              "lamina_build_info gauge"}) {
-    EXPECT_THAT(text, testing::HasSubstr(std::string("# TYPE ") + family + "\n"));
+    EXPECT_THAT(text, ::testing::HasSubstr(std::string("# TYPE ") + family + "\n"));
   }
-  EXPECT_THAT(text, testing::HasSubstr("lamina_sandbox_memory_bytes{pod=\"pod-one\",namespace=\"shop\","
-                                       "sandbox=\"one\",kind=\"configured\"} 268435456\n"));
+  EXPECT_THAT(text, ::testing::HasSubstr("lamina_sandbox_memory_bytes{pod=\"pod-one\",namespace=\"shop\","
+                                         "sandbox=\"one\",kind=\"configured\"} 268435456\n"));
 }
 
 TEST(LaminadMetrics, APrometheusScrapesThem) {
   Laminad laminad;
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_OK(laminad.Start()) << laminad.Log();
   std::vector<std::unique_ptr<Sleeper>> vmms;
   StartPods(laminad, vmms);
   Prometheus prometheus(laminad);
-  ASSERT_TRUE(prometheus.Start().ok());
+  ASSERT_OK(prometheus.Start());
   const auto query = [&](const std::string& expression) { return prometheus.Query(expression); };
   EXPECT_TRUE(Eventually([&] {
     const json result = query("lamina_sandboxes");
@@ -125,7 +126,7 @@ TEST(LaminadMetrics, APrometheusScrapesThem) {
 
 TEST(LaminadMetrics, LaminadStaysSmall) {
   Laminad laminad;
-  ASSERT_TRUE(laminad.Start().ok()) << laminad.Log();
+  ASSERT_OK(laminad.Start()) << laminad.Log();
   std::vector<std::unique_ptr<Sleeper>> vmms;
   StartPods(laminad, vmms);
   for (int i = 0; i < 20; ++i) {
@@ -138,7 +139,7 @@ TEST(LaminadMetrics, LaminadStaysSmall) {
   ASSERT_NE(at, std::string::npos);
   const uint64_t pss = strtoull(rollup.c_str() + at + 5, nullptr, 10) * kKiB;
   const auto threads = FileSystem::Real().List(proc + "/task");
-  ASSERT_TRUE(threads.ok());
+  ASSERT_OK(threads);
   RecordProperty("pss_kib", static_cast<int>(pss / kKiB));
   RecordProperty("threads", static_cast<int>(threads->size()));
   printf("laminad with %d pods: Pss %d KiB, %zu threads\n", kPods, static_cast<int>(pss / kKiB),

@@ -5,6 +5,7 @@
 
 #include "base/units.h"
 #include "tests/integration/node/node_kit.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::node {
 namespace {
@@ -14,7 +15,7 @@ using ::testing::HasSubstr;
 
 class LaminadRest : public ::testing::Test {
  protected:
-  void SetUp() override { ASSERT_TRUE(laminad_.Start().ok()) << laminad_.Log(); }
+  void SetUp() override { ASSERT_OK(laminad_.Start()) << laminad_.Log(); }
   Laminad laminad_;
 };
 
@@ -28,7 +29,7 @@ TEST_F(LaminadRest, SaysHowItFares) {
 
 TEST_F(LaminadRest, ListsInJson) {
   const auto claim = laminad_.Claim("one", 320 * kMiB);
-  ASSERT_TRUE(claim.ok()) << claim.status();
+  ASSERT_OK(claim);
   const HttpAnswer answer = laminad_.Http("/v1/sandboxes");
   EXPECT_EQ(answer.status, 200);
   EXPECT_THAT(answer.headers, HasSubstr("application/json"));

@@ -14,6 +14,7 @@
 #include "base/subprocess.h"
 #include "base/units.h"
 #include "guest/protocol/greeting.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::vmm {
 
@@ -100,9 +101,9 @@ absl::StatusOr<std::unique_ptr<Machine>> Machine::Boot(const Options& options) {
 Machine::~Machine() {
   client_.reset();
   if (vm_) {
-    EXPECT_TRUE(vm_->Kill(std::chrono::seconds(10)).ok());
+    EXPECT_OK(vm_->Kill(std::chrono::seconds(10)));
   }
-  EXPECT_TRUE(KillProcess(virtiofsd_.pid, virtiofsd_.start_time, std::chrono::seconds(10)).ok());
+  EXPECT_OK(KillProcess(virtiofsd_.pid, virtiofsd_.start_time, std::chrono::seconds(10)));
   // Whatever a test has bound below it, too.
   while (umount2(shared_dir().c_str(), MNT_DETACH) == 0) {
   }

@@ -140,7 +140,7 @@ TEST(Death, AGuestThatPowersOffEndsQemu) {
   ASSERT_OK(machine);
   ASSERT_OK((*machine)->Call(guest::kShutdown, agent::v1::Empty()));
   (*machine)->vm().WaitExit(-1);
-  EXPECT_FALSE((*machine)->vm().Alive().ok());
+  EXPECT_NOT_OK((*machine)->vm().Alive());
 }
 
 // The shim may end and another take the VM's death into its hands: nothing ties QEMU to the object.

@@ -35,7 +35,7 @@ TEST(WriteFileAtomically, EveryFaultLeavesOldOrNew) {
       EXPECT_GE(fail_at, 3);
       return;
     }
-    EXPECT_FALSE(status.ok()) << fail_at;
+    EXPECT_NOT_OK(status) << fail_at;
     const std::string content = *FileSystem::Real().Read(dir / "f", 100);
     EXPECT_TRUE(content == "old" || content == "new") << content;
     EXPECT_EQ(FileSystem::Real().List(dir.path())->size(), 1u) << "a temp file stays after fault " << fail_at;

@@ -41,7 +41,7 @@ TEST(RunCommand, TimeoutKillsTheWholeGroup) {
   const auto deadline = std::chrono::steady_clock::now() + seconds(10);
   while (ProcessStartTime(pid).ok() && std::chrono::steady_clock::now() < deadline) {
   }
-  EXPECT_FALSE(ProcessStartTime(pid).ok());
+  EXPECT_NOT_OK(ProcessStartTime(pid));
 }
 
 TEST(RunChecked, SaysWhatTheProgramSaid) {

@@ -81,7 +81,7 @@ TEST(ParseNetwork, OutputThatIsCutShortIsAnErrorAndNotAPodWithoutRoutes) {
 TEST(SetUpNetwork, ANamespaceThatIsNotThereIsNamed) {
   const testing::TempDir dir;
   EXPECT_THAT(SetUpNetwork(dir / "netns"), HasStatus(StatusCode::kNotFound, dir / "netns"));
-  EXPECT_FALSE(SetUpNetwork(dir.path()).ok()) << "a folder is no namespace";
+  EXPECT_NOT_OK(SetUpNetwork(dir.path())) << "a folder is no namespace";
   EXPECT_OK(TearDownNetwork(dir / "netns"));
   EXPECT_OK(TearDownNetwork(""));
 }

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/testing/status_matchers.h"
+
 namespace lamina::cri {
 namespace {
 
@@ -78,9 +80,9 @@ TEST(LayerSources, OtherMountsAreRefusedByTheirType) {
   Mounts mounts;
   Add(mounts, "btrfs", "/dev/sdb", {});
   const auto sources = LayerSources(mounts, Host());
-  EXPECT_EQ(sources.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(sources, testing::HasStatus(absl::StatusCode::kInvalidArgument));
   EXPECT_NE(sources.status().message().find("btrfs"), absl::string_view::npos);
-  EXPECT_EQ(LayerSources(Mounts(), Host()).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(LayerSources(Mounts(), Host()), testing::HasStatus(absl::StatusCode::kInvalidArgument));
 }
 
 }  // namespace

@@ -190,7 +190,7 @@ TEST_F(TaskServiceTest, WithoutLaminadItIsUnavailable) {
   laminad_.Stop();
   unlink(config_.shim_socket().c_str());
   const absl::Status status = Create(PodWith());
-  EXPECT_FALSE(status.ok());
+  EXPECT_NOT_OK(status);
   EXPECT_NE(Message(status).find("laminad"), std::string::npos) << status;
   ExpectNothingLeft();
 }

@@ -94,7 +94,7 @@ TEST_F(VolumesTest, ALinkInAMountPointsWayIsNotFollowed) {
   fs::create_directories(victim);
   std::ofstream(victim + "/mine") << "x";
   fs::create_symlink(victim, shared_ + ".points/v");
-  EXPECT_FALSE(BindVolume(shared_, "v", source_ + "/file", {}).ok());
+  EXPECT_NOT_OK(BindVolume(shared_, "v", source_ + "/file", {}));
   BindVolume(shared_, "v", source_, {}).IgnoreError();
   EXPECT_EQ(ReadAll(victim + "/mine"), "x");
   EXPECT_EQ(MountsNamed(victim), 0);

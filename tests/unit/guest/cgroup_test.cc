@@ -10,11 +10,12 @@
 
 #include "base/unique_fd.h"
 #include "proto/agent.pb.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::guest {
 namespace {
 
-class CgroupTest : public testing::Test {
+class CgroupTest : public ::testing::Test {
  protected:
   void SetUp() override {
     char pattern[] = "/tmp/lamina-cgroup-XXXXXX";
@@ -40,7 +41,7 @@ TEST_F(CgroupTest, StatsComeFromTheFilesOfVersion2) {
   Write("pids.current", "4\n");
   Write("pids.max", "100\n");
   const auto stats = Cgroup(root_, "/lamina/c1").Stats();
-  ASSERT_TRUE(stats.ok()) << stats.status();
+  ASSERT_OK(stats);
   EXPECT_EQ(stats->cpu_usage_usec(), 12u);
   EXPECT_EQ(stats->cpu_throttled_periods(), 2u);
   EXPECT_EQ(stats->memory_usage_bytes(), 4096u);
@@ -53,10 +54,10 @@ TEST_F(CgroupTest, StatsComeFromTheFilesOfVersion2) {
 
 TEST_F(CgroupTest, AMissingCgroupIsNotFound) {
   const Cgroup cgroup(root_, "/lamina/none");
-  EXPECT_EQ(cgroup.Stats().status().code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(cgroup.OomKills().status().code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(cgroup.Pids().status().code(), absl::StatusCode::kNotFound);
-  EXPECT_TRUE(cgroup.KillAll().ok());
+  EXPECT_THAT(cgroup.Stats(), testing::HasStatus(absl::StatusCode::kNotFound));
+  EXPECT_THAT(cgroup.OomKills(), testing::HasStatus(absl::StatusCode::kNotFound));
+  EXPECT_THAT(cgroup.Pids(), testing::HasStatus(absl::StatusCode::kNotFound));
+  EXPECT_OK(cgroup.KillAll());
 }
 
 TEST_F(CgroupTest, PidsOfInnerCgroupsCount) {
@@ -70,7 +71,7 @@ TEST_F(CgroupTest, OomWaitAnswersAtOnceWhatHasHappenedAndEndsWithItsContainer) {
   const Cgroup cgroup(root_, "/lamina/c1");
   UniqueFd stop(eventfd(1, EFD_CLOEXEC));
   EXPECT_EQ(*cgroup.WaitForOomKills(1, stop.get()), 2u);
-  EXPECT_EQ(cgroup.WaitForOomKills(2, stop.get()).status().code(), absl::StatusCode::kCancelled);
+  EXPECT_THAT(cgroup.WaitForOomKills(2, stop.get()), testing::HasStatus(absl::StatusCode::kCancelled));
 }
 
 }  // namespace

@@ -2,12 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/testing/status_matchers.h"
+
 namespace lamina::guest {
 namespace {
 
 TEST(DeviceMapper, ARegionBecomesALinearTableInSectors) {
   const auto mapping = PlanLinear("pmem0", 2097152, 1048576);
-  ASSERT_TRUE(mapping.ok()) << mapping.status();
+  ASSERT_OK(mapping);
   EXPECT_EQ(mapping->name, "dm-linear-pmem0-2097152-1048576");
   EXPECT_EQ(mapping->sectors, 2048u);
   EXPECT_EQ(mapping->target, "linear");
@@ -15,19 +17,19 @@ TEST(DeviceMapper, ARegionBecomesALinearTableInSectors) {
 }
 
 TEST(DeviceMapper, RegionsAndDevicesThatCannotBeAreRefused) {
-  EXPECT_FALSE(PlanLinear("pmem0", 0, 0).ok());
-  EXPECT_FALSE(PlanLinear("pmem0", 512, 4096).ok());
-  EXPECT_FALSE(PlanLinear("pmem0", 0, 4097).ok());
-  EXPECT_FALSE(PlanLinear("pmem0", ~0ULL - 4095, 8192).ok());
-  EXPECT_FALSE(PlanLinear("pmem", 0, 4096).ok());
-  EXPECT_FALSE(PlanLinear("sda", 0, 4096).ok());
-  EXPECT_FALSE(PlanLinear("pmem0/../sda", 0, 4096).ok());
+  EXPECT_NOT_OK(PlanLinear("pmem0", 0, 0));
+  EXPECT_NOT_OK(PlanLinear("pmem0", 512, 4096));
+  EXPECT_NOT_OK(PlanLinear("pmem0", 0, 4097));
+  EXPECT_NOT_OK(PlanLinear("pmem0", ~0ULL - 4095, 8192));
+  EXPECT_NOT_OK(PlanLinear("pmem", 0, 4096));
+  EXPECT_NOT_OK(PlanLinear("sda", 0, 4096));
+  EXPECT_NOT_OK(PlanLinear("pmem0/../sda", 0, 4096));
 }
 
 TEST(DeviceMapper, ADiskAndItsTreeBecomeAVerityTable) {
   const std::string root(64, 'a');
   const auto mapping = PlanVerity("sdb", "sdaa", 12288, root);
-  ASSERT_TRUE(mapping.ok()) << mapping.status();
+  ASSERT_OK(mapping);
   EXPECT_EQ(mapping->name, "dm-verity-sdb");
   EXPECT_EQ(mapping->sectors, 24u);
   EXPECT_EQ(mapping->target, "verity");
@@ -36,17 +38,17 @@ TEST(DeviceMapper, ADiskAndItsTreeBecomeAVerityTable) {
 
 TEST(DeviceMapper, DisksAndRootsThatCannotBeAreRefused) {
   const std::string root(64, '0');
-  EXPECT_TRUE(PlanVerity("sda", "sdb", 4096, root).ok());
-  EXPECT_FALSE(PlanVerity("sda", "sda", 4096, root).ok());
-  EXPECT_FALSE(PlanVerity("sd", "sdb", 4096, root).ok());
-  EXPECT_FALSE(PlanVerity("sda", "pmem0", 4096, root).ok());
-  EXPECT_FALSE(PlanVerity("sda", "sdb 1", 4096, root).ok());
-  EXPECT_FALSE(PlanVerity("sda", "sdb", 0, root).ok());
-  EXPECT_FALSE(PlanVerity("sda", "sdb", 4097, root).ok());
-  EXPECT_FALSE(PlanVerity("sda", "sdb", 4096, root.substr(1)).ok());
-  EXPECT_FALSE(PlanVerity("sda", "sdb", 4096, root.substr(1) + "G").ok());
-  EXPECT_FALSE(PlanVerity("sda", "sdb", 4096, root.substr(1) + " ").ok());
-  EXPECT_FALSE(PlanVerity("sda", "sdb", 4096, "").ok());
+  EXPECT_OK(PlanVerity("sda", "sdb", 4096, root));
+  EXPECT_NOT_OK(PlanVerity("sda", "sda", 4096, root));
+  EXPECT_NOT_OK(PlanVerity("sd", "sdb", 4096, root));
+  EXPECT_NOT_OK(PlanVerity("sda", "pmem0", 4096, root));
+  EXPECT_NOT_OK(PlanVerity("sda", "sdb 1", 4096, root));
+  EXPECT_NOT_OK(PlanVerity("sda", "sdb", 0, root));
+  EXPECT_NOT_OK(PlanVerity("sda", "sdb", 4097, root));
+  EXPECT_NOT_OK(PlanVerity("sda", "sdb", 4096, root.substr(1)));
+  EXPECT_NOT_OK(PlanVerity("sda", "sdb", 4096, root.substr(1) + "G"));
+  EXPECT_NOT_OK(PlanVerity("sda", "sdb", 4096, root.substr(1) + " "));
+  EXPECT_NOT_OK(PlanVerity("sda", "sdb", 4096, ""));
 }
 
 }  // namespace

@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "tests/testing/status_matchers.h"
+
 namespace lamina::guest {
 namespace {
 
@@ -14,7 +16,7 @@ using namespace std::string_literals;
 
 // A sysfs as a q35 guest has it: a root port in slot 4 with a virtio-pmem behind it, a virtio-scsi in slot 5
 // with two disks, serial ports, a network device.
-class SysfsTest : public testing::Test {
+class SysfsTest : public ::testing::Test {
  protected:
   void SetUp() override {
     char pattern[] = "/tmp/lamina-sysfs-XXXXXX";
@@ -56,40 +58,40 @@ TEST_F(SysfsTest, PmemIsFoundByItsSlots) {
   EXPECT_EQ(*sysfs.FindPmem("04.0/00.0"), "pmem0");
   EXPECT_EQ(*sysfs.FindPmem("04.1/00.0"), "pmem1");
   EXPECT_EQ(*sysfs.BlockSizeBytes("pmem0"), 4ULL << 30);
-  EXPECT_EQ(sysfs.FindPmem("04.0/01.0").status().code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(sysfs.FindPmem("06.0/00.0").status().code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(sysfs.FindPmem("05.0").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(sysfs.FindPmem("04.0/01.0"), testing::HasStatus(absl::StatusCode::kNotFound));
+  EXPECT_THAT(sysfs.FindPmem("06.0/00.0"), testing::HasStatus(absl::StatusCode::kNotFound));
+  EXPECT_THAT(sysfs.FindPmem("05.0"), testing::HasStatus(absl::StatusCode::kNotFound));
 }
 
 TEST_F(SysfsTest, ScsiDisksAreFoundByControllerTargetAndLun) {
   const Sysfs sysfs(root_);
   EXPECT_EQ(*sysfs.FindScsiDisk("05.0", 0, 1), "sda");
   EXPECT_EQ(*sysfs.FindScsiDisk("05.0", 0, 11), "sdb");
-  EXPECT_EQ(sysfs.FindScsiDisk("05.0", 0, 2).status().code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(sysfs.FindScsiDisk("04.0/00.0", 0, 1).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(sysfs.FindScsiDisk("05.0", 0, 2), testing::HasStatus(absl::StatusCode::kNotFound));
+  EXPECT_THAT(sysfs.FindScsiDisk("04.0/00.0", 0, 1), testing::HasStatus(absl::StatusCode::kNotFound));
 }
 
 TEST_F(SysfsTest, ScanGoesToTheControllersOwnHost) {
   const Sysfs sysfs(root_);
-  ASSERT_TRUE(sysfs.ScanScsi("05.0", 0, 7).ok());
+  ASSERT_OK(sysfs.ScanScsi("05.0", 0, 7));
   std::ifstream scan(root_ + "/class/scsi_host/host0/scan");
   std::string line;
   std::getline(scan, line);
   EXPECT_EQ(line, "0 0 7");
-  EXPECT_EQ(sysfs.ScanScsi("04.0/00.0", 0, 7).code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(sysfs.ScanScsi("04.0/00.0", 0, 7), testing::HasStatus(absl::StatusCode::kNotFound));
 }
 
 TEST_F(SysfsTest, PortsNetDevicesAndModaliasesAreFound) {
   const Sysfs sysfs(root_);
   EXPECT_EQ(*sysfs.FindSerialPort("lamina.stdio"), "vport1p2");
-  EXPECT_EQ(sysfs.FindSerialPort("lamina").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(sysfs.FindSerialPort("lamina"), testing::HasStatus(absl::StatusCode::kNotFound));
   EXPECT_EQ(*sysfs.FindNetDevice("02:42:0a:01:02:03"), "ens3");
   EXPECT_EQ(sysfs.VirtioModaliases(), std::vector<std::string>{"virtio:d00000008v00001AF4"});
 }
 
 TEST_F(SysfsTest, DeletingADiskThatIsGoneIsFine) {
   const Sysfs sysfs(root_);
-  EXPECT_TRUE(sysfs.DeleteScsiDisk("sdz").ok());
+  EXPECT_OK(sysfs.DeleteScsiDisk("sdz"));
 }
 
 TEST(PciPath, OnlySlotsAndFunctionsAreTaken) {
@@ -97,7 +99,7 @@ TEST(PciPath, OnlySlotsAndFunctionsAreTaken) {
   EXPECT_EQ(*ParsePciPath("04.0/00.0"), (std::vector<std::string>{"04.0", "00.0"}));
   for (const char* bad : {"", "/", "04.0/", "4.0", "04.8", "20.0", "04:0", "../..", "04.0//00.0", "zz.0",
                           "01.0/01.0/01.0/01.0/01.0/01.0/01.0/01.0/01.0"}) {
-    EXPECT_EQ(ParsePciPath(bad).status().code(), absl::StatusCode::kInvalidArgument) << bad;
+    EXPECT_THAT(ParsePciPath(bad), testing::HasStatus(absl::StatusCode::kInvalidArgument)) << bad;
   }
 }
 
@@ -113,7 +115,7 @@ TEST(Uevent, VariablesAreReadFromWhatTheKernelSends) {
 
 TEST(DeviceMonitor, AWaitEndsWithTheLastAnswerOnceTheTimeIsUp) {
   auto monitor = DeviceMonitor::Start(nullptr);
-  ASSERT_TRUE(monitor.ok()) << monitor.status();
+  ASSERT_OK(monitor);
   int calls = 0;
   const auto missing = (*monitor)->WaitFor(
       [&]() -> absl::StatusOr<std::string> {

@@ -4,6 +4,8 @@
 
 #include <limits>
 
+#include "tests/testing/status_matchers.h"
+
 namespace lamina::guest {
 namespace {
 
@@ -12,7 +14,7 @@ TEST(Files, CountsAreWholeDecimalNumbersOrMax) {
   EXPECT_EQ(*ParseCount("18446744073709551615"), std::numeric_limits<uint64_t>::max());
   EXPECT_EQ(*ParseCount("max"), std::numeric_limits<uint64_t>::max());
   for (const char* bad : {"", "-1", "1 ", " 1", "0x10", "18446744073709551616", "maximum"}) {
-    EXPECT_FALSE(ParseCount(bad).ok()) << bad;
+    EXPECT_NOT_OK(ParseCount(bad)) << bad;
   }
 }
 
@@ -26,27 +28,27 @@ TEST(Files, FlatKeyedFilesGiveTheirNumbersAndSkipOtherLines) {
 }
 
 TEST(Files, IdsThatCouldLeaveTheirDirectoryAreRefused) {
-  EXPECT_TRUE(CheckId("web-1.a_b", "id").ok());
-  EXPECT_TRUE(CheckId(std::string(128, 'a'), "id").ok());
+  EXPECT_OK(CheckId("web-1.a_b", "id"));
+  EXPECT_OK(CheckId(std::string(128, 'a'), "id"));
   for (const std::string& bad :
        {std::string(), std::string("."), std::string(".."), std::string("a/b"), std::string("-x"),
         std::string("a b"), std::string("a\0b", 3), std::string(129, 'a')}) {
-    EXPECT_EQ(CheckId(bad, "id").code(), absl::StatusCode::kInvalidArgument) << bad;
+    EXPECT_THAT(CheckId(bad, "id"), testing::HasStatus(absl::StatusCode::kInvalidArgument)) << bad;
   }
 }
 
 TEST(Files, LayerIdsAre64LowerCaseHexDigits) {
-  EXPECT_TRUE(CheckLayerId(std::string(64, 'a')).ok());
-  EXPECT_FALSE(CheckLayerId(std::string(63, 'a')).ok());
-  EXPECT_FALSE(CheckLayerId(std::string(64, 'A')).ok());
-  EXPECT_FALSE(CheckLayerId("../" + std::string(61, 'a')).ok());
+  EXPECT_OK(CheckLayerId(std::string(64, 'a')));
+  EXPECT_NOT_OK(CheckLayerId(std::string(63, 'a')));
+  EXPECT_NOT_OK(CheckLayerId(std::string(64, 'A')));
+  EXPECT_NOT_OK(CheckLayerId("../" + std::string(61, 'a')));
 }
 
 TEST(Files, CpuListsExpand) {
   EXPECT_EQ(*ParseCpuList("0"), (std::vector<uint32_t>{0}));
   EXPECT_EQ(*ParseCpuList("0-2,5"), (std::vector<uint32_t>{0, 1, 2, 5}));
   EXPECT_TRUE(ParseCpuList("")->empty());
-  for (const char* bad : {"a", "3-1", "0-", "0-999999999"}) EXPECT_FALSE(ParseCpuList(bad).ok()) << bad;
+  for (const char* bad : {"a", "3-1", "0-", "0-999999999"}) EXPECT_NOT_OK(ParseCpuList(bad)) << bad;
 }
 
 }  // namespace

@@ -6,12 +6,14 @@
 #include <set>
 #include <sstream>
 
+#include "tests/testing/status_matchers.h"
+
 namespace lamina::guest {
 namespace {
 
 TEST(Modules, OrderKeepsGroupsAndSequence) {
   const auto order = ParseModuleOrder("# comment\n\nboot virtio_ring\nboot virtio\nvirtio-27 nd_pmem\n");
-  ASSERT_TRUE(order.ok()) << order.status();
+  ASSERT_OK(order);
   ASSERT_EQ(order->size(), 3u);
   EXPECT_EQ((*order)[1].group, "boot");
   EXPECT_EQ((*order)[1].name, "virtio");
@@ -21,7 +23,7 @@ TEST(Modules, OrderKeepsGroupsAndSequence) {
 TEST(Modules, ABadLineIsNamed) {
   for (const char* bad : {"boot\n", "boot \n", " virtio\n", "boot ../evil\n", "boot a b\n"}) {
     const auto order = ParseModuleOrder(std::string("boot virtio\n") + bad);
-    ASSERT_FALSE(order.ok()) << bad;
+    ASSERT_NOT_OK(order) << bad;
     EXPECT_NE(std::string(order.status().message()).find("line 2"), std::string::npos) << order.status();
   }
 }
@@ -36,15 +38,15 @@ TEST(Modules, VirtioDevicesNameTheirGroup) {
 
 TEST(Modules, AnEmptyOrderCountsAsLoaded) {
   ModuleLoader loader("/nonexistent", {});
-  EXPECT_TRUE(loader.Load("boot").ok());
+  EXPECT_OK(loader.Load("boot"));
 }
 
 TEST(Modules, AMissingFileIsNotFoundAndNamed) {
   ModuleLoader loader("/nonexistent", {{"boot", "virtio"}});
   const absl::Status status = loader.Load("boot");
-  EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(status, testing::HasStatus(absl::StatusCode::kNotFound));
   EXPECT_NE(std::string(status.message()).find("/nonexistent/virtio.ko"), std::string::npos);
-  EXPECT_TRUE(loader.Load("other").ok());
+  EXPECT_OK(loader.Load("other"));
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/testing/status_matchers.h"
+
 namespace lamina::guest {
 namespace {
 
@@ -15,20 +17,20 @@ TEST(Overlay, FiveHundredLayersFitAPageBehindTheLongestId) {
   for (int i = 0; i < 500; ++i) links.push_back(std::to_string(i));
   const std::string directory = "/run/lamina/containers/" + std::string(128, 'x');
   const auto options = OverlayOptions(links, directory + "/rw/u", directory + "/rw/w");
-  ASSERT_TRUE(options.ok()) << options.status();
+  ASSERT_OK(options);
   EXPECT_LE(options->size(), 4095u);
   links.push_back("500");
-  EXPECT_EQ(OverlayOptions(links, "/u", "/w").status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(OverlayOptions(links, "/u", "/w"), testing::HasStatus(absl::StatusCode::kInvalidArgument));
 }
 
 TEST(Overlay, NamesThatWouldBeReadAsOptionsAreRefused) {
-  EXPECT_FALSE(OverlayOptions({}, "/u", "/w").ok());
+  EXPECT_NOT_OK(OverlayOptions({}, "/u", "/w"));
   for (const char* bad : {"", "a:b", "a,upperdir=/", "a\\"})
-    EXPECT_FALSE(OverlayOptions({bad}, "/u", "/w").ok()) << bad;
+    EXPECT_NOT_OK(OverlayOptions({bad}, "/u", "/w")) << bad;
 }
 
 TEST(Overlay, OptionsOverAPageAreRefused) {
-  EXPECT_FALSE(OverlayOptions({std::string(4096, 'a')}, "/u", "/w").ok());
+  EXPECT_NOT_OK(OverlayOptions({std::string(4096, 'a')}, "/u", "/w"));
 }
 
 }  // namespace

@@ -9,6 +9,8 @@
 
 #include <thread>
 
+#include "tests/testing/status_matchers.h"
+
 namespace lamina::guest {
 namespace {
 
@@ -27,7 +29,7 @@ ProcessExit ReapUntilExit(ProcessTable& table, const ProcessRef& process) {
   }
 }
 
-class ProcessTableTest : public testing::Test {
+class ProcessTableTest : public ::testing::Test {
  protected:
   void SetUp() override {
     sigset_t set;
@@ -47,10 +49,10 @@ SpawnOptions Shell(const std::string& script) {
 
 TEST_F(ProcessTableTest, ExitCodesAndSignalsAreTold) {
   auto exits = table_.Start(Shell("exit 3"));
-  ASSERT_TRUE(exits.ok()) << exits.status();
+  ASSERT_OK(exits);
   EXPECT_EQ(ReapUntilExit(table_, *exits).status, 3);
   auto killed = table_.Start(Shell("kill -9 $$"));
-  ASSERT_TRUE(killed.ok());
+  ASSERT_OK(killed);
   const ProcessExit exit = ReapUntilExit(table_, *killed);
   EXPECT_EQ(exit.status, 137);
   EXPECT_GT(exit.at_unix_nanos, 0);
@@ -58,11 +60,11 @@ TEST_F(ProcessTableTest, ExitCodesAndSignalsAreTold) {
 
 TEST_F(ProcessTableTest, SignalsReachOnlyAProcessThatHasNotBeenReaped) {
   auto process = table_.Start(Shell("exec sleep 1000"));
-  ASSERT_TRUE(process.ok());
+  ASSERT_OK(process);
   EXPECT_FALSE(table_.Wait(*process, steady_clock::now() + std::chrono::milliseconds(1)).has_value());
-  EXPECT_TRUE(table_.Signal(*process, SIGTERM).ok());
+  EXPECT_OK(table_.Signal(*process, SIGTERM));
   EXPECT_EQ(ReapUntilExit(table_, *process).status, 143);
-  EXPECT_EQ(table_.Signal(*process, SIGTERM).code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(table_.Signal(*process, SIGTERM), testing::HasStatus(absl::StatusCode::kNotFound));
 }
 
 // What crun leaves behind: a grandchild, inherited when its parent ends, that itself ends when told to.
@@ -75,7 +77,7 @@ class OrphanTest : public ProcessTableTest {
     SpawnOptions options = Shell("(read line; exit 5) <&4 & echo $! >&3");
     options.fds = {{pid_pipe[1], 3}, {control[0], 4}};
     auto parent = table_.Start(options);
-    EXPECT_TRUE(parent.ok()) << parent.status();
+    EXPECT_OK(parent);
     close(pid_pipe[1]);
     close(control[0]);
     control_.reset(control[1]);
@@ -113,12 +115,12 @@ TEST_F(OrphanTest, AnOrphanThatEndedBeforeItsAdoptionTellsItToo) {
 TEST_F(ProcessTableTest, AProgramThatIsNotThereIsNotFound) {
   SpawnOptions options;
   options.argv = {"/nonexistent/program"};
-  EXPECT_EQ(table_.Start(options).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(table_.Start(options), testing::HasStatus(absl::StatusCode::kNotFound));
 }
 
 TEST_F(ProcessTableTest, WaitersOnOtherThreadsAreWoken) {
   auto process = table_.Start(Shell("exit 0"));
-  ASSERT_TRUE(process.ok());
+  ASSERT_OK(process);
   std::thread waiter([&] { EXPECT_EQ(table_.Wait(*process, std::nullopt)->status, 0); });
   ReapUntilExit(table_, *process);
   waiter.join();

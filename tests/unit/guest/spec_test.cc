@@ -4,6 +4,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "tests/testing/status_matchers.h"
+
 namespace lamina::guest {
 namespace {
 
@@ -27,7 +29,7 @@ TEST(Spec, TheGuestsFactsGoIn) {
   Json spec = Minimal();
   spec["process"]["consoleSize"] = {{"width", 80}, {"height", 24}};
   const auto prepared = Prepare(spec);
-  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  ASSERT_OK(prepared);
   EXPECT_EQ((*prepared)["root"]["path"], "/run/lamina/containers/c1/rootfs");
   EXPECT_EQ((*prepared)["linux"]["cgroupsPath"], "/lamina/c1");
   EXPECT_EQ((*prepared)["process"]["terminal"], false);
@@ -40,12 +42,12 @@ TEST(Spec, EveryVersionOneIsPutInTheWordsOfCrunsOwn) {
   for (const char* version : {"1.0.0", "1.1.0", "1.2.1", "1.0.2-dev"}) {
     spec["ociVersion"] = version;
     const auto prepared = Prepare(spec);
-    ASSERT_TRUE(prepared.ok()) << prepared.status();
+    ASSERT_OK(prepared);
     EXPECT_EQ((*prepared)["ociVersion"], "1.0.2");
   }
   for (const Json& version : {Json("2.0.0"), Json(""), Json(1), Json()}) {
     spec["ociVersion"] = version;
-    EXPECT_EQ(Prepare(spec).status().code(), absl::StatusCode::kInvalidArgument) << version;
+    EXPECT_THAT(Prepare(spec), testing::HasStatus(absl::StatusCode::kInvalidArgument)) << version;
   }
   spec.erase("ociVersion");
   EXPECT_NE(std::string(Prepare(spec).status().message()).find("ociVersion"), std::string::npos);
@@ -65,7 +67,7 @@ TEST(Spec, WhatTheGuestCannotDoGoesOut) {
   SpecContext context;
   context.has_huge_pages = [](std::string_view size) { return size == "2MB"; };
   const auto prepared = Prepare(spec, context);
-  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  ASSERT_OK(prepared);
   EXPECT_FALSE(prepared->contains("hooks"));
   EXPECT_FALSE(prepared->contains("hostname"));
   EXPECT_FALSE((*prepared)["process"].contains("apparmorProfile"));
@@ -88,10 +90,10 @@ TEST(Spec, NamespacePathsOfTheHostAreRefused) {
   Json spec = Minimal();
   spec["linux"]["namespaces"].push_back({{"type", "network"}, {"path", "/var/run/netns/cni-1"}});
   const auto prepared = Prepare(spec);
-  ASSERT_EQ(prepared.status().code(), absl::StatusCode::kInvalidArgument);
+  ASSERT_THAT(prepared, testing::HasStatus(absl::StatusCode::kInvalidArgument));
   EXPECT_NE(std::string(prepared.status().message()).find("network"), std::string::npos);
   spec["linux"]["namespaces"][2]["path"] = "/proc/17/ns/net";
-  EXPECT_TRUE(Prepare(spec).ok());
+  EXPECT_OK(Prepare(spec));
 }
 
 TEST(Spec, BrokenSpecsAreRefusedWithWhere) {
@@ -102,29 +104,29 @@ TEST(Spec, BrokenSpecsAreRefusedWithWhere) {
         R"({"process":{"args":["x"],"cwd":"rel"}})",
         R"({"process":{"args":["x"],"cwd":"/"},"linux":{"namespaces":{}}})",
         R"({"process":{"args":["x"],"cwd":"/"},"linux":{"namespaces":[{"path":"/proc/1"}]}})"}) {
-    EXPECT_EQ(PrepareSpec(bad, context).status().code(), absl::StatusCode::kInvalidArgument) << bad;
+    EXPECT_THAT(PrepareSpec(bad, context), testing::HasStatus(absl::StatusCode::kInvalidArgument)) << bad;
   }
   std::string deep = R"({"process":{"args":["x"],"cwd":"/"},"a":)";
   deep += std::string(100000, '[') + std::string(100000, ']') + "}";
-  EXPECT_EQ(PrepareSpec(deep, context).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(PrepareSpec(deep, context), testing::HasStatus(absl::StatusCode::kInvalidArgument));
 }
 
 TEST(Spec, ARootWithoutLayersMustBeShared) {
   SpecContext context{.container_id = "c1"};
   Json spec = Minimal();
-  EXPECT_FALSE(PrepareSpec(spec.dump(), context).ok());
+  EXPECT_NOT_OK(PrepareSpec(spec.dump(), context));
   spec["root"]["path"] = "/run/lamina/shared/../../etc";
-  EXPECT_FALSE(PrepareSpec(spec.dump(), context).ok());
+  EXPECT_NOT_OK(PrepareSpec(spec.dump(), context));
   spec["root"]["path"] = "/run/lamina/shared/rootfs";
   const auto prepared = PrepareSpec(spec.dump(), context);
-  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  ASSERT_OK(prepared);
   EXPECT_EQ(prepared->rootfs, "/run/lamina/shared/rootfs");
 }
 
 TEST(Spec, BytesThatAreNotTextDoNotThrow) {
   const std::string spec = "{\"process\":{\"args\":[\"\xff\xfe\"],\"cwd\":\"/\"}}";
   // The parser refuses them; whichever way, there is an answer.
-  EXPECT_FALSE(PrepareSpec(spec, {.container_id = "c1", .rootfs = "/r"}).ok());
+  EXPECT_NOT_OK(PrepareSpec(spec, {.container_id = "c1", .rootfs = "/r"}));
 }
 
 TEST(Spec, IsBelowWantsWholeCleanParts) {
@@ -137,16 +139,16 @@ TEST(Spec, IsBelowWantsWholeCleanParts) {
 
 TEST(Spec, ExecsAreCheckedTheSameWay) {
   const auto process = PrepareProcess(R"({"args":["sh"],"cwd":"/","apparmorProfile":"x"})", true);
-  ASSERT_TRUE(process.ok());
+  ASSERT_OK(process);
   EXPECT_EQ(Json::parse(*process), Json::parse(R"({"args":["sh"],"cwd":"/","terminal":true})"));
-  EXPECT_FALSE(PrepareProcess(R"({"args":[],"cwd":"/"})", false).ok());
+  EXPECT_NOT_OK(PrepareProcess(R"({"args":[],"cwd":"/"})", false));
 }
 
 TEST(Spec, ResourcesForAnUpdateLoseWhatCgroupV2HasNot) {
   const auto resources =
       PrepareResources(R"({"memory":{"limit":1,"kernel":2},"hugepageLimits":[{"pageSize":"2MB"}]})",
                        [](std::string_view) { return false; });
-  ASSERT_TRUE(resources.ok());
+  ASSERT_OK(resources);
   EXPECT_EQ(Json::parse(*resources), Json::parse(R"({"memory":{"limit":1}})"));
 }
 

@@ -5,6 +5,7 @@
 #include "guest/agent/boot.h"
 #include "guest/agent/crun.h"
 #include "guest/agent/run.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::guest {
 namespace {
@@ -16,7 +17,7 @@ TEST(System, SysctlNamesBecomePathsBelowProcSys) {
   for (const std::string& bad :
        {std::string(), std::string("a..b"), std::string("../x"), std::string("net/../../x"),
         std::string("a b"), std::string("/etc/passwd"), std::string("a."), std::string(300, 'a')}) {
-    EXPECT_EQ(SysctlPath(bad).status().code(), absl::StatusCode::kInvalidArgument) << bad;
+    EXPECT_THAT(SysctlPath(bad), testing::HasStatus(absl::StatusCode::kInvalidArgument)) << bad;
   }
 }
 
@@ -38,11 +39,11 @@ TEST(Crun, ErrorsCarryCrunsWordsAndACode) {
   const absl::Status missing = CrunError("create", 1,
                                          "2026-01-02T10:00:00.000000000Z: executable file `nope` not found "
                                          "in $PATH: No such file or directory\n");
-  EXPECT_EQ(missing.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(missing, testing::HasStatus(absl::StatusCode::kNotFound));
   EXPECT_EQ(missing.message(),
             "crun create: executable file `nope` not found in $PATH: No such file or directory");
-  EXPECT_EQ(CrunError("exec", 1, "open executable: Permission denied").code(),
-            absl::StatusCode::kPermissionDenied);
+  EXPECT_THAT(CrunError("exec", 1, "open executable: Permission denied"),
+              testing::HasStatus(absl::StatusCode::kPermissionDenied));
   EXPECT_EQ(CrunError("exec", 1, "something else\nand more\n").message(),
             "crun exec: something else; and more");
   EXPECT_EQ(CrunError("exec", 7, "").message(), "crun exec: exit code 7");
@@ -55,15 +56,15 @@ TEST(Run, ArgumentsOfTheProgramThatIsNotInit) {
     return ParseArguments(static_cast<int>(words.size()), const_cast<char**>(words.data()));
   };
   const auto options = parse({"--no-boot", "--rpc-socket", "/r", "--stdio-socket", "/s", "--root", "/x"});
-  ASSERT_TRUE(options.ok()) << options.status();
+  ASSERT_OK(options);
   EXPECT_FALSE(options->boot);
   EXPECT_EQ(options->rpc_socket, "/r");
   EXPECT_EQ(options->root, "/x");
-  EXPECT_FALSE(parse({}).ok());
-  EXPECT_FALSE(parse({"--no-boot"}).ok());
-  EXPECT_FALSE(parse({"--no-boot", "--rpc-socket"}).ok());
-  EXPECT_FALSE(parse({"--no-boot", "--rpc-socket", "/r", "--stdio-socket", "/s", "--root", "rel"}).ok());
-  EXPECT_FALSE(parse({"--what"}).ok());
+  EXPECT_NOT_OK(parse({}));
+  EXPECT_NOT_OK(parse({"--no-boot"}));
+  EXPECT_NOT_OK(parse({"--no-boot", "--rpc-socket"}));
+  EXPECT_NOT_OK(parse({"--no-boot", "--rpc-socket", "/r", "--stdio-socket", "/s", "--root", "rel"}));
+  EXPECT_NOT_OK(parse({"--what"}));
 }
 
 }  // namespace

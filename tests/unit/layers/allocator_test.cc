@@ -11,6 +11,7 @@
 #include "base/units.h"
 #include "layers/device_pool.h"
 #include "layers/pool_allocator.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::layers {
 namespace {
@@ -19,7 +20,7 @@ using absl::StatusCode;
 
 std::unique_ptr<PoolAllocator> Make(Policy policy, uint64_t bytes) {
   auto pool = MakeAllocator(policy, bytes);
-  EXPECT_TRUE(pool.ok()) << pool.status();
+  EXPECT_OK(pool);
   return std::move(*pool);
 }
 
@@ -74,7 +75,7 @@ class Oracle {
   uint64_t held_ = 0, payload_ = 0;
 };
 
-class AllocatorProperty : public testing::TestWithParam<Policy> {};
+class AllocatorProperty : public ::testing::TestWithParam<Policy> {};
 
 TEST_P(AllocatorProperty, AMillionOperationsAgainstIntervals) {
   const uint64_t capacity = 256 * kMiB;
@@ -94,11 +95,11 @@ TEST_P(AllocatorProperty, AMillionOperationsAgainstIntervals) {
         oracle.Add(*region, bytes);
         live.push_back(*region);
       } else {
-        ASSERT_EQ(region.status().code(), StatusCode::kResourceExhausted) << region.status();
+        ASSERT_THAT(region, testing::HasStatus(StatusCode::kResourceExhausted));
       }
     } else {
       std::swap(live[random() % live.size()], live.back());
-      ASSERT_TRUE(pool->Release(live.back().handle).ok());
+      ASSERT_OK(pool->Release(live.back().handle));
       oracle.Remove(live.back());
       if (stale.size() < 1000)
         stale.push_back(live.back().handle);
@@ -107,34 +108,34 @@ TEST_P(AllocatorProperty, AMillionOperationsAgainstIntervals) {
       live.pop_back();
     }
     if (!stale.empty() && i % 7 == 0) {
-      ASSERT_EQ(pool->Release(stale[random() % stale.size()]).code(), StatusCode::kNotFound);
+      ASSERT_THAT(pool->Release(stale[random() % stale.size()]), testing::HasStatus(StatusCode::kNotFound));
     }
     if (i % 97 == 0) oracle.Check(*pool);
   }
   std::shuffle(live.begin(), live.end(), random);
   for (const Region& region : live) {
     ASSERT_FALSE(pool->pristine());
-    ASSERT_TRUE(pool->Release(region.handle).ok());
+    ASSERT_OK(pool->Release(region.handle));
   }
   EXPECT_TRUE(pool->pristine());
   EXPECT_EQ(pool->stats().held_bytes, 0u);
   EXPECT_EQ(pool->stats().largest_free_bytes, capacity);
-  EXPECT_TRUE(pool->Allocate(capacity).ok()) << "one arena again";
+  EXPECT_OK(pool->Allocate(capacity)) << "one arena again";
 }
 
 TEST_P(AllocatorProperty, StaleHandleOfAReusedOffsetChangesNothing) {
   const auto pool = Make(GetParam(), 64 * kMiB);
   const Region first = *pool->Allocate(kMiB);
-  ASSERT_TRUE(pool->Release(first.handle).ok());
+  ASSERT_OK(pool->Release(first.handle));
   const absl::Status twice = pool->Release(first.handle);
-  EXPECT_EQ(twice.code(), StatusCode::kNotFound);
+  EXPECT_THAT(twice, testing::HasStatus(StatusCode::kNotFound));
   EXPECT_NE(twice.message().find("not allocated"), absl::string_view::npos);
   const Region second = *pool->Allocate(kMiB);
   ASSERT_EQ(second.offset, first.offset);
-  EXPECT_EQ(pool->Release(first.handle).code(), StatusCode::kNotFound);
+  EXPECT_THAT(pool->Release(first.handle), testing::HasStatus(StatusCode::kNotFound));
   EXPECT_EQ(pool->stats().live, 1u);
-  EXPECT_EQ(pool->Release(Handle{}).code(), StatusCode::kNotFound) << "no generation is 0";
-  EXPECT_TRUE(pool->Release(second.handle).ok());
+  EXPECT_THAT(pool->Release(Handle{}), testing::HasStatus(StatusCode::kNotFound)) << "no generation is 0";
+  EXPECT_OK(pool->Release(second.handle));
   EXPECT_TRUE(pool->pristine());
 }
 
@@ -148,29 +149,31 @@ TEST_P(AllocatorProperty, RestoreTakesTheSameRegionsInAnyOrder) {
     if (region.ok()) live.push_back(*region);
     if (i % 3 == 0 && !live.empty()) {
       std::swap(live[random() % live.size()], live.back());
-      ASSERT_TRUE(pool->Release(live.back().handle).ok());
+      ASSERT_OK(pool->Release(live.back().handle));
       live.pop_back();
     }
   }
   std::shuffle(live.begin(), live.end(), random);
   const auto again = Make(GetParam(), capacity);
-  for (const Region& region : live) ASSERT_TRUE(again->Restore(region).ok());
+  for (const Region& region : live) ASSERT_OK(again->Restore(region));
   EXPECT_EQ(again->stats().held_bytes, pool->stats().held_bytes);
   EXPECT_EQ(again->stats().payload_bytes, pool->stats().payload_bytes);
   EXPECT_EQ(again->stats().largest_free_bytes, pool->stats().largest_free_bytes);
-  for (const Region& region : live) EXPECT_EQ(again->Restore(region).code(), StatusCode::kFailedPrecondition);
+  for (const Region& region : live)
+    EXPECT_THAT(again->Restore(region), testing::HasStatus(StatusCode::kFailedPrecondition));
   // Handles from before the restart are good, and new ones differ from all of them.
   const Region fresh = *again->Allocate(4096);
   for (const Region& region : live) EXPECT_LT(region.handle.generation, fresh.handle.generation);
-  ASSERT_TRUE(again->Release(fresh.handle).ok());
-  for (const Region& region : live) ASSERT_TRUE(again->Release(region.handle).ok());
+  ASSERT_OK(again->Release(fresh.handle));
+  for (const Region& region : live) ASSERT_OK(again->Release(region.handle));
   EXPECT_TRUE(again->pristine());
 }
 
 TEST_P(AllocatorProperty, RestoreRefusesWhatCannotBeARegion) {
   const auto pool = Make(GetParam(), 64 * kMiB);
   const auto refused = [&](uint64_t offset, uint64_t held, uint64_t payload) {
-    EXPECT_EQ(pool->Restore({{offset, 1}, offset, held, payload}).code(), StatusCode::kFailedPrecondition)
+    EXPECT_THAT(pool->Restore({{offset, 1}, offset, held, payload}),
+                testing::HasStatus(StatusCode::kFailedPrecondition))
         << offset << " " << held << " " << payload;
   };
   refused(0, 0, 0);
@@ -180,20 +183,21 @@ TEST_P(AllocatorProperty, RestoreRefusesWhatCannotBeARegion) {
   refused(1, kMiB, 1);
   refused(UINT64_MAX - kMiB + 1, kMiB, 1);
   refused(UINT64_MAX / 4096 * 4096, UINT64_MAX / 4096 * 4096, 1);
-  EXPECT_EQ(pool->Restore({{0, 1}, kMiB, kMiB, 1}).code(), StatusCode::kFailedPrecondition) << "other offset";
+  EXPECT_THAT(pool->Restore({{0, 1}, kMiB, kMiB, 1}), testing::HasStatus(StatusCode::kFailedPrecondition))
+      << "other offset";
   EXPECT_TRUE(pool->pristine());
 }
 
 TEST_P(AllocatorProperty, ErrorsTellApart) {
   const auto pool = Make(GetParam(), 4 * kMiB);
-  EXPECT_EQ(pool->Allocate(0).status().code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(pool->Allocate(4 * kGiB + 1).status().code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(pool->Allocate(UINT64_MAX).status().code(), StatusCode::kInvalidArgument);
-  ASSERT_TRUE(pool->Allocate(4 * kMiB).ok());
-  EXPECT_EQ(pool->Allocate(1).status().code(), StatusCode::kResourceExhausted);
+  EXPECT_THAT(pool->Allocate(0), testing::HasStatus(StatusCode::kInvalidArgument));
+  EXPECT_THAT(pool->Allocate(4 * kGiB + 1), testing::HasStatus(StatusCode::kInvalidArgument));
+  EXPECT_THAT(pool->Allocate(UINT64_MAX), testing::HasStatus(StatusCode::kInvalidArgument));
+  ASSERT_OK(pool->Allocate(4 * kMiB));
+  EXPECT_THAT(pool->Allocate(1), testing::HasStatus(StatusCode::kResourceExhausted));
 }
 
-INSTANTIATE_TEST_SUITE_P(Policies, AllocatorProperty, testing::Values(Policy::kClassic, Policy::kDense));
+INSTANTIATE_TEST_SUITE_P(Policies, AllocatorProperty, ::testing::Values(Policy::kClassic, Policy::kDense));
 
 // The rules of classic, as a plain scan over a tree of regions.
 class ClassicModel {
@@ -255,7 +259,7 @@ TEST(ClassicAllocator, GivesTheOffsetsOfItsRules) {
       }
     } else {
       std::swap(live[random() % live.size()], live.back());
-      ASSERT_TRUE(pool->Release(live.back().handle).ok());
+      ASSERT_OK(pool->Release(live.back().handle));
       model.Release(live.back().offset);
       live.pop_back();
     }
@@ -270,21 +274,21 @@ TEST(ClassicAllocator, ClassesSplitsAndMerges) {
   EXPECT_EQ(pool->Allocate(kMiB)->offset, kMiB) << "the split region's next quarter";
   EXPECT_EQ(pool->Allocate(16 * kMiB + 1)->held_bytes, 64 * kMiB);
   EXPECT_EQ(pool->Allocate(256 * kMiB + 1)->held_bytes, kGiB);
-  EXPECT_EQ(pool->Allocate(kGiB + 1).status().code(), StatusCode::kResourceExhausted);
-  EXPECT_EQ(pool->Allocate(4 * kGiB + 1).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(pool->Allocate(kGiB + 1), testing::HasStatus(StatusCode::kResourceExhausted));
+  EXPECT_THAT(pool->Allocate(4 * kGiB + 1), testing::HasStatus(StatusCode::kInvalidArgument));
 }
 
 TEST(ClassicAllocator, AValidClassAboveASmallArenaIsNoRoom) {
   const auto pool = Make(Policy::kClassic, kGiB);
-  EXPECT_EQ(pool->Allocate(2 * kGiB).status().code(), StatusCode::kResourceExhausted);
-  EXPECT_EQ(pool->Allocate(5 * kGiB).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(pool->Allocate(2 * kGiB), testing::HasStatus(StatusCode::kResourceExhausted));
+  EXPECT_THAT(pool->Allocate(5 * kGiB), testing::HasStatus(StatusCode::kInvalidArgument));
 }
 
 TEST(ClassicAllocator, ArenasAreOneClassLarge) {
   for (const uint64_t bytes : {kMiB, 4 * kMiB, 16 * kMiB, 64 * kMiB, 256 * kMiB, kGiB, 4 * kGiB})
-    EXPECT_TRUE(MakeClassicAllocator(bytes).ok());
+    EXPECT_OK(MakeClassicAllocator(bytes));
   for (const uint64_t bytes : {uint64_t{0}, 2 * kMiB, 2 * kGiB, 16 * kGiB})
-    EXPECT_EQ(MakeClassicAllocator(bytes).status().code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(MakeClassicAllocator(bytes), testing::HasStatus(StatusCode::kInvalidArgument));
 }
 
 TEST(DenseAllocator, LargeRegionsStartAtHugePagesSmallOnesFillTheGaps) {
@@ -308,9 +312,9 @@ TEST(DenseAllocator, AnAlignedPlaceIsFoundBehindManyMisalignedOnes) {
     const Region more = *pool->Allocate(2 * kMiB);
     holes.push_back(more);
   }
-  for (const Region& hole : holes) ASSERT_TRUE(pool->Release(hole.handle).ok());
+  for (const Region& hole : holes) ASSERT_OK(pool->Release(hole.handle));
   const absl::StatusOr<Region> region = pool->Allocate(3 * kMiB);
-  ASSERT_TRUE(region.ok()) << region.status();
+  ASSERT_OK(region);
   EXPECT_EQ(region->offset % (2 * kMiB), 0u);
 }
 
@@ -337,7 +341,7 @@ TEST(DenseAllocator, RefusesOnlyWhatNoGapHolds) {
       }
     } else {
       std::swap(live[random() % live.size()], live.back());
-      ASSERT_TRUE(pool->Release(live.back().handle).ok());
+      ASSERT_OK(pool->Release(live.back().handle));
       oracle.Remove(live.back());
       live.pop_back();
     }
@@ -346,9 +350,9 @@ TEST(DenseAllocator, RefusesOnlyWhatNoGapHolds) {
 }
 
 TEST(Allocators, UnknownPolicyAndOddSizes) {
-  EXPECT_EQ(ParsePolicy("buddy").status().code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(MakeDenseAllocator(0).status().code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(MakeDenseAllocator(3 * kMiB).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(ParsePolicy("buddy"), testing::HasStatus(StatusCode::kInvalidArgument));
+  EXPECT_THAT(MakeDenseAllocator(0), testing::HasStatus(StatusCode::kInvalidArgument));
+  EXPECT_THAT(MakeDenseAllocator(3 * kMiB), testing::HasStatus(StatusCode::kInvalidArgument));
 }
 
 TEST(DevicePool, FirstDeviceThatFits) {
@@ -358,16 +362,16 @@ TEST(DevicePool, FirstDeviceThatFits) {
   EXPECT_EQ(a.device, 0u);
   EXPECT_EQ(b.device, 1u);
   EXPECT_EQ(c.device, 0u);
-  EXPECT_EQ(pool.Allocate(10 * kMiB).status().code(), StatusCode::kResourceExhausted);
-  EXPECT_EQ(pool.Allocate(17 * kMiB).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(pool.Allocate(10 * kMiB), testing::HasStatus(StatusCode::kResourceExhausted));
+  EXPECT_THAT(pool.Allocate(17 * kMiB), testing::HasStatus(StatusCode::kInvalidArgument));
   EXPECT_EQ(pool.Release(1, a.region.handle).code(), absl::StatusCode::kOk)
       << "b has the same handle on device 1";
-  EXPECT_EQ(pool.Release(1, b.region.handle).code(), StatusCode::kNotFound);
-  EXPECT_EQ(pool.Release(2, a.region.handle).code(), StatusCode::kNotFound);
+  EXPECT_THAT(pool.Release(1, b.region.handle), testing::HasStatus(StatusCode::kNotFound));
+  EXPECT_THAT(pool.Release(2, a.region.handle), testing::HasStatus(StatusCode::kNotFound));
   EXPECT_EQ(pool.stats().live, 2u);
   EXPECT_EQ(pool.stats().largest_free_bytes, 16 * kMiB);
-  ASSERT_TRUE(pool.Release(0, a.region.handle).ok());
-  ASSERT_TRUE(pool.Release(0, c.region.handle).ok());
+  ASSERT_OK(pool.Release(0, a.region.handle));
+  ASSERT_OK(pool.Release(0, c.region.handle));
   EXPECT_TRUE(pool.pristine());
 }
 

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "layers/erofs_image.h"
+#include "tests/testing/status_matchers.h"
 #include "tests/unit/layers/store_fixture.h"
 
 namespace lamina::layers {
@@ -36,7 +37,7 @@ TEST_F(LayerSetTest, InTheOrderAsked) {
   std::vector<std::string> sources = Layers(20, 64 * kKiB);
   sources.push_back(sources[3]);  // an image may name a layer twice
   const auto placed = store->PlaceAll(Ask("s", ""), sources);
-  ASSERT_TRUE(placed.ok()) << placed.status();
+  ASSERT_OK(placed);
   ASSERT_EQ(placed->size(), 21u);
   for (int i = 0; i < 20; ++i)
     EXPECT_EQ(Seen((*placed)[i]), ImageOf("layer" + std::to_string(i), 64 * kKiB)) << i;
@@ -60,8 +61,8 @@ TEST_F(LayerSetTest, DifferentLayersAreConvertedAtTheSameTimeButNoMoreThanAllowe
         return image;
       });
   // Two containers of different pods share the node's limit.
-  std::thread other([&] { EXPECT_TRUE(store->PlaceAll(Ask("t", ""), Layers(3, 64 * kKiB, "other")).ok()); });
-  EXPECT_TRUE(store->PlaceAll(Ask("s", ""), Layers(6, 64 * kKiB)).ok());
+  std::thread other([&] { EXPECT_OK(store->PlaceAll(Ask("t", ""), Layers(3, 64 * kKiB, "other"))); });
+  EXPECT_OK(store->PlaceAll(Ask("s", ""), Layers(6, 64 * kKiB)));
   other.join();
   EXPECT_EQ(most, 3);
   EXPECT_TRUE(store->conversions().empty());
@@ -70,12 +71,12 @@ TEST_F(LayerSetTest, DifferentLayersAreConvertedAtTheSameTimeButNoMoreThanAllowe
 TEST_F(LayerSetTest, AFailureTakesBackWhatTheContainerGotAndNothingElse) {
   auto store = *Open();
   std::vector<std::string> sources = Layers(6, 64 * kKiB);
-  ASSERT_TRUE(store->PlaceAll(Ask("s", ""), {sources[0]}).ok());
+  ASSERT_OK(store->PlaceAll(Ask("s", ""), {sources[0]}));
   std::filesystem::remove(sources[4] + "/content");
   const std::string big = Layer("big", "big", 9 * kMiB);
   sources.push_back(big);
   const auto failed = store->PlaceAll(Ask("s", ""), sources);
-  EXPECT_EQ(failed.status().code(), StatusCode::kInternal);
+  EXPECT_THAT(failed, testing::HasStatus(StatusCode::kInternal));
   EXPECT_NE(failed.status().message().find(sources[4]), absl::string_view::npos) << failed.status();
   EXPECT_NE(failed.status().message().find("no content"), absl::string_view::npos) << failed.status();
   size_t used = 0;
@@ -86,7 +87,7 @@ TEST_F(LayerSetTest, AFailureTakesBackWhatTheContainerGotAndNothingElse) {
   for (const DiskInfo& disk : store->disks()) EXPECT_TRUE(disk.users.empty());
   // Nothing is in the way of another try.
   std::ofstream(sources[4] + "/content") << 64 * kKiB << " again";
-  EXPECT_TRUE(store->PlaceAll(Ask("s", ""), sources).ok());
+  EXPECT_OK(store->PlaceAll(Ask("s", ""), sources));
 }
 
 TEST_F(LayerSetTest, TogetherTheyTakeNoMoreSlotsThanThereAre) {
@@ -94,7 +95,7 @@ TEST_F(LayerSetTest, TogetherTheyTakeNoMoreSlotsThanThereAre) {
   PlaceRequest request = Ask("s", "");
   request.free_arena_slots = 2;
   const auto placed = store->PlaceAll(request, Layers(6, 7 * kMiB));  // two to an arena of 16 MiB
-  ASSERT_TRUE(placed.ok()) << placed.status();
+  ASSERT_OK(placed);
   std::set<std::string> arenas;
   int disks = 0;
   for (const Placement& placement : *placed) {
@@ -114,7 +115,7 @@ TEST_F(LayerSetTest, AHundredAndTwentyLayersOfWhichManyAreEqual) {
   for (int i = 0; i < 120; ++i)
     sources.push_back(Layer("many" + std::to_string(i), "content" + std::to_string(i / 2), 8 * kKiB));
   const auto placed = store->PlaceAll(Ask("s", ""), sources);
-  ASSERT_TRUE(placed.ok()) << placed.status();
+  ASSERT_OK(placed);
   for (int i = 0; i < 120; i += 2) EXPECT_EQ((*placed)[i].offset, (*placed)[i + 1].offset);
   ASSERT_EQ(store->arenas().size(), 1u);
   EXPECT_EQ(store->arenas()[0].regions.size(), 60u);
@@ -123,7 +124,7 @@ TEST_F(LayerSetTest, AHundredAndTwentyLayersOfWhichManyAreEqual) {
 TEST_F(LayerSetTest, AThousandAndTwentyFourRegionsOfOneArena) {
   auto store = *Open();
   const auto placed = store->PlaceAll(Ask("s", ""), Layers(1024, 8 * kKiB));
-  ASSERT_TRUE(placed.ok()) << placed.status();
+  ASSERT_OK(placed);
   std::set<uint64_t> offsets;
   for (const Placement& placement : *placed) {
     EXPECT_EQ(placement.arena_id, "arena-1");
@@ -131,7 +132,7 @@ TEST_F(LayerSetTest, AThousandAndTwentyFourRegionsOfOneArena) {
   }
   auto again = *Open();
   EXPECT_EQ(again->arenas()[0].regions.size(), 1024u);
-  ASSERT_TRUE(again->ReleaseSandbox("s").ok());
+  ASSERT_OK(again->ReleaseSandbox("s"));
   EXPECT_EQ(*again->Gc(0), 1024 * 8 * kKiB);
 }
 
@@ -143,10 +144,10 @@ TEST_F(LayerSetTest, ASnapshotRemovedWhileItIsConvertedIsNoLayer) {
                                    return image;
                                  });
   const auto placed = store->Place(Ask("s", Layer("a", "aaa", 64 * kKiB)));
-  EXPECT_EQ(placed.status().code(), StatusCode::kNotFound) << placed.status();
+  EXPECT_THAT(placed, testing::HasStatus(StatusCode::kNotFound));
   EXPECT_NE(placed.status().message().find("was removed while"), absl::string_view::npos);
-  EXPECT_EQ(store->Place(Ask("s", root_ + "/layers/a")).status().code(), StatusCode::kNotFound);
-  ASSERT_TRUE(store->Gc(0).ok());
+  EXPECT_THAT(store->Place(Ask("s", root_ + "/layers/a")), testing::HasStatus(StatusCode::kNotFound));
+  ASSERT_OK(store->Gc(0));
   EXPECT_EQ(Files(), std::set<std::string>{"index.json"});
 }
 
@@ -160,7 +161,7 @@ TEST_F(LayerSetTest, ProgressIsSeenWhileALayerIsConverted) {
                                    return Make(d, p);
                                  });
   const std::string layer = Layer("a", "aaa", 64 * kKiB);
-  std::thread placing([&] { EXPECT_TRUE(store->Place(Ask("s", layer)).ok()); });
+  std::thread placing([&] { EXPECT_OK(store->Place(Ask("s", layer))); });
   written.wait();
   const std::vector<ConversionInfo> now = store->conversions();
   ASSERT_EQ(now.size(), 1u);
@@ -215,12 +216,12 @@ TEST_F(LayerSetTest, PackEmptiesArenasThatNobodyUses) {
     placed.push_back(*store->Place(request));
   }
   ASSERT_EQ(store->arenas().size(), 3u);
-  for (const int i : {3, 5}) ASSERT_TRUE(store->ReleaseSandbox("s" + std::to_string(i)).ok());
+  for (const int i : {3, 5}) ASSERT_OK(store->ReleaseSandbox("s" + std::to_string(i)));
   ASSERT_EQ(*store->Gc(0), 14 * kMiB);
-  for (const int i : {0, 1, 4}) ASSERT_TRUE(store->ReleaseSandbox("s" + std::to_string(i)).ok());
+  for (const int i : {0, 1, 4}) ASSERT_OK(store->ReleaseSandbox("s" + std::to_string(i)));
   const auto before = store->arenas();
   const auto packed = store->Pack();
-  ASSERT_TRUE(packed.ok()) << packed.status();
+  ASSERT_OK(packed);
   EXPECT_EQ(store->arenas().size(), before.size() - packed->removed_arenas);
   EXPECT_EQ(packed->removed_arenas, 1u);
   EXPECT_EQ(packed->moved_layers, 1u);
@@ -248,12 +249,12 @@ TEST_F(LayerSetTest, PackEmptiesArenasThatNobodyUses) {
 
 TEST_F(LayerSetTest, PackLeavesDomainsApartAndWhatDoesNotFit) {
   auto store = *Open();
-  ASSERT_TRUE(store->Place(Ask("a", Layer("a", "a", 2 * kMiB), "ns1")).ok());
-  ASSERT_TRUE(store->Place(Ask("b", Layer("b", "b", 2 * kMiB), "ns2")).ok());
-  ASSERT_TRUE(store->ReleaseSandbox("a").ok());
-  ASSERT_TRUE(store->ReleaseSandbox("b").ok());
+  ASSERT_OK(store->Place(Ask("a", Layer("a", "a", 2 * kMiB), "ns1")));
+  ASSERT_OK(store->Place(Ask("b", Layer("b", "b", 2 * kMiB), "ns2")));
+  ASSERT_OK(store->ReleaseSandbox("a"));
+  ASSERT_OK(store->ReleaseSandbox("b"));
   const auto packed = store->Pack();
-  ASSERT_TRUE(packed.ok());
+  ASSERT_OK(packed);
   EXPECT_EQ(packed->moved_layers, 0u);
   EXPECT_EQ(store->arenas().size(), 2u);
 }
@@ -266,11 +267,11 @@ TEST_F(LayerSetTest, PackMovesNoDamage) {
     placed.push_back(*store->Place(Ask(name, Layer(name, name, 7 * kMiB))));
   }
   ASSERT_EQ(store->arenas().size(), 2u);
-  for (const std::string name : {"l0", "l2"}) ASSERT_TRUE(store->ReleaseSandbox(name).ok());
-  ASSERT_TRUE(store->Gc(7 * kMiB).ok());  // l0 goes: room beside l1
+  for (const std::string name : {"l0", "l2"}) ASSERT_OK(store->ReleaseSandbox(name));
+  ASSERT_OK(store->Gc(7 * kMiB));  // l0 goes: room beside l1
   Damage(placed[2]);
   const auto packed = store->Pack();
-  ASSERT_TRUE(packed.ok()) << packed.status();
+  ASSERT_OK(packed);
   EXPECT_EQ(packed->moved_layers, 0u);
   ASSERT_EQ(store->arenas().size(), 1u);
   EXPECT_EQ(store->arenas()[0].regions.size(), 1u)
@@ -284,7 +285,7 @@ TEST_F(LayerSetTest, PackWhilePodsComeAndGo) {
   const std::vector<std::string> sources = Layers(12, kMiB);
   std::atomic<bool> stop = false;
   std::thread packer([&] {
-    while (!stop) EXPECT_TRUE(store->Pack().ok());
+    while (!stop) EXPECT_OK(store->Pack());
   });
   std::vector<std::thread> pods;
   for (int t = 0; t < 3; ++t) {
@@ -293,19 +294,19 @@ TEST_F(LayerSetTest, PackWhilePodsComeAndGo) {
         const std::string pod = "p" + std::to_string(t);
         const std::vector<std::string> mine = {sources[(i + t) % 12], sources[(i * 5 + t) % 12]};
         const auto placed = store->PlaceAll(Ask(pod, ""), mine);
-        ASSERT_TRUE(placed.ok()) << placed.status();
+        ASSERT_OK(placed);
         for (const Placement& placement : *placed) EXPECT_EQ(Seen(placement).size(), kMiB);
         EXPECT_EQ(Seen((*placed)[0]), ImageOf("layer" + std::to_string((i + t) % 12), kMiB));
-        ASSERT_TRUE(store->ReleaseSandbox(pod).ok());
+        ASSERT_OK(store->ReleaseSandbox(pod));
         if (i % 10 != 0) continue;
-        ASSERT_TRUE(store->Gc(4 * kMiB).ok());
+        ASSERT_OK(store->Gc(4 * kMiB));
       }
     });
   }
   for (std::thread& pod : pods) pod.join();
   stop = true;
   packer.join();
-  ASSERT_TRUE(store->Gc(0).ok());
+  ASSERT_OK(store->Gc(0));
   EXPECT_TRUE(store->arenas().empty());
   EXPECT_EQ(Files(), std::set<std::string>{"index.json"});
 }
@@ -324,7 +325,7 @@ TEST_F(LayerSetTest, ALayerOfFiveGibibytesIsADisk) {
       });
   for (const char* pod : {"s1", "s2"}) {
     const auto placed = store->Place(Ask(pod, Layer("large", "large", 1)));
-    ASSERT_TRUE(placed.ok()) << placed.status();
+    ASSERT_OK(placed);
     EXPECT_EQ(placed->kind, PlacementKind::kScsi);
     EXPECT_NE(placed->why_scsi.find("5GiB is over the maximum layer size"), std::string::npos);
     EXPECT_EQ(std::filesystem::file_size(placed->image_path), 5 * kGiB);
@@ -346,11 +347,11 @@ TEST_F(RealImagesTest, AnEmptyLayerIsALayer) {
   std::filesystem::create_directories(root_ + "/empty1");
   std::filesystem::create_directories(root_ + "/empty2");
   const auto placed = store->PlaceAll(Ask("s", ""), {root_ + "/empty1", root_ + "/empty2"});
-  ASSERT_TRUE(placed.ok()) << placed.status();
+  ASSERT_OK(placed);
   EXPECT_EQ((*placed)[0].kind, PlacementKind::kVpmem);
   EXPECT_GT((*placed)[0].payload_bytes, 0u);
   std::ofstream(root_ + "/image") << Seen((*placed)[0]);
-  EXPECT_TRUE(ExamineErofsImage(root_ + "/image").ok());
+  EXPECT_OK(ExamineErofsImage(root_ + "/image"));
 }
 
 // A million of them: layers_bench --files 1000000.
@@ -366,7 +367,7 @@ TEST_F(RealImagesTest, VeryManySmallFiles) {
     std::ofstream(folder + "/" + std::to_string(i)) << i;
   }
   const auto placed = store->Place(Ask("s", layer));
-  ASSERT_TRUE(placed.ok()) << placed.status();
+  ASSERT_OK(placed);
   EXPECT_EQ(placed->kind, PlacementKind::kVpmem);
   EXPECT_GE(placed->payload_bytes, kFiles * 4096u) << "each file's data in a page of its own";
 }

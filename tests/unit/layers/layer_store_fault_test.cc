@@ -1,4 +1,5 @@
 // Each durability call of a store's life fails once; nothing may be leaked, nothing lost that was promised.
+#include "tests/testing/status_matchers.h"
 #include "tests/unit/layers/store_fixture.h"
 
 namespace lamina::layers {
@@ -48,15 +49,15 @@ TEST_F(LayerStoreFaultTest, EveryCallFailsOnce) {
     EXPECT_TRUE(Live(**opened, nullptr)) << "after fault " << fail_at;
     opened->reset();
     auto again = Open(faulty);
-    ASSERT_TRUE(again.ok()) << fail_at << ": " << again.status();
+    ASSERT_OK(again) << fail_at << ": " << again.status();
     uint64_t regions = 0;
     for (const ArenaInfo& arena : (*again)->arenas()) {
       for (const RegionInfo& region : arena.regions) EXPECT_EQ(region.users.count("s1"), 0u) << fail_at;
       regions += arena.regions.size();
     }
     EXPECT_EQ(regions, 2u) << fail_at;
-    ASSERT_TRUE((*again)->ReleaseSandbox("s2").ok());
-    ASSERT_TRUE((*again)->Gc(0).ok());
+    ASSERT_OK((*again)->ReleaseSandbox("s2"));
+    ASSERT_OK((*again)->Gc(0));
     EXPECT_EQ(Files(), std::set<std::string>{"index.json"}) << fail_at;
   }
 }
@@ -96,11 +97,11 @@ TEST_F(LayerStoreFaultTest, DeathAfterEveryCallLeavesWhatOpenCanRead) {
     std::vector<Placement> placed;
     {
       auto opened = Open(dying);
-      ASSERT_TRUE(opened.ok()) << opened.status();
+      ASSERT_OK(opened);
       clean = Live(**opened, &placed);
     }
     auto again = Open();
-    ASSERT_TRUE(again.ok()) << fail_at << ": " << again.status();
+    ASSERT_OK(again) << fail_at << ": " << again.status();
     // Whoever was answered is known.
     for (const Placement& placement : placed) {
       bool known = false;
@@ -112,8 +113,8 @@ TEST_F(LayerStoreFaultTest, DeathAfterEveryCallLeavesWhatOpenCanRead) {
       EXPECT_TRUE(known || clean || placement.payload_bytes == 9 * kMiB) << fail_at;
     }
     EXPECT_TRUE(Live(**again, nullptr)) << fail_at;
-    ASSERT_TRUE((*again)->ReleaseSandbox("s2").ok());
-    ASSERT_TRUE((*again)->Gc(0).ok());
+    ASSERT_OK((*again)->ReleaseSandbox("s2"));
+    ASSERT_OK((*again)->Gc(0));
     EXPECT_EQ(Files(), std::set<std::string>{"index.json"}) << fail_at;
   }
 }

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "layers/digest.h"
+#include "tests/testing/status_matchers.h"
 #include "tests/unit/layers/store_fixture.h"
 
 namespace lamina::layers {
@@ -49,8 +50,8 @@ TEST_F(LayerStoreTest, TheSameLayerTwiceInASandboxCountsOnce) {
   const Placement first = *store->Place(Ask("s1", layer)), again = *store->Place(Ask("s1", layer));
   EXPECT_EQ(again.offset, first.offset);
   EXPECT_EQ(store->arenas()[0].regions[0].users, std::set<std::string>{"s1"});
-  ASSERT_TRUE(store->ReleaseSandbox("s1").ok());
-  ASSERT_TRUE(store->ReleaseSandbox("s1").ok()) << "idempotent";
+  ASSERT_OK(store->ReleaseSandbox("s1"));
+  ASSERT_OK(store->ReleaseSandbox("s1")) << "idempotent";
   EXPECT_TRUE(store->arenas()[0].regions[0].users.empty()) << "idle, and still there";
   EXPECT_TRUE(store->Place(Ask("s2", layer))->reused);
   EXPECT_EQ(made_, 1);
@@ -117,7 +118,7 @@ TEST_F(LayerStoreTest, AFailedConversionIsEveryWaitersError) {
   converting.wait();
   PlaceRequest hurried = Ask("late", layer);
   hurried.patience.deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
-  EXPECT_EQ(store->Place(hurried).status().code(), StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(store->Place(hurried), testing::HasStatus(StatusCode::kDeadlineExceeded));
   std::latch entered(15);
   for (int i = 1; i < 16; ++i) {
     results.push_back(std::async(std::launch::async, [&, i] {
@@ -129,7 +130,7 @@ TEST_F(LayerStoreTest, AFailedConversionIsEveryWaitersError) {
   go.count_down();
   for (auto& result : results) {
     const absl::Status status = result.get();
-    EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status;
+    EXPECT_THAT(status, testing::HasStatus(StatusCode::kDataLoss));
   }
   EXPECT_TRUE(store->arenas().empty());
   EXPECT_EQ(store->counters().converting, 0u);
@@ -144,8 +145,8 @@ TEST_F(LayerStoreTest, DifferentLayersAreMadeInParallel) {
                                  });
   const std::string a = Layer("a", "aaa", 64 * kKiB), b = Layer("b", "bbb", 64 * kKiB);
   auto other = std::async(std::launch::async, [&] { return store->Place(Ask("s1", a)).status(); });
-  EXPECT_TRUE(store->Place(Ask("s2", b)).ok());
-  EXPECT_TRUE(other.get().ok());
+  EXPECT_OK(store->Place(Ask("s2", b)));
+  EXPECT_OK(other.get());
 }
 
 TEST_F(LayerStoreTest, EqualContentMadeAtTheSameTimeIsOneRegion) {
@@ -196,7 +197,7 @@ TEST_F(LayerStoreTest, ALayerLargerThanTheArenaIsADisk) {
     options_.dir = root_ + "/" + NameOf(policy);
     auto store = *Open();
     const Placement idle = *store->Place(Ask("s0", Layer("idle", "idle", 64 * kKiB)));
-    ASSERT_TRUE(store->ReleaseSandbox("s0").ok());
+    ASSERT_OK(store->ReleaseSandbox("s0"));
     EXPECT_EQ(store->Place(Ask("s1", Layer("a", "a", 5 * kMiB)))->kind, PlacementKind::kScsi);
     EXPECT_TRUE(store->Place(Ask("s2", Layer("idle", "idle", 64 * kKiB)))->reused)
         << "nothing evicted in vain";
@@ -209,20 +210,20 @@ TEST_F(LayerStoreTest, VpmemOff) {
   const Placement placed = *store->Place(Ask("s1", Layer("a", "hello", 64 * kKiB)));
   EXPECT_EQ(placed.kind, PlacementKind::kScsi);
   EXPECT_TRUE(store->arenas().empty());
-  ASSERT_TRUE(store->ReleaseSandbox("s1").ok());
-  ASSERT_TRUE(store->Gc(0).ok());
+  ASSERT_OK(store->ReleaseSandbox("s1"));
+  ASSERT_OK(store->Gc(0));
   EXPECT_EQ(Files(), std::set<std::string>{"index.json"});
 }
 
 TEST_F(LayerStoreTest, FailuresAreErrorsNotDisks) {
   auto store = *Open();
-  EXPECT_EQ(store->Place(Ask("s1", root_ + "/missing")).status().code(), StatusCode::kNotFound);
+  EXPECT_THAT(store->Place(Ask("s1", root_ + "/missing")), testing::HasStatus(StatusCode::kNotFound));
   std::filesystem::create_directories(root_ + "/empty");
-  EXPECT_EQ(store->Place(Ask("s1", root_ + "/empty")).status().code(), StatusCode::kInternal);
+  EXPECT_THAT(store->Place(Ask("s1", root_ + "/empty")), testing::HasStatus(StatusCode::kInternal));
   std::ofstream(root_ + "/file") << "no image";
-  EXPECT_EQ(store->Place(Ask("s1", root_ + "/file")).status().code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(store->Place(Ask("s1", "/dev/null")).status().code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(store->Place(Ask("", root_)).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(store->Place(Ask("s1", root_ + "/file")), testing::HasStatus(StatusCode::kInvalidArgument));
+  EXPECT_THAT(store->Place(Ask("s1", "/dev/null")), testing::HasStatus(StatusCode::kInvalidArgument));
+  EXPECT_THAT(store->Place(Ask("", root_)), testing::HasStatus(StatusCode::kInvalidArgument));
   EXPECT_TRUE(store->arenas().empty());
   EXPECT_TRUE(store->disks().empty());
   EXPECT_EQ(store->counters().conversion_failures, 1u);
@@ -238,8 +239,8 @@ TEST_F(LayerStoreTest, BlobsAreTakenWithoutConversion) {
   EXPECT_EQ(disk.image_path, large) << "no copy";
   EXPECT_TRUE(disk.reused);
   EXPECT_EQ(made_, 0);
-  ASSERT_TRUE(store->ReleaseSandbox("s1").ok());
-  ASSERT_TRUE(store->Gc(0).ok());
+  ASSERT_OK(store->ReleaseSandbox("s1"));
+  ASSERT_OK(store->Gc(0));
   EXPECT_TRUE(std::filesystem::exists(large)) << "not ours to delete";
   EXPECT_TRUE(store->disks().empty());
   std::ofstream(blob) << ImageOf("other", 128 * kKiB);
@@ -251,12 +252,12 @@ TEST_F(LayerStoreTest, ABlobThatChangedWithoutBeingWrittenIsNoLayer) {
   const std::string blob = root_ + "/blob.erofs", index = options_.dir + "/index.json";
   std::ofstream(blob) << ImageOf("blob", 9 * kMiB);
   const auto first = (*Open())->Place(Ask("s1", blob));
-  ASSERT_TRUE(first.ok()) << first.status();
+  ASSERT_OK(first);
   Damage(*first);  // which changes the file's times: the index learns them, as if they had not changed
   const auto fresh_key = [&] {
     const std::string dir = options_.dir;
     options_.dir = root_ + "/other";
-    EXPECT_TRUE((*Open())->Place(Ask("s1", blob)).ok());
+    EXPECT_OK((*Open())->Place(Ask("s1", blob)));
     const auto sources =
         nlohmann::json::parse(std::ifstream(options_.dir + "/index.json"))["content"]["sources"];
     options_.dir = dir;
@@ -269,7 +270,7 @@ TEST_F(LayerStoreTest, ABlobThatChangedWithoutBeingWrittenIsNoLayer) {
 
   auto store = *Open();
   const auto again = store->Place(Ask("s2", blob));
-  EXPECT_EQ(again.status().code(), StatusCode::kDataLoss) << again.status();
+  EXPECT_THAT(again, testing::HasStatus(StatusCode::kDataLoss));
   EXPECT_NE(again.status().message().find(blob), absl::string_view::npos) << again.status();
   EXPECT_EQ(store->disks().at(0).users, std::set<std::string>{"s1"}) << "it keeps what it has";
 }
@@ -286,10 +287,10 @@ TEST_F(LayerStoreTest, RoomIsMadeFromTheIdleOnlyAndOldestFirst) {
   };
   const Placement b = next("s2", "b");
   EXPECT_EQ(next("s3", "c").kind, PlacementKind::kScsi) << "both regions are mapped by the living";
-  ASSERT_TRUE(store->ReleaseSandbox("s2").ok());
-  ASSERT_TRUE(store->ReleaseSandbox("s1").ok());
+  ASSERT_OK(store->ReleaseSandbox("s2"));
+  ASSERT_OK(store->ReleaseSandbox("s1"));
   ASSERT_EQ(next("s4", "b").offset, b.offset);  // b is younger than a now
-  ASSERT_TRUE(store->ReleaseSandbox("s4").ok());
+  ASSERT_OK(store->ReleaseSandbox("s4"));
   const Placement d = next("s5", "d");
   EXPECT_EQ(d.kind, PlacementKind::kVpmem);
   EXPECT_EQ(d.offset, a.offset);
@@ -301,17 +302,17 @@ TEST_F(LayerStoreTest, IdleBudgetAndGc) {
   options_.idle_budget_bytes = 5 * kMiB;
   auto store = *Open();
   for (const std::string name : {"a", "b", "c"}) {
-    ASSERT_TRUE(store->Place(Ask("s-" + name, Layer(name, name, 2 * kMiB))).ok());
-    ASSERT_TRUE(store->ReleaseSandbox("s-" + name).ok());
+    ASSERT_OK(store->Place(Ask("s-" + name, Layer(name, name, 2 * kMiB))));
+    ASSERT_OK(store->ReleaseSandbox("s-" + name));
   }
   EXPECT_EQ(store->arenas()[0].held_bytes, 4 * kMiB);
-  ASSERT_TRUE(store->Place(Ask("living", Layer("c", "c", 2 * kMiB))).ok());
+  ASSERT_OK(store->Place(Ask("living", Layer("c", "c", 2 * kMiB))));
   EXPECT_EQ(*store->Gc(0), 2 * kMiB);
   EXPECT_EQ(store->arenas()[0].held_bytes, 2 * kMiB) << "what lives stays";
   struct stat info {};
   ASSERT_EQ(stat(store->arenas()[0].path.c_str(), &info), 0);
   EXPECT_LE(info.st_blocks * 512, static_cast<int64_t>(2 * kMiB + 64 * kKiB)) << "holes punched";
-  ASSERT_TRUE(store->ReleaseSandbox("living").ok());
+  ASSERT_OK(store->ReleaseSandbox("living"));
   EXPECT_EQ(*store->Gc(0), 2 * kMiB);
   EXPECT_TRUE(store->arenas().empty());
   EXPECT_EQ(Files(), std::set<std::string>{"index.json"});
@@ -339,7 +340,7 @@ TEST_F(LayerStoreTest, RestartKeepsRegionsUsersAndDisks) {
   EXPECT_EQ(store->Place(Ask("s2", small))->offset, region.offset);
   EXPECT_EQ(store->Place(Ask("s2", big))->image_path, disk.image_path);
   EXPECT_EQ(made_, 2);
-  ASSERT_TRUE(store->RetainSandboxes({"s2"}).ok());
+  ASSERT_OK(store->RetainSandboxes({"s2"}));
   EXPECT_EQ(store->arenas()[0].regions[0].users, std::set<std::string>{"s2"});
   EXPECT_EQ(store->disks()[0].users, std::set<std::string>{"s2"});
 }
@@ -359,7 +360,7 @@ TEST_F(LayerStoreTest, DamagedRegionIsRebuiltNeverMounted) {
   store.reset();
   store = *Open();
   EXPECT_EQ(store->arenas()[0].regions.size(), 2u);
-  ASSERT_TRUE(store->ReleaseSandbox("living").ok());
+  ASSERT_OK(store->ReleaseSandbox("living"));
   ASSERT_EQ(store->arenas()[0].regions.size(), 1u);
   EXPECT_EQ(store->arenas()[0].regions[0].offset, rebuilt.offset);
 }
@@ -392,7 +393,7 @@ void ExpectTreeOf(const Placement& placement) {
   const std::string other = placement.tree_path + ".expected";
   const auto tree =
       MakeVerityTree({placement.image_path, placement.layer_id, placement.payload_bytes}, other);
-  ASSERT_TRUE(tree.ok()) << tree.status();
+  ASSERT_OK(tree);
   EXPECT_EQ(placement.tree.root_hash, tree->root_hash);
   EXPECT_EQ(placement.tree.bytes, tree->bytes);
   ASSERT_EQ(std::filesystem::file_size(placement.tree_path), tree->bytes);
@@ -405,17 +406,17 @@ TEST_F(LayerStoreTest, DisksHaveHashTreesWhenAskedFor) {
   auto store = *Open();
   const std::string big = Layer("big", "big", 9 * kMiB);
   const auto first = store->Place(Ask("s1", big));
-  ASSERT_TRUE(first.ok()) << first.status();
+  ASSERT_OK(first);
   ExpectTreeOf(*first);
   const auto made = std::filesystem::last_write_time(first->tree_path);
   const auto second = store->Place(Ask("s2", big));
-  ASSERT_TRUE(second.ok()) << second.status();
+  ASSERT_OK(second);
   ExpectTreeOf(*second);
   EXPECT_EQ(std::filesystem::last_write_time(first->tree_path), made) << "one tree for all";
   ASSERT_EQ(store->disks().size(), 1u);
   EXPECT_EQ(store->disks()[0].root_hash, first->tree.root_hash);
   const auto small = store->Place(Ask("s1", Layer("small", "small", 64 * kKiB)));
-  ASSERT_TRUE(small.ok()) << small.status();
+  ASSERT_OK(small);
   EXPECT_EQ(small->tree_path, "") << "an arena's regions have none";
   // Nothing but the root that the guest is told makes a tree good: one of an earlier process is replaced.
   store.reset();
@@ -423,10 +424,10 @@ TEST_F(LayerStoreTest, DisksHaveHashTreesWhenAskedFor) {
   store = *Open();
   EXPECT_EQ(store->disks()[0].root_hash, "");
   const auto again = store->Place(Ask("s3", big));
-  ASSERT_TRUE(again.ok()) << again.status();
+  ASSERT_OK(again);
   ExpectTreeOf(*again);
-  for (const char* sandbox : {"s1", "s2", "s3"}) ASSERT_TRUE(store->ReleaseSandbox(sandbox).ok());
-  ASSERT_TRUE(store->Gc(0).ok());
+  for (const char* sandbox : {"s1", "s2", "s3"}) ASSERT_OK(store->ReleaseSandbox(sandbox));
+  ASSERT_OK(store->Gc(0));
   EXPECT_EQ(Files(), std::set<std::string>{"index.json"});
 }
 
@@ -438,14 +439,14 @@ TEST_F(LayerStoreTest, ATreeBelongsToAllDisksOfItsContent) {
     const std::string blob = root_ + "/" + name + ".erofs";
     std::ofstream(blob) << ImageOf("same", 9 * kMiB);
     const auto placement = store->Place(Ask("s-" + name, blob));
-    ASSERT_TRUE(placement.ok()) << placement.status();
+    ASSERT_OK(placement);
     EXPECT_EQ(placement->image_path, blob);
     placed.push_back(*placement);
   }
   EXPECT_EQ(placed[0].tree_path, placed[1].tree_path);
-  ASSERT_TRUE(store->ReleaseSandbox("s-a").ok());
+  ASSERT_OK(store->ReleaseSandbox("s-a"));
   ExpectTreeOf(placed[1]);
-  ASSERT_TRUE(store->ReleaseSandbox("s-b").ok());
+  ASSERT_OK(store->ReleaseSandbox("s-b"));
   EXPECT_EQ(Files(), std::set<std::string>{"index.json"});
   EXPECT_TRUE(std::filesystem::exists(placed[0].image_path)) << "the blobs are the snapshotter's";
 }
@@ -453,11 +454,11 @@ TEST_F(LayerStoreTest, ATreeBelongsToAllDisksOfItsContent) {
 TEST_F(LayerStoreTest, TreesOfAnEarlierConfigurationGo) {
   options_.scsi_verity = true;
   const std::string big = Layer("big", "big", 9 * kMiB);
-  ASSERT_TRUE((*Open())->Place(Ask("s1", big)).ok());
+  ASSERT_OK((*Open())->Place(Ask("s1", big)));
   options_.scsi_verity = false;
   auto store = *Open();
   const auto placement = store->Place(Ask("s1", big));
-  ASSERT_TRUE(placement.ok()) << placement.status();
+  ASSERT_OK(placement);
   EXPECT_EQ(placement->tree_path, "");
   EXPECT_EQ(Files(), (std::set<std::string>{"index.json", placement->layer_id + ".erofs"}));
 }
@@ -466,18 +467,18 @@ TEST_F(LayerStoreTest, ADamagedDiskIsRebuiltWithItsTree) {
   options_.scsi_verity = true;
   const std::string big = Layer("big", "big", 9 * kMiB);
   const auto first = (*Open())->Place(Ask("s1", big));
-  ASSERT_TRUE(first.ok()) << first.status();
+  ASSERT_OK(first);
   Damage(*first);
   auto store = *Open();
   const auto second = store->Place(Ask("s1", big));
-  ASSERT_TRUE(second.ok()) << second.status();
+  ASSERT_OK(second);
   ExpectTreeOf(*second);
   EXPECT_EQ(second->tree.root_hash, first->tree.root_hash);
 }
 
 TEST_F(LayerStoreTest, ForeignIndexesAreLeftUntouched) {
   auto store = *Open();
-  ASSERT_TRUE(store->Place(Ask("s1", Layer("a", "hello", 64 * kKiB))).ok());
+  ASSERT_OK(store->Place(Ask("s1", Layer("a", "hello", 64 * kKiB))));
   store.reset();
   const std::string path = options_.dir + "/index.json";
   const std::string good = *FileSystem::Real().Read(path, 1 << 20);
@@ -541,7 +542,7 @@ TEST_F(LayerStoreTest, ManyThreadsKeepEveryLivingRegionIntact) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(wrong, 0);
-  ASSERT_TRUE(store->Gc(0).ok());
+  ASSERT_OK(store->Gc(0));
   EXPECT_TRUE(store->arenas().empty());
   EXPECT_TRUE(store->disks().empty());
   EXPECT_EQ(Files(), std::set<std::string>{"index.json"});

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/units.h"
+#include "tests/testing/status_matchers.h"
 
 namespace lamina::layers {
 namespace {
@@ -48,7 +49,7 @@ TEST(Replay, ClassicLineByLine) {
       "free c\n"
       "alloc whole 4GiB",
       Classic());
-  ASSERT_TRUE(run.summary.ok()) << run.summary.status();
+  ASSERT_OK(run.summary);
   const std::vector<std::string> expected = {"ok",
                                              "ok",
                                              "invalid-size",
@@ -93,7 +94,7 @@ void PlayGolden(const std::string& name, ReplayOptions options) {
     if (arrow != std::string::npos) expected.push_back(line);
   }
   const Played run = Play(trace, options);
-  ASSERT_TRUE(run.summary.ok()) << run.summary.status();
+  ASSERT_OK(run.summary);
   ASSERT_EQ(run.lines.size(), expected.size() + 1);
   for (size_t i = 0; i < expected.size(); ++i) {
     std::istringstream words(expected[i].substr(expected[i].find("=>") + 2));
@@ -118,7 +119,7 @@ TEST(Replay, GoldenTraces) {
 
 TEST(Replay, ASmallerClassicDeviceIsOneOfTheClasses) {
   const Played run = Play("alloc a 2GiB\nalloc b 5GiB\nalloc c 257MiB\n", {Policy::kClassic, 1ULL << 30, 1});
-  ASSERT_TRUE(run.summary.ok());
+  ASSERT_OK(run.summary);
   EXPECT_EQ(run.lines[0]["result"], "not-enough-space") << "a class there is, though never room for it";
   EXPECT_EQ(run.lines[1]["result"], "invalid-size");
   EXPECT_EQ(run.lines[2]["held"], 1ULL << 30);
@@ -128,7 +129,7 @@ TEST(Replay, PristineAfterAllIsFreed) {
   for (const Policy policy : {Policy::kClassic, Policy::kDense}) {
     const Played run =
         Play("alloc a 3MiB\nalloc b 70MiB\nalloc c 5\nfree b\nfree a\nfree c\n", {policy, 1ULL << 30, 2});
-    ASSERT_TRUE(run.summary.ok());
+    ASSERT_OK(run.summary);
     EXPECT_TRUE(run.summary->pristine);
     EXPECT_EQ(run.lines.back()["summary"]["pristine"], true);
     EXPECT_EQ(run.lines.back()["summary"]["held"], 0);
@@ -138,7 +139,7 @@ TEST(Replay, PristineAfterAllIsFreed) {
 
 TEST(Replay, AnEmptyTraceIsASummary) {
   const Played run = Play("", Classic());
-  ASSERT_TRUE(run.summary.ok());
+  ASSERT_OK(run.summary);
   ASSERT_EQ(run.lines.size(), 1u);
   EXPECT_EQ(run.lines[0]["summary"]["utilisation"], 0.0);
   EXPECT_EQ(run.lines[0]["summary"]["pristine"], true);
@@ -146,7 +147,7 @@ TEST(Replay, AnEmptyTraceIsASummary) {
 
 TEST(Replay, TheNextDeviceIsTakenWhenTheFirstIsFull) {
   const Played run = Play("alloc a 4GiB\nalloc b 4GiB\nalloc c 1\nfree a\nalloc c 1\n", Classic(2));
-  ASSERT_TRUE(run.summary.ok());
+  ASSERT_OK(run.summary);
   EXPECT_EQ(run.lines[1]["device"], 1);
   EXPECT_EQ(run.lines[2]["result"], "not-enough-space");
   EXPECT_EQ(run.lines[4]["device"], 0) << "a name whose allocation failed may be tried again";
@@ -156,7 +157,7 @@ TEST(Replay, ABadLineIsNamedWithItsText) {
   for (const std::string bad : {"allocate b 1MiB", "alloc b", "alloc b 1MiB 2", "alloc b -1", "alloc b lots",
                                 "free", "free a b", "alloc b 1.5B", "alloc a 1MiB"}) {
     const Played run = Play("alloc a 1MiB\n\n" + bad + "\nfree a\n", Classic());
-    ASSERT_EQ(run.summary.status().code(), absl::StatusCode::kInvalidArgument) << bad;
+    ASSERT_THAT(run.summary, testing::HasStatus(absl::StatusCode::kInvalidArgument)) << bad;
     const std::string message(run.summary.status().message());
     EXPECT_NE(message.find("line 3"), std::string::npos) << message;
     EXPECT_NE(message.find(bad), std::string::npos) << message;
@@ -165,15 +166,15 @@ TEST(Replay, ABadLineIsNamedWithItsText) {
 }
 
 TEST(Replay, BadOptions) {
-  EXPECT_EQ(Play("", {Policy::kClassic, 3 * kMi, 1}).summary.status().code(),
-            absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(Play("", {Policy::kDense, 4ULL << 30, 0}).summary.status().code(),
-            absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(Play("", {Policy::kClassic, 3 * kMi, 1}).summary,
+              testing::HasStatus(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(Play("", {Policy::kDense, 4ULL << 30, 0}).summary,
+              testing::HasStatus(absl::StatusCode::kInvalidArgument));
 }
 
 TEST(Replay, NamesThatAreNotTextStayValidJson) {
   const Played run = Play("alloc \xff\"\\ 1\nfree \xff\"\\\n", Classic());
-  ASSERT_TRUE(run.summary.ok());
+  ASSERT_OK(run.summary);
   EXPECT_EQ(run.lines[1]["result"], "ok");
 }
 

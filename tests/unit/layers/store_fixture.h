@@ -17,7 +17,7 @@
 
 namespace lamina::layers {
 
-class StoreFixture : public testing::Test {
+class StoreFixture : public ::testing::Test {
  protected:
   StoreFixture() {
     char name[] = "/tmp/lamina-layer-store.XXXXXX";

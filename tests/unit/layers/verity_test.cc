@@ -9,6 +9,7 @@
 #include <fstream>
 
 #include "layers/digest.h"
+#include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
 
 namespace lamina::layers {
@@ -56,7 +57,7 @@ constexpr Known kKnown[] = {
 TEST_F(VerityTest, TreesAreThoseOfVeritysetup) {
   for (const Known& known : kKnown) {
     const auto tree = MakeVerityTree(Numbers(known.blocks), TreePath());
-    ASSERT_TRUE(tree.ok()) << tree.status();
+    ASSERT_OK(tree);
     EXPECT_EQ(tree->root_hash, known.root) << known.blocks;
     EXPECT_EQ(tree->bytes, known.tree_bytes) << known.blocks;
     EXPECT_EQ(VerityTreeBytes(known.blocks * kBlock), known.tree_bytes) << known.blocks;
@@ -68,15 +69,15 @@ TEST_F(VerityTest, TreesAreThoseOfVeritysetup) {
 TEST_F(VerityTest, OneBlockIsItsOwnRootAndTheTreeADiskOfZeros) {
   const Image image = Numbers(1);
   const auto tree = MakeVerityTree(image, TreePath());
-  ASSERT_TRUE(tree.ok()) << tree.status();
+  ASSERT_OK(tree);
   EXPECT_EQ(tree->root_hash, image.digest);
   EXPECT_EQ(tree->bytes, kBlock);
   EXPECT_EQ(*DigestOf(TreePath(), 0, kBlock), *Sha256(std::string(kBlock, '\0')));
 }
 
 TEST_F(VerityTest, AnOlderLongerTreeIsReplacedAndNobodyElseReadsIt) {
-  ASSERT_TRUE(MakeVerityTree(Numbers(129), TreePath()).ok());
-  ASSERT_TRUE(MakeVerityTree(Numbers(2), TreePath()).ok());
+  ASSERT_OK(MakeVerityTree(Numbers(129), TreePath()));
+  ASSERT_OK(MakeVerityTree(Numbers(2), TreePath()));
   struct stat info {};
   ASSERT_EQ(stat(TreePath().c_str(), &info), 0);
   EXPECT_EQ(info.st_size, static_cast<off_t>(kBlock));
@@ -88,7 +89,7 @@ TEST_F(VerityTest, AnImageThatIsNotWhatItsDigestSaysGetsNone) {
     const Image image = Numbers(blocks);
     std::fstream(image.path, std::ios::in | std::ios::out | std::ios::binary).seekp(100) << "x";
     const auto tree = MakeVerityTree(image, TreePath());
-    EXPECT_EQ(tree.status().code(), absl::StatusCode::kDataLoss) << tree.status();
+    EXPECT_THAT(tree, testing::HasStatus(absl::StatusCode::kDataLoss));
     EXPECT_FALSE(std::filesystem::exists(TreePath()));
   }
 }
@@ -96,12 +97,12 @@ TEST_F(VerityTest, AnImageThatIsNotWhatItsDigestSaysGetsNone) {
 TEST_F(VerityTest, ErrorsNameTheFile) {
   Image image = Numbers(3);
   image.bytes += kBlock;
-  EXPECT_EQ(MakeVerityTree(image, TreePath()).status().code(), absl::StatusCode::kDataLoss)
+  EXPECT_THAT(MakeVerityTree(image, TreePath()), testing::HasStatus(absl::StatusCode::kDataLoss))
       << "it ends early";
   image.bytes = 0;
-  EXPECT_EQ(MakeVerityTree(image, TreePath()).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(MakeVerityTree(image, TreePath()), testing::HasStatus(absl::StatusCode::kInvalidArgument));
   image.bytes = 5000;
-  EXPECT_EQ(MakeVerityTree(image, TreePath()).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(MakeVerityTree(image, TreePath()), testing::HasStatus(absl::StatusCode::kInvalidArgument));
   const auto missing = MakeVerityTree({files_ / "none", "", kBlock}, TreePath());
   EXPECT_NE(missing.status().message().find("none"), absl::string_view::npos) << missing.status();
   EXPECT_FALSE(std::filesystem::exists(TreePath()));
@@ -120,7 +121,7 @@ TEST_F(VerityTest, NoRoomForTheTreeLeavesNothing) {
   const auto tree = MakeVerityTree(image, TreePath());
   setrlimit(RLIMIT_FSIZE, &old);
   sigaction(SIGXFSZ, &before, nullptr);
-  EXPECT_FALSE(tree.ok());
+  EXPECT_NOT_OK(tree);
   EXPECT_NE(tree.status().message().find("tree"), absl::string_view::npos) << tree.status();
   EXPECT_FALSE(std::filesystem::exists(TreePath()));
 }

@@ -170,9 +170,9 @@ TEST(ClaimsJournal, AfterAFailedWriteTheFileIsReplaced) {
   for (const double part : {0.3, 1.0}) {
     fs.part = part;
     fs.crash_at = fs.seen;
-    EXPECT_FALSE((*journal)->Wait((*journal)->Add(RecordOf("refused", 1))).ok());
-    EXPECT_FALSE((*journal)->Wait((*journal)->Add(Gone("a"))).ok());
-    EXPECT_FALSE((*journal)->Repair().ok());
+    EXPECT_NOT_OK((*journal)->Wait((*journal)->Add(RecordOf("refused", 1))));
+    EXPECT_NOT_OK((*journal)->Wait((*journal)->Add(Gone("a"))));
+    EXPECT_NOT_OK((*journal)->Repair());
     fs.crash_at = INT32_MAX;
     EXPECT_OK((*journal)->Repair());
     EXPECT_OK((*journal)->Repair());

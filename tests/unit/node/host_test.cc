@@ -96,7 +96,7 @@ TEST(RealHost, SeesItsNumaNodes) {
 TEST(RealHost, SeesThisProcess) {
   Host& host = Host::Real();
   const absl::StatusOr<uint64_t> start_time = ProcessStartTime(getpid());
-  ASSERT_TRUE(start_time.ok());
+  ASSERT_OK(start_time);
   EXPECT_TRUE(host.Alive(getpid(), *start_time));
   EXPECT_FALSE(host.Alive(getpid(), *start_time + 1));
   EXPECT_FALSE(host.Alive(0, 0));

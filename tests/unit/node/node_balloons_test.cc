@@ -215,7 +215,7 @@ TEST_F(NodeBalloonsTest, WhatWasUsedInTheLastMinuteCounts) {
   a->used_bytes = 256 * kMiB;
   a->stats_unix_seconds = Now();
   ASSERT_OK(node_->Reconcile());
-  EXPECT_FALSE(Claim("new", 2 * kGiB).ok());
+  EXPECT_NOT_OK(Claim("new", 2 * kGiB));
   clock_.Advance(std::chrono::minutes(2));
   a->stats_unix_seconds = Now();
   ASSERT_OK(node_->Reconcile());
@@ -279,7 +279,7 @@ TEST_F(NodeBalloonsTest, MemoryThatIsStillHeldIsNotGranted) {
   const auto a = Run("a", 3 * kGiB, 128 * kMiB);
   ASSERT_OK(node_->Reconcile());
   host_.Start(1000, 1, 3 * kGiB);  // its balloon is said to fill, its VMM holds all the same
-  EXPECT_FALSE(Claim("new", 2 * kGiB).ok());
+  EXPECT_NOT_OK(Claim("new", 2 * kGiB));
   EXPECT_EQ(a->target_bytes, a->base_bytes);
   ASSERT_OK(node_->Reconcile());
   EXPECT_EQ(ClaimOf("a").lowered_bytes(), 0u);
@@ -296,7 +296,7 @@ TEST_F(NodeBalloonsTest, WhatAGuestTakesBackCountsAtOnce) {
   EXPECT_GT(node_->claims().claimed_bytes(), 4 * kGiB);
   EXPECT_TRUE(ClaimOf("a").uncooperative());
   a->stats_unix_seconds = Now();
-  EXPECT_FALSE(Claim("another", 64 * kMiB).ok());
+  EXPECT_NOT_OK(Claim("another", 64 * kMiB));
 }
 
 TEST_F(NodeBalloonsTest, ARoundThatIsCutShortIsUndone) {
@@ -314,7 +314,7 @@ TEST_F(NodeBalloonsTest, ALoweringThatIsNotDurableGrantsNothing) {
   ASSERT_OK(node_->Reconcile());
   fs_.calls = 0;
   fs_.fail_at = 0;
-  EXPECT_FALSE(Claim("new", 2 * kGiB).ok());
+  EXPECT_NOT_OK(Claim("new", 2 * kGiB));
   fs_.fail_at = -1;
   EXPECT_EQ(ClaimOf("a").lowered_bytes(), 0u);
   EXPECT_EQ(node_->claims().claimed_bytes(), 3 * kGiB + kVmm);
@@ -330,7 +330,7 @@ TEST_F(NodeBalloonsTest, SwitchedOffItRefusesAtOnce) {
   const auto a = Run("a", 3 * kGiB, 128 * kMiB);
   ASSERT_OK(node_->Reconcile());
   const auto refused = Claim("new", 2 * kGiB);
-  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(refused, HasStatus(absl::StatusCode::kResourceExhausted));
   EXPECT_EQ(a->target_bytes, a->base_bytes);
 }
 

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "base/units.h"
+#include "tests/testing/status_matchers.h"
 #include "tests/unit/node/fake_host.h"
 
 namespace lamina::node {
@@ -66,7 +67,7 @@ class NodeStateTest : public ::testing::Test {
     config_.layers.arena_bytes = 16 * kMiB;
     host_.Start(kShim, 1);
     Restart();
-    ASSERT_TRUE(node_->Reconcile().ok());
+    ASSERT_OK(node_->Reconcile());
   }
   void TearDown() override {
     node_.reset();
@@ -77,7 +78,7 @@ class NodeStateTest : public ::testing::Test {
   void Restart() {
     node_.reset();
     absl::StatusOr<std::unique_ptr<NodeState>> node = NodeState::Open(config_, fs_, host_, clock_);
-    ASSERT_TRUE(node.ok()) << node.status();
+    ASSERT_OK(node);
     node_ = std::move(*node);
   }
 
@@ -108,7 +109,7 @@ class NodeStateTest : public ::testing::Test {
   void UseNumaNodes(uint64_t left_on_0 = 12 * kGiB) {
     host_.SetNumaNodes({{0, {12 * kGiB, left_on_0}}, {2, {4 * kGiB, 4 * kGiB}}});
     Restart();
-    ASSERT_TRUE(node_->Reconcile().ok());
+    ASSERT_OK(node_->Reconcile());
   }
   absl::StatusOr<uint64_t> Claim(const std::string& id, uint64_t bytes, int64_t shim = kShim) {
     const auto response = node_->Claim(Request(id, bytes, shim));
@@ -150,16 +151,16 @@ class NodeStateTest : public ::testing::Test {
 TEST_F(NodeStateTest, GrantsNothingBeforeItHasReconciled) {
   Restart();
   EXPECT_FALSE(node_->ready());
-  EXPECT_EQ(Claim("one", 1 * kMiB).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(Claim("one", 1 * kMiB), testing::HasStatus(absl::StatusCode::kUnavailable));
   EXPECT_THAT(node_->MetricsText(), HasSubstr("lamina_claims_refused_total{reason=\"not_ready\"} 1\n"));
-  ASSERT_TRUE(node_->Reconcile().ok());
-  EXPECT_TRUE(Claim("one", 1 * kMiB).ok());
+  ASSERT_OK(node_->Reconcile());
+  EXPECT_OK(Claim("one", 1 * kMiB));
 }
 
 TEST_F(NodeStateTest, RefusesWithTheNumbers) {
-  ASSERT_TRUE(Claim("one", 3 * kGiB).ok());
+  ASSERT_OK(Claim("one", 3 * kGiB));
   const auto refused = Claim("two", 2 * kGiB);
-  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(refused, testing::HasStatus(absl::StatusCode::kResourceExhausted));
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("1GiB"));
   EXPECT_EQ(Claimed(), 3 * kGiB);
 }
@@ -168,26 +169,26 @@ TEST_F(NodeStateTest, ARepeatedClaimIsTheSameClaim) {
   const auto first = Claim("one", 1 * kGiB);
   EXPECT_EQ(Claim("one", 1 * kGiB).value(), first.value());
   EXPECT_EQ(Claimed(), 1 * kGiB);
-  EXPECT_EQ(Claim("one", 2 * kGiB).status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_THAT(Claim("one", 2 * kGiB), testing::HasStatus(absl::StatusCode::kAlreadyExists));
 }
 
 TEST_F(NodeStateTest, ClaimsAtTheSameTimeShareWrites) {
   constexpr int kClaims = 64;
   fs_.calls = 0;
-  ASSERT_TRUE(Claim("alone", 1 * kMiB).ok());
+  ASSERT_OK(Claim("alone", 1 * kMiB));
   const int alone = fs_.calls;
   slow_.Block();
   fs_.calls = 0;
   {
     std::vector<std::jthread> threads;
     for (int i = 0; i < kClaims; ++i)
-      threads.emplace_back([&, i] { EXPECT_TRUE(Claim("s" + std::to_string(i), 1 * kMiB).ok()); });
+      threads.emplace_back([&, i] { EXPECT_OK(Claim("s" + std::to_string(i), 1 * kMiB)); });
     slow_.WaitUntil([&] { return node_->sandboxes().sandboxes_size() == kClaims + 1; });
     slow_.Unblock();
   }
   EXPECT_LE(fs_.calls, 2 * alone);  // the one that was being written, and one for all the others
   Restart();
-  ASSERT_TRUE(node_->Reconcile().ok());
+  ASSERT_OK(node_->Reconcile());
   EXPECT_EQ(Claimed(), (kClaims + 1) * kMiB);
 }
 
@@ -195,33 +196,33 @@ TEST_F(NodeStateTest, ClaimsAtTheSameTimeShareWrites) {
 // a crash.
 TEST_F(NodeStateTest, AClaimThatIsNotDurableIsNoClaim) {
   fs_.calls = 0;
-  ASSERT_TRUE(Claim("probe", 1 * kMiB).ok());
+  ASSERT_OK(Claim("probe", 1 * kMiB));
   const int writes = fs_.calls;
   ASSERT_GT(writes, 0);
-  ASSERT_TRUE(Release("probe", 0).ok());
+  ASSERT_OK(Release("probe", 0));
   for (int fail_at = 0; fail_at < writes; ++fail_at) {
     fs_.calls = 0;
     fs_.fail_at = fail_at;
     const auto claim = Claim("one", 1 * kGiB);
     fs_.fail_at = -1;
-    EXPECT_FALSE(claim.ok()) << fail_at;
+    EXPECT_NOT_OK(claim) << fail_at;
     EXPECT_EQ(Claimed(), 0u) << fail_at;
     EXPECT_EQ(node_->sandboxes().sandboxes_size(), 0) << fail_at;
   }
-  EXPECT_TRUE(Claim("one", 1 * kGiB).ok());
+  EXPECT_OK(Claim("one", 1 * kGiB));
 }
 
 TEST_F(NodeStateTest, AReleaseThatIsNotDurableCanBeRepeated) {
   fs_.calls = 0;
   const auto probe = Claim("probe", 1 * kMiB);
-  ASSERT_TRUE(Release("probe", *probe).ok());
+  ASSERT_OK(Release("probe", *probe));
   const auto claim = Claim("one", 1 * kGiB);
   fs_.calls = 0;
   fs_.fail_at = 0;
-  EXPECT_FALSE(Release("one", *claim).ok());
+  EXPECT_NOT_OK(Release("one", *claim));
   fs_.fail_at = -1;
   EXPECT_EQ(Claimed(), 1 * kGiB);
-  EXPECT_TRUE(Release("one", *claim).ok());
+  EXPECT_OK(Release("one", *claim));
   EXPECT_EQ(Claimed(), 0u);
 }
 
@@ -230,18 +231,19 @@ TEST_F(NodeStateTest, AFailedRetargetChangesNothing) {
   for (const uint64_t bytes : {2 * kGiB, 512 * kMiB}) {
     fs_.calls = 0;
     fs_.fail_at = 0;
-    EXPECT_FALSE(Retarget("one", *claim, bytes).ok());
+    EXPECT_NOT_OK(Retarget("one", *claim, bytes));
     fs_.fail_at = -1;
     EXPECT_EQ(Claimed(), 1 * kGiB) << bytes;
   }
-  EXPECT_EQ(Retarget("one", *claim, 5 * kGiB).code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_EQ(Retarget("one", *claim + 1, 1 * kMiB).code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(Retarget("one", *claim, 0).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(Retarget("one", *claim, 5 * kGiB), testing::HasStatus(absl::StatusCode::kResourceExhausted));
+  EXPECT_THAT(Retarget("one", *claim + 1, 1 * kMiB),
+              testing::HasStatus(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(Retarget("one", *claim, 0), testing::HasStatus(absl::StatusCode::kInvalidArgument));
   EXPECT_EQ(Claimed(), 1 * kGiB);
-  EXPECT_TRUE(Retarget("one", *claim, 2 * kGiB).ok());
+  EXPECT_OK(Retarget("one", *claim, 2 * kGiB));
   EXPECT_EQ(Claimed(), 2 * kGiB);
   Restart();
-  ASSERT_TRUE(node_->Reconcile().ok());
+  ASSERT_OK(node_->Reconcile());
   EXPECT_EQ(Claimed(), 2 * kGiB);
 }
 
@@ -261,13 +263,13 @@ TEST_F(NodeStateTest, AResizeChangesWhatIsShown) {
   };
   fs_.calls = 0;
   fs_.fail_at = 0;
-  EXPECT_FALSE(node_->Retarget(request).ok());
+  EXPECT_NOT_OK(node_->Retarget(request));
   fs_.fail_at = -1;
   EXPECT_TRUE(shows(0));
   EXPECT_EQ(Claimed(), 1 * kGiB);
-  ASSERT_TRUE(node_->Retarget(request).ok());
+  ASSERT_OK(node_->Retarget(request));
   fs_.calls = 0;
-  ASSERT_TRUE(node_->Retarget(request).ok());
+  ASSERT_OK(node_->Retarget(request));
   EXPECT_EQ(fs_.calls, 0);  // repeated it finds everything as it is
   for (int restarted = 0; restarted < 2; ++restarted) {
     EXPECT_TRUE(shows(3));
@@ -275,12 +277,12 @@ TEST_F(NodeStateTest, AResizeChangesWhatIsShown) {
     EXPECT_EQ(node_->sandboxes().sandboxes(0).limit_cpus(), 2.5);
     EXPECT_THAT(node_->MetricsText(), ::testing::ContainsRegex("lamina_sandbox_vcpus\\{[^}]*\\} 3\n"));
     Restart();
-    ASSERT_TRUE(node_->Reconcile().ok());
+    ASSERT_OK(node_->Reconcile());
   }
   request.mutable_sizing()->set_vcpus(4);  // the size alone, at the same claim
-  ASSERT_TRUE(node_->Retarget(request).ok());
+  ASSERT_OK(node_->Retarget(request));
   EXPECT_TRUE(shows(4));
-  ASSERT_TRUE(Retarget("one", *claim, 1 * kGiB).ok());  // the claim alone
+  ASSERT_OK(Retarget("one", *claim, 1 * kGiB));  // the claim alone
   EXPECT_TRUE(shows(4));
   EXPECT_EQ(Claimed(), 1 * kGiB);
 }
@@ -288,14 +290,14 @@ TEST_F(NodeStateTest, AResizeChangesWhatIsShown) {
 TEST_F(NodeStateTest, IsReleasedOnlyWhenTheVmIsSeenDead) {
   const auto claim = Claim("one", 1 * kGiB);
   host_.Start(kVmm, 1);
-  ASSERT_TRUE(Started("one", *claim).ok());
-  EXPECT_EQ(Release("one", *claim).code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(Release("one", 0).code(), absl::StatusCode::kFailedPrecondition);
+  ASSERT_OK(Started("one", *claim));
+  EXPECT_THAT(Release("one", *claim), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(Release("one", 0), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
   host_.End(kVmm);
-  EXPECT_TRUE(Release("one", *claim + 7).ok());  // stale
+  EXPECT_OK(Release("one", *claim + 7));  // stale
   EXPECT_EQ(Claimed(), 1 * kGiB);
-  EXPECT_TRUE(Release("one", *claim).ok());
-  EXPECT_TRUE(Release("one", *claim).ok());
+  EXPECT_OK(Release("one", *claim));
+  EXPECT_OK(Release("one", *claim));
   EXPECT_EQ(Claimed(), 0u);
 }
 
@@ -303,65 +305,65 @@ TEST_F(NodeStateTest, IsReleasedOnlyWhenTheVmIsSeenDead) {
 TEST_F(NodeStateTest, AReusedPidIsNotTheVm) {
   const auto claim = Claim("one", 1 * kGiB);
   host_.Start(kVmm, 1);
-  ASSERT_TRUE(Started("one", *claim).ok());
+  ASSERT_OK(Started("one", *claim));
   host_.Start(kVmm, 999);
-  EXPECT_TRUE(Release("one", *claim).ok());
+  EXPECT_OK(Release("one", *claim));
 }
 
 TEST_F(NodeStateTest, CountsTheLargerOfPromiseAndResidence) {
   const auto claim = Claim("one", 1 * kGiB);
   host_.Start(kVmm, 1, 256 * kMiB);
-  ASSERT_TRUE(Started("one", *claim).ok());
-  ASSERT_TRUE(node_->Reconcile().ok());
+  ASSERT_OK(Started("one", *claim));
+  ASSERT_OK(node_->Reconcile());
   EXPECT_EQ(Claimed(), 1 * kGiB);
   EXPECT_EQ(node_->claims().claims(0).outstanding_bytes(), 768 * kMiB);
   host_.Start(kVmm, 1, 3 * kGiB);
-  ASSERT_TRUE(node_->Reconcile().ok());
+  ASSERT_OK(node_->Reconcile());
   EXPECT_EQ(Claimed(), 3 * kGiB);
-  EXPECT_EQ(Claim("two", 2 * kGiB).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(Claim("two", 2 * kGiB), testing::HasStatus(absl::StatusCode::kResourceExhausted));
 }
 
 TEST_F(NodeStateTest, ClaimsOfTheDeadAreDropped) {
   host_.Start(101, 1);
   const auto built = Claim("built", 1 * kGiB, 101);
   const auto building = Claim("building", 512 * kMiB, 101);
-  ASSERT_TRUE(Claim("other", 256 * kMiB).ok());
+  ASSERT_OK(Claim("other", 256 * kMiB));
   host_.Start(kVmm, 1);
-  ASSERT_TRUE(Started("built", *built).ok());
+  ASSERT_OK(Started("built", *built));
   host_.End(101);  // the shim; its VM lives on
-  ASSERT_TRUE(node_->Reconcile().ok());
+  ASSERT_OK(node_->Reconcile());
   EXPECT_EQ(Claimed(), 1 * kGiB + 256 * kMiB);
   host_.End(kVmm);
-  ASSERT_TRUE(node_->Reconcile().ok());
+  ASSERT_OK(node_->Reconcile());
   EXPECT_EQ(Claimed(), 256 * kMiB);
 }
 
 TEST_F(NodeStateTest, ADeadOwnersClaimIsNotInTheWay) {
   host_.Start(101, 1);
-  ASSERT_TRUE(Claim("one", 1 * kGiB, 101).ok());
+  ASSERT_OK(Claim("one", 1 * kGiB, 101));
   host_.End(101);
   const auto again = Claim("one", 2 * kGiB);
-  EXPECT_TRUE(again.ok()) << again.status();
+  EXPECT_OK(again);
   EXPECT_EQ(Claimed(), 2 * kGiB);
 }
 
 TEST_F(NodeStateTest, AShimThatIsNotSeenGetsNothing) {
-  EXPECT_EQ(Claim("one", 1 * kMiB, 4242).status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(Claim("one", 1 * kMiB, 0).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Claim("one", 1 * kMiB, 4242), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(Claim("one", 1 * kMiB, 0), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
   EXPECT_EQ(Claimed(), 0u);
 }
 
 TEST_F(NodeStateTest, AfterACrashTheLedgerIsWhatItWas) {
   const auto kept = Claim("kept", 1 * kGiB);
   host_.Start(kVmm, 1, 2 * kGiB);
-  ASSERT_TRUE(Started("kept", *kept).ok());
-  ASSERT_TRUE(Claim("building", 512 * kMiB).ok());
+  ASSERT_OK(Started("kept", *kept));
+  ASSERT_OK(Claim("building", 512 * kMiB));
   Restart();
-  ASSERT_TRUE(node_->Reconcile().ok());
+  ASSERT_OK(node_->Reconcile());
   EXPECT_EQ(Claimed(), 2 * kGiB + 512 * kMiB);  // what is observed, where it is more
   const auto next = Claim("next", 1 * kMiB);
   EXPECT_GT(*next, *kept);
-  EXPECT_EQ(Release("kept", *kept).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Release("kept", *kept), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
 }
 
 TEST_F(NodeStateTest, AVmThatNobodyRecordedIsCounted) {
@@ -371,49 +373,48 @@ TEST_F(NodeStateTest, AVmThatNobodyRecordedIsCounted) {
   state.claim_generation = 9;
   state.vmm = {kVmm, 1};
   persist::StateStore store(FileSystem::Real(), config_.paths.state_dir);
-  ASSERT_TRUE(store.Save(state).ok());
+  ASSERT_OK(store.Save(state));
   host_.Start(kVmm, 1);
   Restart();
-  ASSERT_TRUE(node_->Reconcile().ok());
+  ASSERT_OK(node_->Reconcile());
   EXPECT_EQ(Claimed(), 3 * kGiB);
   EXPECT_GT(Claim("next", 1 * kMiB).value(), 9u);
 }
 
 TEST_F(NodeStateTest, ADamagedSandboxStateStopsNobody) {
-  ASSERT_TRUE(FileSystem::Real().MakeDirectories(config_.paths.state_dir + "/sandboxes/broken", 0700).ok());
-  ASSERT_TRUE(FileSystem::Real()
-                  .WriteAndSync(config_.paths.state_dir + "/sandboxes/broken/state.json", "nonsense", 0600)
-                  .ok());
+  ASSERT_OK(FileSystem::Real().MakeDirectories(config_.paths.state_dir + "/sandboxes/broken", 0700));
+  ASSERT_OK(FileSystem::Real().WriteAndSync(config_.paths.state_dir + "/sandboxes/broken/state.json",
+                                            "nonsense", 0600));
   Restart();
-  EXPECT_TRUE(node_->Reconcile().ok());
-  EXPECT_TRUE(Claim("one", 1 * kMiB).ok());
+  EXPECT_OK(node_->Reconcile());
+  EXPECT_OK(Claim("one", 1 * kMiB));
 }
 
 // QEMU may run although nobody told laminad, and the one file that would say so cannot be read.
 TEST_F(NodeStateTest, ADamagedSandboxStateKeepsItsClaim) {
   host_.Start(101, 1);
   const auto claim = Claim("one", 1 * kGiB, 101);
-  ASSERT_TRUE(claim.ok());
+  ASSERT_OK(claim);
   const std::string dir = config_.paths.state_dir + "/sandboxes/one";
-  ASSERT_TRUE(FileSystem::Real().MakeDirectories(dir, 0700).ok());
-  ASSERT_TRUE(FileSystem::Real().WriteAndSync(dir + "/state.json", "nonsense", 0600).ok());
-  EXPECT_EQ(Release("one", *claim).code(), absl::StatusCode::kFailedPrecondition);
+  ASSERT_OK(FileSystem::Real().MakeDirectories(dir, 0700));
+  ASSERT_OK(FileSystem::Real().WriteAndSync(dir + "/state.json", "nonsense", 0600));
+  EXPECT_THAT(Release("one", *claim), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
   host_.End(101);
-  ASSERT_TRUE(node_->Reconcile().ok());
+  ASSERT_OK(node_->Reconcile());
   EXPECT_EQ(Claimed(), 1 * kGiB);
-  ASSERT_TRUE(FileSystem::Real().RemoveTree(dir).ok());
-  ASSERT_TRUE(node_->Reconcile().ok());
+  ASSERT_OK(FileSystem::Real().RemoveTree(dir));
+  ASSERT_OK(node_->Reconcile());
   EXPECT_EQ(Claimed(), 0u);
 }
 
 TEST_F(NodeStateTest, DamagedClaimsAreNotTakenForNone) {
-  ASSERT_TRUE(Claim("one", 1 * kGiB).ok());
+  ASSERT_OK(Claim("one", 1 * kGiB));
   const std::string path = config_.paths.state_dir + "/claims.journal";
-  ASSERT_TRUE(FileSystem::Real().WriteAndSync(path, "lamina-claims 99\n", 0600).ok());
-  EXPECT_EQ(NodeState::Open(config_, fs_, host_, clock_).status().code(),
-            absl::StatusCode::kFailedPrecondition);
-  ASSERT_TRUE(FileSystem::Real().WriteAndSync(path, "lamina-claims 1", 0600).ok());
-  EXPECT_EQ(NodeState::Open(config_, fs_, host_, clock_).status().code(), absl::StatusCode::kDataLoss);
+  ASSERT_OK(FileSystem::Real().WriteAndSync(path, "lamina-claims 99\n", 0600));
+  EXPECT_THAT(NodeState::Open(config_, fs_, host_, clock_),
+              testing::HasStatus(absl::StatusCode::kFailedPrecondition));
+  ASSERT_OK(FileSystem::Real().WriteAndSync(path, "lamina-claims 1", 0600));
+  EXPECT_THAT(NodeState::Open(config_, fs_, host_, clock_), testing::HasStatus(absl::StatusCode::kDataLoss));
 }
 
 TEST_F(NodeStateTest, ANumaNodeHasItsPartOfTheCapacity) {
@@ -430,23 +431,23 @@ TEST_F(NodeStateTest, ANumaNodeHasItsPartOfTheCapacity) {
 TEST_F(NodeStateTest, AMachineThatShowsNoNumaNodesGrantsNoSet) {
   EXPECT_THAT(NodesLeft(), ElementsAre());
   const auto refused = ClaimSet("one", 1 * kGiB, {0});
-  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(refused, testing::HasStatus(absl::StatusCode::kInvalidArgument));
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("no NUMA node 0 with memory here"));
-  EXPECT_TRUE(Claim("one", 1 * kGiB).ok());
+  EXPECT_OK(Claim("one", 1 * kGiB));
 }
 
 TEST_F(NodeStateTest, ASetIsGrantedWholeOrNotAtAll) {
   UseNumaNodes();
   const auto both = ClaimSet("both", 1 * kGiB, {0, 2});
-  ASSERT_TRUE(both.ok()) << both.status();
+  ASSERT_OK(both);
   EXPECT_THAT(NodesLeft(), ElementsAre(2560, 512));
   const auto refused = ClaimSet("more", 2 * kGiB, {0, 2});
-  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(refused, testing::HasStatus(absl::StatusCode::kResourceExhausted));
   EXPECT_THAT(std::string(refused.status().message()),
               HasSubstr("node 2 has 512MiB of 1GiB available, 1GiB are wanted there"));
   EXPECT_THAT(NodesLeft(), ElementsAre(2560, 512));
-  EXPECT_EQ(ClaimSet("more", 2 * kGiB, {0, 1}).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_TRUE(ClaimSet("more", 2 * kGiB, {0}).ok());
+  EXPECT_THAT(ClaimSet("more", 2 * kGiB, {0, 1}), testing::HasStatus(absl::StatusCode::kInvalidArgument));
+  EXPECT_OK(ClaimSet("more", 2 * kGiB, {0}));
   const lamina::node::v1::ClaimList list = node_->claims();
   ASSERT_EQ(list.claims_size(), 2);
   EXPECT_THAT(list.claims(0).numa_nodes(), ElementsAre(0, 2));
@@ -463,34 +464,34 @@ TEST_F(NodeStateTest, ANewSetReplacesTheOldUntilItsVmRuns) {
   const auto first = ClaimSet("one", 1 * kGiB, {2});
   EXPECT_EQ(ClaimSet("one", 1 * kGiB, {2}).value(), first.value());  // repeated: the same claim
   const auto second = ClaimSet("one", 2 * kGiB, {0});
-  ASSERT_TRUE(second.ok()) << second.status();
+  ASSERT_OK(second);
   EXPECT_GT(*second, *first);
   EXPECT_THAT(NodesLeft(), ElementsAre(1024, 1024));
   // One that cannot be had leaves the old one.
-  EXPECT_EQ(ClaimSet("one", 2 * kGiB, {2}).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(ClaimSet("one", 2 * kGiB, {2}), testing::HasStatus(absl::StatusCode::kResourceExhausted));
   EXPECT_EQ(ClaimSet("one", 2 * kGiB, {0}).value(), *second);
-  EXPECT_EQ(Claim("one", 2 * kGiB).status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_THAT(Claim("one", 2 * kGiB), testing::HasStatus(absl::StatusCode::kAlreadyExists));
   host_.Start(kVmm, 1);
-  ASSERT_TRUE(Started("one", *second).ok());
-  EXPECT_EQ(ClaimSet("one", 1 * kGiB, {2}).status().code(), absl::StatusCode::kAlreadyExists);
+  ASSERT_OK(Started("one", *second));
+  EXPECT_THAT(ClaimSet("one", 1 * kGiB, {2}), testing::HasStatus(absl::StatusCode::kAlreadyExists));
   EXPECT_THAT(NodesLeft(), ElementsAre(1024, 1024));
 }
 
 // Taken, but not written down: the sandbox has neither the new set nor the old, also after a crash.
 TEST_F(NodeStateTest, ASetThatIsNotDurableIsNoSet) {
   UseNumaNodes();
-  ASSERT_TRUE(ClaimSet("one", 1 * kGiB, {2}).ok());
+  ASSERT_OK(ClaimSet("one", 1 * kGiB, {2}));
   fs_.calls = 0;
   fs_.fail_at = 0;
-  EXPECT_FALSE(ClaimSet("one", 1 * kGiB, {0}).ok());
+  EXPECT_NOT_OK(ClaimSet("one", 1 * kGiB, {0}));
   fs_.fail_at = -1;
   EXPECT_EQ(Claimed(), 0u);
-  ASSERT_TRUE(ClaimSet("other", 2 * kGiB, {0}).ok());
+  ASSERT_OK(ClaimSet("other", 2 * kGiB, {0}));
   for (int restarted = 0; restarted < 2; ++restarted) {
     EXPECT_EQ(Claimed(), 2 * kGiB);
     EXPECT_THAT(NodesLeft(), ElementsAre(1024, 1024));
     Restart();
-    ASSERT_TRUE(node_->Reconcile().ok());
+    ASSERT_OK(node_->Reconcile());
   }
 }
 
@@ -498,29 +499,29 @@ TEST_F(NodeStateTest, ASetComesBackAfterACrashAndMovesWithItsVm) {
   UseNumaNodes();
   const auto claim = ClaimSet("one", 1 * kGiB, {0, 2});
   host_.Start(kVmm, 1);
-  ASSERT_TRUE(Started("one", *claim).ok());
+  ASSERT_OK(Started("one", *claim));
   for (int restarted = 0; restarted < 2; ++restarted) {
     EXPECT_THAT(NodesLeft(), ElementsAre(2560, 512));
     EXPECT_THAT(node_->claims().claims(0).numa_nodes(), ElementsAre(0, 2));
     Restart();
-    ASSERT_TRUE(node_->Reconcile().ok());
+    ASSERT_OK(node_->Reconcile());
   }
   const absl::Status refused = Retarget("one", *claim, 2 * kGiB + 2 * kMiB);
-  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(refused, testing::HasStatus(absl::StatusCode::kResourceExhausted));
   EXPECT_THAT(std::string(refused.message()), HasSubstr("node 2 has 512MiB of 1GiB available, 513MiB are"));
   EXPECT_THAT(NodesLeft(), ElementsAre(2560, 512));
-  ASSERT_TRUE(Retarget("one", *claim, 2 * kGiB).ok());
+  ASSERT_OK(Retarget("one", *claim, 2 * kGiB));
   for (int restarted = 0; restarted < 2; ++restarted) {
     EXPECT_THAT(NodesLeft(), ElementsAre(2048, 0));
     Restart();
-    ASSERT_TRUE(node_->Reconcile().ok());
+    ASSERT_OK(node_->Reconcile());
   }
   host_.Start(kVmm, 1, 2 * kGiB);
-  ASSERT_TRUE(Retarget("one", *claim, 1 * kGiB).ok());
-  ASSERT_TRUE(node_->Reconcile().ok());
+  ASSERT_OK(Retarget("one", *claim, 1 * kGiB));
+  ASSERT_OK(node_->Reconcile());
   EXPECT_THAT(NodesLeft(), ElementsAre(2048, 0));  // what it still holds counts, where it lies
   host_.End(kVmm);
-  ASSERT_TRUE(Release("one", *claim).ok());
+  ASSERT_OK(Release("one", *claim));
   EXPECT_THAT(NodesLeft(), ElementsAre(3072, 1024));
 }
 
@@ -532,7 +533,7 @@ TEST_F(NodeStateTest, ASetThatNobodyRecordedIsCounted) {
   state.claim_generation = 9;
   state.numa_nodes = {2};
   state.vmm = {kVmm, 1};
-  ASSERT_TRUE(persist::StateStore(FileSystem::Real(), config_.paths.state_dir).Save(state).ok());
+  ASSERT_OK(persist::StateStore(FileSystem::Real(), config_.paths.state_dir).Save(state));
   host_.Start(kVmm, 1);
   UseNumaNodes();
   EXPECT_THAT(NodesLeft(), ElementsAre(3072, 0));
@@ -542,27 +543,27 @@ TEST_F(NodeStateTest, ASetThatNobodyRecordedIsCounted) {
 TEST_F(NodeStateTest, ANumaNodeThatOthersHaveEatenIntoIsPromisedToNoSet) {
   UseNumaNodes(2 * kGiB);  // 768 MiB of min_available are this node's part
   const auto refused = ClaimSet("one", 2 * kGiB, {0});
-  EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(refused, testing::HasStatus(absl::StatusCode::kUnavailable));
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("node 0 has 1280MiB of memory left"));
   EXPECT_THAT(node_->MetricsText(), HasSubstr("lamina_claims_refused_total{reason=\"pressure\"} 1\n"));
   const auto granted = ClaimSet("one", 1 * kGiB, {0});
-  ASSERT_TRUE(granted.ok()) << granted.status();
-  EXPECT_FALSE(ClaimSet("two", 512 * kMiB, {0}).ok());  // promised already, and not used yet
-  EXPECT_TRUE(ClaimSet("two", 512 * kMiB, {2}).ok());
-  EXPECT_TRUE(Claim("anywhere", 512 * kMiB).ok());
+  ASSERT_OK(granted);
+  EXPECT_NOT_OK(ClaimSet("two", 512 * kMiB, {0}));  // promised already, and not used yet
+  EXPECT_OK(ClaimSet("two", 512 * kMiB, {2}));
+  EXPECT_OK(Claim("anywhere", 512 * kMiB));
   host_.SetNumaNodes({{0, {12 * kGiB, 4 * kGiB}}, {2, {4 * kGiB, 4 * kGiB}}});
-  ASSERT_TRUE(node_->Reconcile().ok());
-  EXPECT_TRUE(ClaimSet("three", 512 * kMiB, {0}).ok());
+  ASSERT_OK(node_->Reconcile());
+  EXPECT_OK(ClaimSet("three", 512 * kMiB, {0}));
 }
 
 TEST_F(NodeStateTest, PressureStopsGrantingUntilItIsOver) {
   host_.SetAvailable(512 * kMiB);
-  ASSERT_TRUE(node_->Reconcile().ok());
-  EXPECT_EQ(Claim("one", 1 * kMiB).status().code(), absl::StatusCode::kUnavailable);
+  ASSERT_OK(node_->Reconcile());
+  EXPECT_THAT(Claim("one", 1 * kMiB), testing::HasStatus(absl::StatusCode::kUnavailable));
   EXPECT_THAT(node_->status().pressure(), HasSubstr("512 MiB"));
   host_.SetAvailable(8 * kGiB);
-  ASSERT_TRUE(node_->Reconcile().ok());
-  EXPECT_TRUE(Claim("one", 1 * kMiB).ok());
+  ASSERT_OK(node_->Reconcile());
+  EXPECT_OK(Claim("one", 1 * kMiB));
 }
 
 TEST_F(NodeStateTest, TheReserveIsNotForSandboxes) {
@@ -572,7 +573,8 @@ TEST_F(NodeStateTest, TheReserveIsNotForSandboxes) {
   Restart();
   EXPECT_EQ(node_->status().capacity_bytes(), 10 * kGiB);
   config_.memory.carve_out_bytes = 15 * kGiB;
-  EXPECT_EQ(NodeState::Open(config_, fs_, host_, clock_).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(NodeState::Open(config_, fs_, host_, clock_),
+              testing::HasStatus(absl::StatusCode::kInvalidArgument));
 }
 
 TEST_F(NodeStateTest, ReadyIsCountedOnce) {
@@ -581,13 +583,13 @@ TEST_F(NodeStateTest, ReadyIsCountedOnce) {
   ready.set_sandbox_id("one");
   ready.set_generation(*claim);
   (*ready.mutable_phase_seconds())["total"] = 0.5;
-  ASSERT_TRUE(node_->Ready(ready).ok());
-  ASSERT_TRUE(node_->Ready(ready).ok());
+  ASSERT_OK(node_->Ready(ready));
+  ASSERT_OK(node_->Ready(ready));
   EXPECT_THAT(node_->MetricsText(), HasSubstr("lamina_sandbox_boot_seconds_count{phase=\"total\"} 1\n"));
   ready.set_generation(*claim + 1);
-  EXPECT_EQ(node_->Ready(ready).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(node_->Ready(ready), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
   ready.set_sandbox_id("unknown");
-  EXPECT_EQ(node_->Ready(ready).code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(node_->Ready(ready), testing::HasStatus(absl::StatusCode::kNotFound));
 }
 
 TEST_F(NodeStateTest, ManyAtOnceNeverGetMoreThanThereIs) {

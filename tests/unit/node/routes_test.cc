@@ -6,6 +6,7 @@
 
 #include "base/units.h"
 #include "node/services.h"
+#include "tests/testing/status_matchers.h"
 #include "tests/unit/node/fake_host.h"
 
 namespace lamina::node {
@@ -24,7 +25,7 @@ class RoutesTest : public ::testing::Test {
     config.layers.arena_bytes = 16 * kMiB;
     absl::StatusOr<std::unique_ptr<NodeState>> node =
         NodeState::Open(config, FileSystem::Real(), host_, clock_);
-    ASSERT_TRUE(node.ok()) << node.status();
+    ASSERT_OK(node);
     node_ = std::move(*node);
   }
   void TearDown() override {
@@ -40,7 +41,7 @@ class RoutesTest : public ::testing::Test {
 TEST_F(RoutesTest, ReadyMeansReconciled) {
   EXPECT_EQ(AnswerRest(*node_, "/healthz").status, 200);
   EXPECT_EQ(AnswerRest(*node_, "/readyz").status, 503);
-  ASSERT_TRUE(node_->Reconcile().ok());
+  ASSERT_OK(node_->Reconcile());
   EXPECT_EQ(AnswerRest(*node_, "/readyz").status, 200);
 }
 
@@ -48,7 +49,7 @@ TEST_F(RoutesTest, MetricsHaveTheirContentType) {
   const RestAnswer answer = AnswerRest(*node_, "/metrics");
   EXPECT_EQ(answer.status, 200);
   EXPECT_EQ(answer.content_type, "text/plain; version=0.0.4; charset=utf-8");
-  EXPECT_THAT(answer.body, testing::HasSubstr("# TYPE lamina_sandboxes gauge"));
+  EXPECT_THAT(answer.body, ::testing::HasSubstr("# TYPE lamina_sandboxes gauge"));
 }
 
 TEST_F(RoutesTest, ListsAreJson) {

@@ -87,9 +87,9 @@ TEST(SandboxState, DamageAtAnyByteIsSeen) {
         ASSERT_EQ(EncodeState(*state), content) << "byte " << i;
         continue;
       }
-      ASSERT_TRUE(state.status().code() == StatusCode::kDataLoss ||
-                  state.status().code() == StatusCode::kFailedPrecondition)
-          << i << ": " << state.status();
+      ASSERT_THAT(state, ::testing::AnyOf(HasStatus(StatusCode::kDataLoss),
+                                          HasStatus(StatusCode::kFailedPrecondition)))
+          << i;
       ASSERT_NE(Message(state.status()).find("/x/state.json"), std::string::npos);
     }
   }

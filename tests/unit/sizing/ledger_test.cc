@@ -54,7 +54,7 @@ TEST(Ledger, StaleReleasesChangeNothing) {
   EXPECT_EQ(ledger.totals().claimed_bytes, 50u);
   EXPECT_THAT(ledger.Bind("a", first), HasStatus(absl::StatusCode::kFailedPrecondition, "stale"));
   EXPECT_OK(ledger.Bind("a", second));
-  EXPECT_FALSE(ledger.Dead("a", first).ok());
+  EXPECT_NOT_OK(ledger.Dead("a", first));
   EXPECT_OK(ledger.Dead("a", second));
   EXPECT_EQ(ledger.totals().claimed_bytes, 0u);
 }
@@ -87,8 +87,8 @@ TEST(Ledger, RestoredEntriesMayOvercommitAndKeepGenerationsRising) {
   Ledger ledger(100);
   ledger.Restore({"old", 41, 150, 0, true});
   EXPECT_EQ(ledger.totals().available_bytes, 0u);
-  EXPECT_FALSE(ledger.Claim("a", 1).ok());
-  EXPECT_FALSE(ledger.Dead("old", 40).ok());
+  EXPECT_NOT_OK(ledger.Claim("a", 1));
+  EXPECT_NOT_OK(ledger.Dead("old", 40));
   EXPECT_OK(ledger.Dead("old", 41));
   EXPECT_EQ(*ledger.Claim("a", 1), 42u);
 }
@@ -125,7 +125,7 @@ TEST(Ledger, ABuildsEndReleasesTheRest) {
   EXPECT_OK(ledger.Commit("a"));
   EXPECT_EQ(ledger.totals().available_bytes, 80u);
   EXPECT_OK(ledger.Populate("a", 80));  // beyond the claim, from what is available
-  EXPECT_FALSE(ledger.Populate("a", 1).ok());
+  EXPECT_NOT_OK(ledger.Populate("a", 1));
 }
 
 TEST(Ledger, TheDyingCountUntilTheyAreDead) {
@@ -158,7 +158,7 @@ TEST(Ledger, AReleaseFreesWhatWasNeverPopulated) {
   EXPECT_TRUE(ledger.Release("bound"));  // its process may be populating right now
   EXPECT_EQ(ledger.totals().entries, 1u);
   EXPECT_EQ(ledger.totals().available_bytes, 100u);
-  EXPECT_FALSE(ledger.Claim("bound", 10).ok());
+  EXPECT_NOT_OK(ledger.Claim("bound", 10));
 }
 
 TEST(Ledger, AClientThatLogsInLosesWhatItHadNotUsed) {
@@ -297,7 +297,7 @@ TEST(Ledger, SumsBeyond64BitsDoNotWrap) {
   ledger.Restore({"b", 2, UINT64_MAX, UINT64_MAX, true});
   EXPECT_EQ(ledger.totals().claimed_bytes, UINT64_MAX);
   EXPECT_EQ(ledger.totals().available_bytes, 0u);
-  EXPECT_FALSE(ledger.Claim("c", 1).ok());
+  EXPECT_NOT_OK(ledger.Claim("c", 1));
   EXPECT_OK(ledger.Dead("a"));
   EXPECT_OK(ledger.Dead("b"));
   EXPECT_EQ(ledger.totals().claimed_bytes, 0u);

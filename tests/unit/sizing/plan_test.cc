@@ -219,7 +219,7 @@ TEST(Plan, BadNumbersAreNamed) {
   input.pod = Limits{"sandbox", {}, INT64_MAX, 0};
   EXPECT_THAT(PlanVm(input), HasStatus(absl::StatusCode::kOutOfRange, "too large"));
   input.pod = Limits{"sandbox", {INT64_MAX, 1, {}}, {}, 0};
-  EXPECT_FALSE(PlanVm(input).ok());
+  EXPECT_NOT_OK(PlanVm(input));
 }
 
 TEST(Plan, SaysWhereTheMemoryLies) {

@@ -199,7 +199,7 @@ TEST_F(Rpc, WhatMustNotOutrunTheAnswerComesAfterIt) {
   EXPECT_OK(Call("Stop", "the last words", &out));
   EXPECT_EQ(out, "the last words");
   server_.Wait();
-  EXPECT_FALSE(Call("Echo", "").ok());
+  EXPECT_NOT_OK(Call("Echo", ""));
 }
 
 TEST_F(Rpc, DestroyingTheClientFailsItsCalls) {
@@ -211,7 +211,7 @@ TEST_F(Rpc, DestroyingTheClientFailsItsCalls) {
   });
   gate_.AwaitWaiters(1);
   server_.Stop();  // ends the call before the client goes
-  EXPECT_FALSE(wait.get().ok());
+  EXPECT_NOT_OK(wait.get());
 }
 
 TEST_F(Rpc, GarbageClosesOnlyItsConnection) {

@@ -102,9 +102,9 @@ TEST(ScsiDisks, EveryLunIsGivenButTheReservedOnes) {
   EXPECT_THAT(scsi.Reserve("one more"), HasStatus(absl::StatusCode::kResourceExhausted, "256 SCSI places"));
   EXPECT_EQ(scsi.reservations(), held) << "a reservation that fails holds nothing";
   EXPECT_EQ(scsi.disks(), held);
-  EXPECT_TRUE(scsi.Reserve("image-7").ok()) << "what is there already needs no place";
+  EXPECT_OK(scsi.Reserve("image-7")) << "what is there already needs no place";
   EXPECT_OK(scsi.Unmap(ids[100]));
-  EXPECT_TRUE(scsi.Reserve("one more").ok());
+  EXPECT_OK(scsi.Reserve("one more"));
 }
 
 TEST(ScsiDisks, WhoWaitsForAnothersAttachGetsItsErrorAndMayTryAgain) {
@@ -130,13 +130,13 @@ TEST(ScsiDisks, WhoWaitsForAnothersAttachGetsItsErrorAndMayTryAgain) {
   host.on_add = [] {};
   go.count_down();
   const absl::Status error = one.get(), waited = two.get();
-  EXPECT_EQ(error.code(), absl::StatusCode::kInternal) << error;
+  EXPECT_THAT(error, HasStatus(absl::StatusCode::kInternal));
   // The second either waited, and has the first's error, or came late, and its own attempt succeeded.
   if (!waited.ok()) {
     EXPECT_EQ(waited, error);
   }
   EXPECT_EQ(scsi.reservations(), 2u) << "an error gives no reservation up";
-  EXPECT_TRUE(scsi.Map(second).ok());
+  EXPECT_OK(scsi.Map(second));
   EXPECT_OK(scsi.Unmap(second));
   EXPECT_OK(scsi.Unmap(first));
   EXPECT_EQ(scsi.disks(), 0u);
@@ -147,10 +147,10 @@ TEST(ScsiDisks, ARemovalGoesOnWhereItFailed) {
   FakeHost host;
   ScsiDisks scsi(host);
   const uint64_t id = *scsi.Reserve("a");
-  ASSERT_TRUE(scsi.Map(id).ok());
+  ASSERT_OK(scsi.Map(id));
   for (const FakeHost::Failure failure : {FakeHost::kBefore, FakeHost::kAfter, FakeHost::kBefore}) {
     host.fail = [&] { return failure; };
-    EXPECT_FALSE(scsi.Unmap(id).ok());
+    EXPECT_NOT_OK(scsi.Unmap(id));
     EXPECT_EQ(scsi.disks(), 1u) << "its place is not given away";
     EXPECT_OK(scsi.Unmap(*scsi.Reserve("other")));
   }
@@ -219,8 +219,8 @@ TEST(ScsiDisks, ManyThreadsLeaveNothing) {
       std::mt19937 random(static_cast<unsigned>(t));
       for (int i = 0; i < 500; ++i) {
         const absl::StatusOr<uint64_t> id = scsi.Reserve("image-" + std::to_string(random() % 5));
-        ASSERT_TRUE(id.ok());
-        ASSERT_TRUE(scsi.Map(*id).ok());
+        ASSERT_OK(id);
+        ASSERT_OK(scsi.Map(*id));
         ASSERT_OK(scsi.Unmap(*id));
       }
     });
