@@ -1,5 +1,7 @@
 #include "base/clock.h"
 
+#include "base/file_system.h"
+
 namespace lamina {
 
 const Clock& Clock::Real() {
@@ -10,6 +12,12 @@ const Clock& Clock::Real() {
   };
   static const RealClock clock;
   return clock;
+}
+
+std::string BootId() {
+  std::string id = FileSystem::Real().Read("/proc/sys/kernel/random/boot_id", 128).value_or("");
+  while (!id.empty() && id.back() == '\n') id.pop_back();
+  return id;
 }
 
 }  // namespace lamina

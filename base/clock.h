@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <string>
 
 namespace lamina {
 
@@ -36,5 +37,9 @@ class FakeClock : public Clock {
 inline int64_t UnixNanos(WallTime time) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time.time_since_epoch()).count();
 }
+
+// The kernel's name for the time since the host was booted: what was measured or running then is of another
+// world. Empty when the kernel does not tell.
+std::string BootId();
 
 }  // namespace lamina

@@ -52,6 +52,14 @@ void InheritCpuset(const std::string& dir) {
   }
 }
 
+bool Lists(const std::string& dir, pid_t pid) {
+  std::istringstream pids(FileSystem::Real().Read(dir + "/cgroup.procs", 1 << 20).value_or(""));
+  for (pid_t listed; pids >> listed;) {
+    if (listed == pid) return true;
+  }
+  return false;
+}
+
 // Kills the processes of the directory and waits until they have ended, or the deadline has.
 void EndProcessesIn(const std::string& dir, std::chrono::steady_clock::time_point deadline) {
   std::istringstream pids(FileSystem::Real().Read(dir + "/cgroup.procs", 1 << 20).value_or(""));
@@ -59,7 +67,9 @@ void EndProcessesIn(const std::string& dir, std::chrono::steady_clock::time_poin
   for (pid_t pid; pids >> pid;) {
     if (pid <= 0 || pid == getpid()) continue;  // 0: of another pid namespace
     const UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
-    if (!pidfd) continue;
+    // The descriptor names one process for ever; by now the number may be another's, who is not of this
+    // cgroup.
+    if (!pidfd || !Lists(dir, pid)) continue;
     any = true;
     syscall(SYS_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0);
     const auto left =
@@ -102,24 +112,25 @@ absl::StatusOr<std::string> CgroupPath(const std::string& cgroups_path) {
   return path;
 }
 
-absl::StatusOr<HostCgroup> MakeHostCgroup(const std::string& root, const std::string& path) {
+HostCgroup HostCgroupAt(const std::string& root, const std::string& path) {
+  if (IsCgroup2(root)) return {{root + path}};
   HostCgroup cgroup;
-  std::vector<std::string> hierarchies;
-  if (IsCgroup2(root)) {
-    hierarchies.push_back(root);
-  } else {
-    const absl::StatusOr<std::vector<std::string>> names = FileSystem::Real().List(root);
-    for (const std::string& name : names.ok() ? *names : std::vector<std::string>()) {
-      struct stat info {};
-      const std::string dir = root + "/" + name;
-      if (lstat(dir.c_str(), &info) == 0 && S_ISDIR(info.st_mode) &&
-          FileSystem::Real().Exists(dir + "/cgroup.procs")) {
-        hierarchies.push_back(dir);
-      }
+  const absl::StatusOr<std::vector<std::string>> names = FileSystem::Real().List(root);
+  for (const std::string& name : names.ok() ? *names : std::vector<std::string>()) {
+    struct stat info {};
+    const std::string dir = root + "/" + name;
+    if (lstat(dir.c_str(), &info) == 0 && S_ISDIR(info.st_mode) &&
+        FileSystem::Real().Exists(dir + "/cgroup.procs")) {
+      cgroup.dirs.push_back(dir + path);
     }
   }
-  for (const std::string& hierarchy : hierarchies) {
-    const std::string dir = hierarchy + path;
+  return cgroup;
+}
+
+absl::StatusOr<HostCgroup> MakeHostCgroup(const std::string& root, const std::string& path) {
+  const HostCgroup cgroup = HostCgroupAt(root, path);
+  for (const std::string& dir : cgroup.dirs) {
+    const std::string hierarchy = dir.substr(0, dir.size() - path.size());
     for (size_t end = path.find('/', 1);; end = path.find('/', end + 1)) {
       const std::string part = hierarchy + path.substr(0, end);
       if (mkdir(part.c_str(), 0755) != 0 && errno != EEXIST) {
@@ -131,7 +142,6 @@ absl::StatusOr<HostCgroup> MakeHostCgroup(const std::string& root, const std::st
         InheritCpuset(part);
       if (end == std::string::npos) break;
     }
-    cgroup.dirs.push_back(dir);
   }
   return cgroup;
 }

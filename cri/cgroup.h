@@ -25,8 +25,11 @@ struct HostCgroup {
 // part.
 absl::StatusOr<std::string> CgroupPath(const std::string& cgroups_path);
 
-// Makes the sandbox's directories under every hierarchy that is mounted at `root` (/sys/fs/cgroup). What
-// exists is reused. On error what was made is removed.
+// The sandbox's directories under every hierarchy that is mounted at `root` (/sys/fs/cgroup); nothing is
+// made.
+HostCgroup HostCgroupAt(const std::string& root, const std::string& path);
+
+// Makes them. What exists is reused. On error what was made is removed.
 absl::StatusOr<HostCgroup> MakeHostCgroup(const std::string& root, const std::string& path);
 
 // The limits of the pod's cgroup, which is the parent of the sandbox's `path`, of cgroup v1 or v2. nullopt:

@@ -1,10 +1,10 @@
 #include "cri/cleanup.h"
 
+#include "base/clock.h"
 #include "base/file_system.h"
 #include "base/log.h"
 #include "base/process.h"
 #include "base/status.h"
-#include "base/ttrpc/client.h"
 #include "cri/cgroup.h"
 #include "cri/command_line.h"
 #include "cri/network.h"
@@ -16,16 +16,6 @@ namespace lamina::cri {
 namespace {
 
 constexpr std::chrono::seconds kKillTimeout{10};
-constexpr std::chrono::seconds kReleaseTimeout{5};
-
-absl::Status Release(const Config& config, const persist::SandboxState& state) {
-  ASSIGN_OR_RETURN(const auto client, ttrpc::Client::Dial(config.shim_socket(), "laminad"));
-  laminad::v1::ReleaseRequest request;
-  request.set_sandbox_id(state.sandbox_id);
-  request.set_generation(state.claim_generation);
-  laminad::v1::Empty empty;
-  return client->Call("lamina.laminad.v1.Laminad", "Release", request, &empty, kReleaseTimeout);
-}
 
 }  // namespace
 
@@ -33,15 +23,18 @@ std::string RuntimeDir(const Config& config, const std::string& sandbox_id) {
   return config.paths.run_dir + "/s/" + ShortId(sandbox_id, 16);
 }
 
-absl::Status CleanUpSandbox(const Config& config, const persist::SandboxState& state) {
+absl::Status CleanUpSandbox(const Config& config, LaminadClient& laminad,
+                            const persist::SandboxState& state) {
   absl::Status first;
   const auto note = [&](const absl::Status& status) {
     if (status.ok()) return;
     LogWarning("clean up sandbox {}: {}", state.sandbox_id, Message(status));
     if (first.ok()) first = status;
   };
-  note(KillProcess(static_cast<pid_t>(state.vmm.pid), state.vmm.start_time, kKillTimeout));
-  note(KillProcess(static_cast<pid_t>(state.virtiofsd.pid), state.virtiofsd.start_time, kKillTimeout));
+  if (state.boot_id.empty() || state.boot_id == BootId()) {
+    note(KillProcess(static_cast<pid_t>(state.vmm.pid), state.vmm.start_time, kKillTimeout));
+    note(KillProcess(static_cast<pid_t>(state.virtiofsd.pid), state.virtiofsd.start_time, kKillTimeout));
+  }
   // While a process lives its memory is in use and its files may be: the claim and the directory stay.
   if (!first.ok()) return first;
   const std::string dir =
@@ -52,7 +45,10 @@ absl::Status CleanUpSandbox(const Config& config, const persist::SandboxState& s
   note(RemoveHostCgroup(state.cgroup_dirs, kKillTimeout));
   // Never through a mount: what is shared belongs to others.
   if (unmounted.ok()) note(FileSystem::Real().RemoveTree(dir));
-  const absl::Status released = Release(config, state);
+  laminad::v1::ReleaseRequest release;
+  release.set_sandbox_id(state.sandbox_id);
+  release.set_generation(state.claim_generation);
+  const absl::Status released = laminad.Release(release);
   if (!released.ok())
     LogWarning("sandbox {}: laminad was not told of its end: {}", state.sandbox_id, Message(released));
   if (!first.ok()) return first;

@@ -1,36 +1,37 @@
-// The containers of a sandbox: layers, volumes, processes.
-#include <google/protobuf/message_lite.h>
-#include <unistd.h>
+#include "cri/containers.h"
+
+#include <signal.h>
+#include <sys/resource.h>
 
 #include <algorithm>
-#include <cinttypes>
-#include <cstring>
-#include <set>
+#include <future>
 
 #include "base/clock.h"
 #include "base/file_system.h"
 #include "base/log.h"
 #include "base/status.h"
-#include "base/ttrpc/thread.h"
-#include "cri/cleanup.h"
+#include "cri/messages.h"
+#include "cri/pod_files.h"
 #include "cri/rootfs.h"
-#include "cri/sandbox.h"
 #include "cri/volumes.h"
+#include "guest/protocol/contract.h"
+#include "proto/agent.pb.h"
 
 namespace lamina::cri {
 namespace {
 
+using persist::SandboxState;
 using std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kAgentTimeout{30};
-constexpr std::chrono::seconds kMountTimeout{60};
-constexpr std::chrono::minutes kPlaceTimeout{10};
-constexpr std::chrono::seconds kDrainTimeout{5};
+constexpr std::chrono::seconds kSignalTimeout{10};
+constexpr std::chrono::seconds kDrainTimeout{5}, kExecDrainTimeout{1};
+constexpr std::chrono::minutes kPlaceTimeout{2};  // of a caller without a deadline; the kubelet's own default
+constexpr std::chrono::milliseconds kCancelAgain{100};
 constexpr size_t kWatchStackBytes = 64 * 1024;
-
-double Seconds(steady_clock::time_point from, steady_clock::time_point to) {
-  return std::chrono::duration<double>(to - from).count();
-}
+// Of a process: stdin twice, stdout, stderr. The rest is for connections, files and what a call needs for a
+// moment.
+constexpr size_t kStreamDescriptors = 4, kOtherDescriptors = 128;
 
 agent::v1::ProcessRequest Name(const std::string& id, const std::string& exec_id) {
   agent::v1::ProcessRequest request;
@@ -39,290 +40,272 @@ agent::v1::ProcessRequest Name(const std::string& id, const std::string& exec_id
   return request;
 }
 
+std::string Words(const std::string& id, const std::string& exec_id) {
+  return exec_id.empty() ? "container " + id : "exec " + exec_id + " of container " + id;
+}
+
+ExitInfo Now(uint32_t status) { return {status, UnixNanos(Clock::Real().Wall())}; }
+
+bool Passed(Deadline deadline) { return deadline && steady_clock::now() >= *deadline; }
+
+void LogIfNot(const absl::Status& status, const std::string& what) {
+  if (!status.ok()) LogWarning("{}: {}", what, Message(status));
+}
+
 }  // namespace
 
-absl::Status Sandbox::MountLayers(const containerd::CreateTaskRequest& request, Container& container) {
-  ASSIGN_OR_RETURN(const std::vector<std::string> sources, LayerSources(request.rootfs(), ReadHostMounts()));
-  laminad::v1::PlaceLayersRequest place;
-  laminad::v1::PlaceLayersResponse placed;
-  place.set_sandbox_id(id_);
-  for (const std::string& source : sources) place.add_sources(source);
-  const std::vector<vmm::ArenaDevice> attached = vm_->arenas();
-  for (const vmm::ArenaDevice& arena : attached) {
-    place.add_attached()->set_id(arena.id);
-    place.mutable_attached(place.attached_size() - 1)->set_bytes(arena.bytes);
+Containers::~Containers() { GiveUp(); }
+
+absl::StatusOr<std::shared_ptr<Containers::Container>> Containers::FindContainer(
+    const std::string& id) const {
+  const auto it = containers_.find(id);
+  if (it == containers_.end()) return MakeStatus(absl::StatusCode::kNotFound, "container {}: not found", id);
+  return it->second;
+}
+
+absl::StatusOr<std::shared_ptr<Process>> Containers::Find(const std::string& id,
+                                                          const std::string& exec_id) const {
+  MutexLock lock(mutex_);
+  ASSIGN_OR_RETURN(const std::shared_ptr<Container> container, FindContainer(id));
+  if (container->creating)
+    return MakeStatus(absl::StatusCode::kFailedPrecondition, "container {} is still being created", id);
+  if (exec_id.empty()) return container->init;
+  const auto exec = container->execs.find(exec_id);
+  if (exec == container->execs.end())
+    return MakeStatus(absl::StatusCode::kNotFound, "exec {} of container {}: not found", exec_id, id);
+  return exec->second;
+}
+
+bool Containers::empty() const {
+  MutexLock lock(mutex_);
+  return containers_.empty();
+}
+
+std::string Containers::SharedDir() const {
+  return parts_.book.Look([](const SandboxState& state) { return state.runtime_dir + "/shared"; });
+}
+
+// The caller's turn to create, with the container in the map; on error it is not.
+absl::StatusOr<std::shared_ptr<Containers::Container>> Containers::Enter(const std::string& id,
+                                                                         const std::string& bundle,
+                                                                         Deadline deadline) {
+  auto container = std::make_shared<Container>();
+  container->id = id;
+  container->bundle = bundle;
+  MutexLock lock(mutex_);
+  if (stopped_) return MakeStatus(absl::StatusCode::kFailedPrecondition, "its sandbox does not run");
+  RETURN_IF_ERROR(RoomForStreams());
+  if (!containers_.emplace(id, container).second)
+    return MakeStatus(absl::StatusCode::kAlreadyExists, "it exists already");
+  while (turn_ != nullptr && !stopped_ && !container->given_up && !Passed(deadline)) AwaitChange(deadline);
+  absl::Status status;
+  if (stopped_ || container->given_up) status = absl::CancelledError("it was given up before it was created");
+  if (Passed(deadline))
+    status = absl::DeadlineExceededError("others of its pod were being created until its deadline");
+  if (!status.ok()) {
+    containers_.erase(id);
+    changed_.NotifyAll();
+    return status;
   }
-  // One port stays for the first SCSI controller.
-  const size_t ports = vm_->free_ports();
-  const size_t left = config_.layers.max_arenas_per_pod > attached.size()
-                          ? config_.layers.max_arenas_per_pod - attached.size()
-                          : 0;
-  place.set_free_arena_slots(static_cast<uint32_t>(std::min(ports > 0 ? ports - 1 : 0, left)));
-  {
-    MutexLock lock(mutex_);
-    place.set_generation(state_.claim_generation);
-  }
-  const auto begin = steady_clock::now();
-  RETURN_IF_ERROR(CallLaminad("PlaceLayers", place, &placed, kPlaceTimeout));
-  const auto in_place = steady_clock::now();
-  if (placed.placements_size() != place.sources_size()) {
-    return MakeStatus(absl::StatusCode::kInternal, "laminad placed {} of {} layers", placed.placements_size(),
-                      place.sources_size());
-  }
-  agent::v1::MountLayersRequest mount;
-  std::set<std::string> seen;
-  for (const laminad::v1::Placement& placement : placed.placements()) {
-    // An image may have the same layer twice; all that the lower one shows, the upper one shows above it.
-    if (!seen.insert(placement.layer_id()).second) continue;
-    container.layer_ids.push_back(placement.layer_id());
-    persist::PlacedLayer mounted;  // by another container of the pod: it stays where it is
-    {
-      MutexLock lock(mutex_);
-      const uint32_t others = layer_users_[placement.layer_id()]++;
-      const auto known = std::find_if(state_.layers.begin(), state_.layers.end(),
-                                      [&](const auto& l) { return l.id == placement.layer_id(); });
-      if (others > 0 && known != state_.layers.end()) mounted = *known;
-    }
-    if (!mounted.id.empty()) {
-      for (const std::string& path : {mounted.image_path, mounted.tree_path}) {
-        if (path.empty()) continue;
-        ASSIGN_OR_RETURN(const uint64_t reservation, vm_->scsi().Reserve(path));
-        container.disks.push_back(reservation);
-      }
-      continue;
-    }
-    agent::v1::Layer* layer = mount.add_layers();
-    layer->set_id(placement.layer_id());
-    persist::PlacedLayer record{placement.layer_id(),      "",
-                                placement.arena().id(),    placement.offset(),
-                                placement.payload_bytes(), placement.image_path(),
-                                placement.tree().path(),   ""};
-    if (placement.kind() == laminad::v1::Placement::VPMEM) {
-      ASSIGN_OR_RETURN(
-          const std::string path,
-          vm_->AttachArena({placement.arena().id(), placement.arena().path(), placement.arena().bytes()},
-                           placement.offset() + placement.payload_bytes()));
-      layer->mutable_pmem()->set_pci_path(path);
-      layer->mutable_pmem()->set_offset(placement.offset());
-      layer->mutable_pmem()->set_size(placement.payload_bytes());
-      record.kind = "vpmem";
-      record.device = path;
-    } else if (placement.kind() == laminad::v1::Placement::SCSI) {
-      ASSIGN_OR_RETURN(*layer->mutable_scsi(),
-                       AttachDisk(placement.image_path(), placement.payload_bytes(), container));
-      if (placement.has_tree()) {
-        ASSIGN_OR_RETURN(*layer->mutable_verity()->mutable_tree(),
-                         AttachDisk(placement.tree().path(), placement.tree().bytes(), container));
-        layer->mutable_verity()->set_root_hash(placement.tree().root_hash());
-      }
-      record.kind = "scsi";
-      record.device = fmt::format("{} lun {}", layer->scsi().pci_path(), layer->scsi().lun());
-      LogInfo("layer {} comes as a disk{}: {}", placement.layer_id(),
-              placement.has_tree() ? " with a hash tree, root " + placement.tree().root_hash() : "",
-              placement.why_scsi());
-    } else {
-      return absl::InternalError("laminad answered a layer without a place");
-    }
-    MutexLock lock(mutex_);
-    const bool known = std::any_of(state_.layers.begin(), state_.layers.end(),
-                                   [&](const auto& l) { return l.id == record.id; });
-    if (!known) state_.layers.push_back(record);
-    std::set<std::string> arenas;
-    for (const vmm::ArenaDevice& arena : vm_->arenas()) arenas.insert(arena.id);
-    state_.arenas.assign(arenas.begin(), arenas.end());
-  }
-  const auto attached_all = steady_clock::now();
-  double waited = 0;
-  if (mount.layers_size() > 0) {
-    agent::v1::MountLayersResponse mounted;
-    RETURN_IF_ERROR(
-        Annotate(CallAgent("MountLayers", mount, &mounted, kMountTimeout), "mount the image's layers"));
-    for (const agent::v1::LayerResult& result : mounted.results()) waited += result.wait_device_seconds();
-  }
-  LogInfo(
-      "container {} has its layers: placed in {:.3f} s, attached in {:.3f} s, mounted in {:.3f} s, of which "
-      "the guest waited {:.3f} s for devices",
-      container.id, Seconds(begin, in_place), Seconds(in_place, attached_all),
-      Seconds(attached_all, steady_clock::now()), waited);
+  turn_ = container.get();
+  return container;
+}
+
+void Containers::Leave(const Container& container, bool created) {
+  MutexLock lock(mutex_);
+  turn_ = nullptr;
+  if (!created) containers_.erase(container.id);
+  changed_.NotifyAll();
+}
+
+absl::Status Containers::WantedLocked(const Container& container, Deadline deadline) const {
+  if (container.given_up || stopped_)
+    return absl::CancelledError("it was deleted, or its pod stopped, while it was being created");
+  if (Passed(deadline))
+    return absl::DeadlineExceededError("its creation took longer than its caller waits; all is undone");
   return absl::OkStatus();
 }
 
-absl::StatusOr<agent::v1::ScsiDisk> Sandbox::AttachDisk(const std::string& image, uint64_t bytes,
-                                                        Container& container) {
-  ASSIGN_OR_RETURN(const uint64_t reservation, vm_->scsi().Reserve(image));
-  container.disks.push_back(reservation);
-  ASSIGN_OR_RETURN(const vmm::DiskPlace place, vm_->scsi().Map(reservation));
-  agent::v1::ScsiDisk disk;
-  disk.set_pci_path(place.pci_path);
-  disk.set_target(place.target);
-  disk.set_lun(place.lun);
-  disk.set_size(bytes);
-  return disk;
+absl::Status Containers::Wanted(const Container& container, Deadline deadline) const {
+  MutexLock lock(mutex_);
+  return WantedLocked(container, deadline);
 }
 
-std::vector<std::string> Sandbox::DisksLocked(const Container& container) const {
-  std::vector<std::string> images;
-  for (const persist::PlacedLayer& layer : state_.layers) {
-    const auto& ids = container.layer_ids;
-    if (std::find(ids.begin(), ids.end(), layer.id) == ids.end()) continue;
-    for (const std::string& path : {layer.image_path, layer.tree_path}) {
-      if (!path.empty()) images.push_back(path);
-    }
-  }
-  return images;
+// From here on it is a container like any other; whoever gave up must not find it later.
+absl::Status Containers::Accept(Container& container, const std::shared_ptr<Process>& init,
+                                Deadline deadline) {
+  MutexLock lock(mutex_);
+  RETURN_IF_ERROR(WantedLocked(container, deadline));
+  container.init = init;
+  container.creating = false;
+  return absl::OkStatus();
 }
 
-absl::Status Sandbox::UnmountLayers(const Container& container) {
-  agent::v1::UnmountLayersRequest request;
-  {
-    MutexLock lock(mutex_);
-    for (const std::string& id :
-         std::set<std::string>(container.layer_ids.begin(), container.layer_ids.end())) {
-      const auto it = layer_users_.find(id);
-      if (it == layer_users_.end() || --it->second > 0) continue;
-      layer_users_.erase(it);
-      request.add_ids(id);
-      state_.layers.erase(std::remove_if(state_.layers.begin(), state_.layers.end(),
-                                         [&](const auto& l) { return l.id == id; }),
-                          state_.layers.end());
-    }
-  }
-  absl::Status status;
-  if (request.ids_size() > 0) status = CallAgent("UnmountLayers", request, nullptr, kMountTimeout);
-  // A disk that the guest has not let go of stays until the VM's end.
-  if (!status.ok()) return status;
-  for (const uint64_t reservation : container.disks) status.Update(vm_->scsi().Unmap(reservation));
-  return status;
+// A creation that waits for laminad is told so again and again: it may begin to wait an instant after it was
+// given up.
+void Containers::AwaitChange(Deadline deadline) {
+  const auto again = steady_clock::now() + kCancelAgain;
+  if (changed_.WaitUntil(mutex_, deadline ? std::min(*deadline, again) : again)) return;
+  if (turn_ != nullptr && (turn_->given_up || stopped_)) parts_.layers.CancelPlacing();
 }
 
-absl::StatusOr<std::map<size_t, std::string>> Sandbox::BindVolumes(const BundleSpec& spec,
-                                                                   Container& container) {
-  std::map<size_t, std::string> sources;
-  for (size_t i = 0; i < spec.mounts.size(); ++i) {
-    const SpecMount& mount = spec.mounts[i];
-    if (!mount.is_bind()) continue;
-    if (mount.destination == "/dev/shm") {
-      sources[i] = "/run/lamina/shm";  // the pod's, in the guest's memory
-      continue;
-    }
-    const std::string name = fmt::format("{}-{}", container.id, i);
-    RETURN_IF_ERROR(BindVolume(RuntimeDir(config_, id_) + "/shared", name, mount.source,
-                               {mount.read_only(), mount.follows_host()}));
-    container.volumes.push_back(name);
-    sources[i] = "/run/lamina/shared/" + name;
-  }
-  return sources;
-}
-
-// Everything that CreateContainer may have done, in reverse.
-absl::Status Sandbox::UndoContainer(const Container& container) {
-  absl::Status first;
-  const auto note = [&](const absl::Status& status) {
-    if (!status.ok() && first.ok()) first = status;
-  };
-  if (vm_->Alive().ok()) {
-    note(CallAgent("DeleteProcess", Name(container.id, ""), nullptr, kAgentTimeout));
-    note(UnmountLayers(container));
-  }
-  for (const std::string& volume : container.volumes)
-    note(UnbindVolume(RuntimeDir(config_, id_) + "/shared", volume));
-  return first;
-}
-
-absl::StatusOr<std::shared_ptr<ProcessStdio>> Sandbox::OpenStdio(const StdioPaths& paths) {
-  return ProcessStdio::Open(paths, *mux_, next_stream_.fetch_add(3));
-}
-
-absl::StatusOr<uint32_t> Sandbox::CreateContainer(const containerd::CreateTaskRequest& request) {
-  MutexLock build(build_mutex_);
-  {
-    MutexLock lock(mutex_);
-    if (init_ == nullptr || stopping_)
-      return MakeStatus(absl::StatusCode::kFailedPrecondition, "container {}: its sandbox does not run",
-                        request.id());
-    if (containers_.count(request.id()) != 0)
-      return MakeStatus(absl::StatusCode::kAlreadyExists, "container {} exists already", request.id());
-  }
+absl::StatusOr<uint32_t> Containers::Create(const containerd::CreateTaskRequest& request, Deadline deadline) {
+  const std::string what = "container " + request.id();
   if (!persist::IsSafeId(request.id()))
     return InvalidArgument("container id \"{}\" is not safe as a file name", request.id());
   if (!request.checkpoint().empty())
     return absl::UnimplementedError("containers are not restored from checkpoints");
+  auto entered = Enter(request.id(), request.bundle(), deadline);
+  if (!entered.ok()) return Annotate(entered.status(), what);
+  Container& container = **entered;
+  absl::StatusOr<std::shared_ptr<Process>> init = Make(request, deadline, container);
+  if (init.ok()) {
+    absl::Status status = RecordCreated(container, (*init)->pid());
+    if (status.ok()) status = Accept(container, *init, deadline);
+    if (!status.ok()) {
+      (*init)->stdio->DrainAndClose(std::chrono::milliseconds(0));
+      init = status;
+    }
+  }
+  if (!init.ok()) {
+    LogIfNot(Undo(container), what + ": not all is undone");
+    parts_.size.Dismiss(request.id());
+    LogIfNot(parts_.book.Record([&](SandboxState& state) { state.containers.erase(request.id()); }), what);
+  }
+  Leave(container, init.ok());
+  if (!init.ok()) return Annotate(init.status(), what);
+  return (*init)->pid();
+}
+
+absl::StatusOr<std::shared_ptr<Process>> Containers::Make(const containerd::CreateTaskRequest& request,
+                                                          Deadline deadline, Container& container) {
   const std::string config = request.bundle() + "/config.json";
   ASSIGN_OR_RETURN(std::string json, FileSystem::Real().Read(config, 8 << 20));
-  if (const std::string files = PodFilesDir(RuntimeDir(config_, id_)); FileSystem::Real().Exists(files)) {
+  const std::string runtime_dir =
+      parts_.book.Look([](const SandboxState& state) { return state.runtime_dir; });
+  if (const std::string files = PodFilesDir(runtime_dir); FileSystem::Real().Exists(files)) {
     ASSIGN_OR_RETURN(json, WithPodFiles(json, files, config));
   }
   ASSIGN_OR_RETURN(const BundleSpec spec, ParseSpec(json, config));
+  ASSIGN_OR_RETURN(const std::vector<std::string> layers, LayerSources(request.rootfs(), ReadHostMounts()));
 
-  auto container = std::make_shared<Container>();
-  container->id = request.id();
-  container->bundle = request.bundle();
+  std::vector<std::string> ended;
+  {
+    // One that has ended needs nothing, even if it has not been deleted yet.
+    MutexLock lock(mutex_);
+    for (const auto& [id, other] : containers_) {
+      if (other->init != nullptr && other->init->status() == ProcessStatus::kStopped) ended.push_back(id);
+    }
+  }
+  RETURN_IF_ERROR(parts_.size.Admit(request.id(), spec, ended));
+  RETURN_IF_ERROR(Wanted(container, deadline));
+  const std::chrono::nanoseconds place_timeout =
+      deadline
+          ? std::max<std::chrono::nanoseconds>(*deadline - steady_clock::now(), std::chrono::milliseconds(1))
+          : std::chrono::nanoseconds(kPlaceTimeout);
+  RETURN_IF_ERROR(parts_.layers.Mount(request.id(), layers, place_timeout, container.layers));
+  RETURN_IF_ERROR(Wanted(container, deadline));
+  std::map<size_t, std::string> sources;
+  RETURN_IF_ERROR(BindVolumes(spec, container, sources));
+  std::vector<std::string> notes;
+  ASSIGN_OR_RETURN(const std::string guest_spec, GuestSpec(json, sources, notes));
+  for (const std::string& note : notes) LogInfo("container {}: {}", request.id(), note);
   const StdioPaths paths{request.stdin(), request.stdout(), request.stderr(), request.terminal()};
-  std::shared_ptr<ProcessStdio> stdio;
-  RETURN_IF_ERROR(Annotate(AdmitContainer(request.id(), spec), "container " + request.id()));
-  const auto make = [&]() -> absl::StatusOr<uint32_t> {
-    RETURN_IF_ERROR(MountLayers(request, *container));
-    ASSIGN_OR_RETURN(const auto sources, BindVolumes(spec, *container));
-    std::vector<std::string> notes;
-    ASSIGN_OR_RETURN(const std::string guest_spec, GuestSpec(json, sources, notes));
-    for (const std::string& note : notes) LogInfo("container {}: {}", request.id(), note);
-    ASSIGN_OR_RETURN(stdio, OpenStdio(paths));
-    agent::v1::CreateContainerRequest create;
-    create.set_container_id(request.id());
-    create.set_spec_json(guest_spec);
-    for (const std::string& id : container->layer_ids) create.add_layer_ids(id);
-    create.set_terminal(request.terminal());
-    create.set_stdin_stream(stdio->ids().in);
-    create.set_stdout_stream(stdio->ids().out);
-    create.set_stderr_stream(stdio->ids().err);
-    agent::v1::CreateContainerResponse created;
-    RETURN_IF_ERROR(CallAgent("CreateContainer", create, &created, kAgentTimeout));
-    return created.pid();
-  };
-  absl::StatusOr<uint32_t> pid = make();
-  if (pid.ok()) {
-    container->init = std::make_shared<Process>(request.id(), "", paths, stdio);
-    container->init->SetPid(*pid);
-    {
-      MutexLock lock(mutex_);
-      containers_[request.id()] = container;
-      state_.containers[request.id()] = {
-          request.id(),       request.bundle(),        "created", 0, container->layer_ids,
-          container->volumes, DisksLocked(*container), *pid};
-    }
-    if (const absl::Status saved = Save(); !saved.ok()) {
-      pid = saved;
-      MutexLock lock(mutex_);
-      containers_.erase(request.id());
-      state_.containers.erase(request.id());
-    }
+  ASSIGN_OR_RETURN(const std::shared_ptr<ProcessStdio> stdio, OpenStdio(paths));
+  agent::v1::CreateContainerRequest create;
+  create.set_container_id(request.id());
+  create.set_spec_json(guest_spec);
+  for (const std::string& id : container.layers.ids) create.add_layer_ids(id);
+  create.set_terminal(request.terminal());
+  create.set_stdin_stream(stdio->ids().in);
+  create.set_stdout_stream(stdio->ids().out);
+  create.set_stderr_stream(stdio->ids().err);
+  const auto created = ttrpc::Call(parts_.vm.agent(), guest::kCreateContainer, create, kAgentTimeout);
+  if (!created.ok()) {
+    stdio->DrainAndClose(std::chrono::milliseconds(0));
+    return created.status();
   }
-  if (!pid.ok()) {
-    if (stdio != nullptr) stdio->DrainAndClose(std::chrono::milliseconds(0));
-    const absl::Status undone = UndoContainer(*container);
-    if (!undone.ok()) LogWarning("container {}: not all is undone: {}", request.id(), Message(undone));
-    DismissContainer(request.id());
-    Save().IgnoreError();
-    return Annotate(pid.status(), "container " + request.id());
-  }
-  return *pid;
+  auto init = std::make_shared<Process>(request.id(), "", request.bundle(), paths, stdio);
+  init->SetPid(created->pid());
+  return init;
 }
 
-absl::Status Sandbox::CreateExec(const containerd::ExecProcessRequest& request) {
+absl::Status Containers::BindVolumes(const BundleSpec& spec, Container& container,
+                                     std::map<size_t, std::string>& sources) {
+  const std::string shared_dir = SharedDir();
+  for (size_t i = 0; i < spec.mounts.size(); ++i) {
+    const SpecMount& mount = spec.mounts[i];
+    if (!mount.is_bind()) continue;
+    if (mount.destination == "/dev/shm") {
+      sources[i] = guest::kShmDirectory;  // the pod's, in the guest's memory
+      continue;
+    }
+    const std::string name = fmt::format("{}-{}", container.id, i);
+    RETURN_IF_ERROR(BindVolume(shared_dir, name, mount.source, {mount.read_only(), mount.follows_host()}));
+    container.volumes.push_back(name);
+    sources[i] = std::string(guest::kSharedDirectory) + "/" + name;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Containers::RecordCreated(const Container& container, uint32_t pid) {
+  SandboxState held;
+  parts_.layers.FillIn(held);
+  return parts_.book.Change([&](SandboxState& state) {
+    state.arenas = held.arenas;
+    state.layers = held.layers;
+    state.containers[container.id] = {
+        container.id,      container.bundle,        "created", 0, container.layers.ids,
+        container.volumes, container.layers.images, pid};
+  });
+}
+
+absl::Status Containers::Undo(const Container& container) {
+  absl::Status first;
+  if (parts_.vm.Alive().ok()) {
+    first.Update(ttrpc::Call(parts_.vm.agent(), guest::kDeleteProcess, Name(container.id, ""), kAgentTimeout)
+                     .status());
+    first.Update(parts_.layers.Unmount(container.layers));
+  }
+  const std::string shared_dir = SharedDir();
+  for (const std::string& volume : container.volumes) first.Update(UnbindVolume(shared_dir, volume));
+  return first;
+}
+
+absl::Status Containers::RoomForStreams() const {
+  rlimit limit{};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  size_t processes = 1;
+  for (const auto& [id, container] : containers_) processes += 1 + container->execs.size();
+  if (processes * kStreamDescriptors + kOtherDescriptors <= limit.rlim_cur) return absl::OkStatus();
+  return MakeStatus(absl::StatusCode::kResourceExhausted,
+                    "the pod has {} processes with streams already, and its shim may open {} descriptors",
+                    processes - 1, limit.rlim_cur);
+}
+
+absl::StatusOr<std::shared_ptr<ProcessStdio>> Containers::OpenStdio(const StdioPaths& paths) {
+  return ProcessStdio::Open(paths, parts_.vm.mux(), next_stream_.fetch_add(3));
+}
+
+absl::Status Containers::CreateExec(const containerd::ExecProcessRequest& request, Deadline deadline) {
   if (!persist::IsSafeId(request.exec_id()))
     return InvalidArgument("exec id \"{}\" is not safe as a file name", request.exec_id());
-  std::shared_ptr<Container> container;
+  RETURN_IF_ERROR(Find(request.id(), "").status());
+  const StdioPaths paths{request.stdin(), request.stdout(), request.stderr(), request.terminal()};
+  ASSIGN_OR_RETURN(const std::shared_ptr<ProcessStdio> stdio, OpenStdio(paths));
+  const auto exec = std::make_shared<Process>(request.id(), request.exec_id(), "", paths, stdio);
+  absl::Status status;
   {
     MutexLock lock(mutex_);
     const auto it = containers_.find(request.id());
-    if (it == containers_.end())
-      return MakeStatus(absl::StatusCode::kNotFound, "container {}: not found", request.id());
-    container = it->second;
-    if (container->execs.count(request.exec_id()) != 0)
-      return MakeStatus(absl::StatusCode::kAlreadyExists, "exec {} exists already", request.exec_id());
+    status = it == containers_.end() ? absl::NotFoundError("the container is gone") : RoomForStreams();
+    if (status.ok() && !it->second->execs.emplace(request.exec_id(), exec).second)
+      status = absl::AlreadyExistsError("it exists already");
   }
-  const StdioPaths paths{request.stdin(), request.stdout(), request.stderr(), request.terminal()};
-  ASSIGN_OR_RETURN(const std::shared_ptr<ProcessStdio> stdio, OpenStdio(paths));
+  if (!status.ok()) {
+    stdio->DrainAndClose(std::chrono::milliseconds(0));
+    return Annotate(status, Words(request.id(), request.exec_id()));
+  }
   agent::v1::ExecCreateRequest create;
   create.set_container_id(request.id());
   create.set_exec_id(request.exec_id());
@@ -331,88 +314,110 @@ absl::Status Sandbox::CreateExec(const containerd::ExecProcessRequest& request) 
   create.set_stdin_stream(stdio->ids().in);
   create.set_stdout_stream(stdio->ids().out);
   create.set_stderr_stream(stdio->ids().err);
-  const absl::Status status = CallAgent("ExecCreate", create, nullptr, kAgentTimeout);
+  status = ttrpc::Call(parts_.vm.agent(), guest::kExecCreate, create, kAgentTimeout).status();
+  if (status.ok() && Passed(deadline))
+    status = absl::DeadlineExceededError("its creation took longer than its caller waits; it is undone");
   if (!status.ok()) {
-    stdio->DrainAndClose(std::chrono::milliseconds(0));
+    DeleteExec(request.id(), request.exec_id(), *exec).status().IgnoreError();
     return status;
   }
-  MutexLock lock(mutex_);
-  container->execs[request.exec_id()] =
-      std::make_shared<Process>(request.id(), request.exec_id(), paths, stdio);
   return absl::OkStatus();
 }
 
-absl::StatusOr<uint32_t> Sandbox::StartProcess(const std::string& id, const std::string& exec_id) {
+absl::StatusOr<uint32_t> Containers::Start(const std::string& id, const std::string& exec_id) {
   ASSIGN_OR_RETURN(const std::shared_ptr<Process> process, Find(id, exec_id));
   if (process->status() == ProcessStatus::kRunning) return process->pid();
-  if (process->status() == ProcessStatus::kStopped) {
-    return MakeStatus(absl::StatusCode::kFailedPrecondition, "{} has ended already",
-                      exec_id.empty() ? "container " + id : "exec " + exec_id);
+  if (!process->ClaimStart()) {
+    return MakeStatus(absl::StatusCode::kFailedPrecondition, "{} has ended already, or is being started",
+                      Words(id, exec_id));
   }
-  if (id == id_) {
-    process->SetRunning(process->pid());
-    return process->pid();
+  // The watcher first: without one nobody would hear of the end.
+  const auto may_watch = std::make_shared<std::promise<bool>>();
+  absl::Status status = threads_.Start(kWatchStackBytes, [this, process, may_watch] {
+    if (may_watch->get_future().get()) Watch(process);
+  });
+  uint32_t pid = 0;
+  if (status.ok()) {
+    const auto started =
+        ttrpc::Call(parts_.vm.agent(), guest::kStartProcess, Name(id, exec_id), kAgentTimeout);
+    status = started.status();
+    if (status.ok()) {
+      pid = started->pid();
+      process->SetRunning(pid);
+    }
+    may_watch->set_value(status.ok());
   }
-  agent::v1::StartProcessResponse started;
-  const absl::Status status = CallAgent("StartProcess", Name(id, exec_id), &started, kAgentTimeout);
   if (!status.ok()) {
     // containerd deletes what did not start; until then it has ended, as with other runtimes.
-    process->SetExited({127, UnixNanos(Clock::Real().Wall())});
+    process->SetExited(Now(127));
     return status;
   }
-  process->SetRunning(started.pid());
   if (exec_id.empty()) {
-    {
-      MutexLock lock(mutex_);
-      if (const auto it = state_.containers.find(id); it != state_.containers.end())
+    LogIfNot(parts_.book.Record([&](SandboxState& state) {
+      if (const auto it = state.containers.find(id); it != state.containers.end())
         it->second.state = "running";
-    }
-    const absl::Status saved = Save();
-    if (!saved.ok()) LogWarning("container {}: {}", id, Message(saved));
+    }),
+             Words(id, ""));
   }
-  RETURN_IF_ERROR(ttrpc::StartThread(kWatchStackBytes, [this, process] { WatchProcess(process); }));
-  return started.pid();
+  return pid;
 }
 
-void Sandbox::WatchProcess(std::shared_ptr<Process> process) {
-  agent::v1::WaitProcessResponse answer;
-  const absl::Status status =
-      CallAgent("WaitProcess", Name(process->container_id, process->exec_id), &answer, ttrpc::kNoTimeout);
-  ExitInfo exit{255, UnixNanos(Clock::Real().Wall())};
-  if (status.ok()) {
-    exit.status = std::min<uint32_t>(answer.exit_status(), 255);
-    if (process->stdio != nullptr)
-      process->stdio->DrainAndClose(process->exec_id.empty() ? kDrainTimeout : std::chrono::seconds(1));
-    if (answer.oom_killed() && process->exec_id.empty()) {
+void Containers::Watch(const std::shared_ptr<Process>& process) {
+  const bool is_init = process->exec_id.empty();
+  const auto answer = ttrpc::Call(parts_.vm.agent(), guest::kWaitProcess,
+                                  Name(process->container_id, process->exec_id), ttrpc::kNoTimeout);
+  // With the VM all have ended, and EndAll says so.
+  if (!answer.ok() && (!parts_.vm.Alive().ok() || !parts_.vm.agent().connected())) return;
+  ExitInfo exit = Now(255);
+  if (answer.ok()) {
+    exit.status = std::min<uint32_t>(answer->exit_status(), 255);
+    if (process->stdio != nullptr) process->stdio->DrainAndClose(is_init ? kDrainTimeout : kExecDrainTimeout);
+    if (answer->oom_killed() && is_init) {
       // Before the exit: containerd learns the reason from this event and the exit from Wait's answer.
       containerd::TaskOOM oom;
       oom.set_container_id(process->container_id);
-      events_.Publish("/tasks/oom", "containerd.events.TaskOOM", oom);
-      events_.Flush(std::chrono::seconds(2));
+      parts_.events.Publish("/tasks/oom", "containerd.events.TaskOOM", oom);
+      parts_.events.Flush(std::chrono::seconds(2));
     }
-  } else if (!vm_->Alive().ok()) {
-    return;  // WatchVm tells of all of them
+  } else {
+    LogWarning("{}: its end is not known: {}", Words(process->container_id, process->exec_id),
+               Message(answer.status()));
   }
-  if (process->exec_id.empty()) {
-    {
-      MutexLock lock(mutex_);
-      if (const auto it = state_.containers.find(process->container_id); it != state_.containers.end()) {
+  if (is_init) {
+    LogIfNot(parts_.book.Record([&](SandboxState& state) {
+      if (const auto it = state.containers.find(process->container_id); it != state.containers.end()) {
         it->second.state = "stopped";
         it->second.exit_status = exit.status;
       }
-    }
-    const absl::Status saved = Save();
-    if (!saved.ok()) LogWarning("container {}: {}", process->container_id, Message(saved));
+    }),
+             Words(process->container_id, ""));
   }
-  if (process->SetExited(exit)) PublishExit(*process, exit);
+  if (process->SetExited(exit)) Publish(*process, exit);
 }
 
-absl::Status Sandbox::Signal(const std::string& id, const std::string& exec_id, uint32_t signal, bool all) {
+void Containers::Publish(const Process& process, ExitInfo exit) {
+  const auto pid = parts_.book.Look([](const SandboxState& state) { return state.vmm.pid; });
+  parts_.events.Publish("/tasks/exit", "containerd.events.TaskExit",
+                        ExitEvent(process, static_cast<uint32_t>(pid), exit));
+}
+
+absl::Status Containers::Signal(const std::string& id, const std::string& exec_id, uint32_t signal,
+                                bool all) {
+  if (signal == SIGKILL && exec_id.empty()) {
+    MutexLock lock(mutex_);
+    ASSIGN_OR_RETURN(const std::shared_ptr<Container> container, FindContainer(id));
+    if (container->creating) {
+      container->given_up = true;
+      if (turn_ == container.get()) parts_.layers.CancelPlacing();
+      changed_.NotifyAll();
+      return absl::OkStatus();
+    }
+  }
   ASSIGN_OR_RETURN(const std::shared_ptr<Process> process, Find(id, exec_id));
   if (process->status() == ProcessStatus::kStopped) return absl::NotFoundError("process already finished");
-  if (id == id_) return StopVm();
-  if (process->status() == ProcessStatus::kCreated && !exec_id.empty()) {
-    process->SetExited({137, UnixNanos(Clock::Real().Wall())});
+  const bool created = process->status() == ProcessStatus::kCreated;
+  if (created && !exec_id.empty()) {
+    process->SetExited(Now(137));
     return absl::OkStatus();
   }
   agent::v1::SignalProcessRequest request;
@@ -420,141 +425,152 @@ absl::Status Sandbox::Signal(const std::string& id, const std::string& exec_id, 
   request.set_exec_id(exec_id);
   request.set_signal(signal);
   request.set_all(all);
-  const bool created = process->status() == ProcessStatus::kCreated;
-  const absl::Status status = CallAgent("SignalProcess", request, nullptr, kAgentTimeout);
-  if (created && signal == 9) process->SetExited({137, UnixNanos(Clock::Real().Wall())});
-  return status;
+  const bool promise = signal == SIGKILL && exec_id.empty() && !created;
+  absl::Status watched;
+  if (promise && process->ClaimKill()) {
+    watched = threads_.Start(kWatchStackBytes, [this, process] { WatchKill(process); });
+  }
+  const absl::Status status =
+      ttrpc::Call(parts_.vm.agent(), guest::kSignalProcess, request, kSignalTimeout).status();
+  if (created && signal == SIGKILL) process->SetExited(Now(137));
+  if (!watched.ok()) WatchKill(process);
+  // Whatever the guest says, the container will have ended within the bound.
+  return promise ? absl::OkStatus() : status;
 }
 
-absl::StatusOr<ExitInfo> Sandbox::DeleteProcess(const std::string& id, const std::string& exec_id,
-                                                uint32_t& pid) {
-  ASSIGN_OR_RETURN(const std::shared_ptr<Process> process, Find(id, exec_id));
-  pid = process->pid();
-  if (process->status() == ProcessStatus::kRunning) {
-    return MakeStatus(absl::StatusCode::kFailedPrecondition, "{} still runs: stop it first",
-                      exec_id.empty() ? "container " + id : "exec " + exec_id);
+void Containers::WatchKill(const std::shared_ptr<Process>& process) {
+  if (process->WaitExitUntil(steady_clock::now() + parts_.kill_bound)) return;
+  parts_.end_pod(MakeStatus(absl::StatusCode::kDeadlineExceeded,
+                            "container {} was killed, and its guest did not tell of its end within {} s",
+                            process->container_id,
+                            std::chrono::duration_cast<std::chrono::seconds>(parts_.kill_bound).count()));
+}
+
+absl::StatusOr<ExitInfo> Containers::DeleteExec(const std::string& id, const std::string& exec_id,
+                                                Process& process) {
+  const ExitInfo exit = process.exit().value_or(Now(0));
+  if (parts_.vm.Alive().ok()) {
+    LogIfNot(ttrpc::Call(parts_.vm.agent(), guest::kDeleteProcess, Name(id, exec_id), kAgentTimeout).status(),
+             Words(id, exec_id));
   }
-  const ExitInfo exit = process->exit().value_or(ExitInfo{0, UnixNanos(Clock::Real().Wall())});
-  if (!exec_id.empty()) {
-    if (vm_->Alive().ok())
-      CallAgent("DeleteProcess", Name(id, exec_id), nullptr, kAgentTimeout).IgnoreError();
-    process->stdio->DrainAndClose(std::chrono::milliseconds(0));
-    MutexLock lock(mutex_);
-    if (const auto it = containers_.find(id); it != containers_.end()) it->second->execs.erase(exec_id);
-    return exit;
-  }
-  MutexLock build(build_mutex_);
-  if (id == id_) {
-    RETURN_IF_ERROR(StopVm());
-    process->WaitExit();
-    persist::SandboxState state;
-    {
-      MutexLock lock(mutex_);
-      removed_ = true;
-      state = state_;
-    }
-    RETURN_IF_ERROR(CleanUpSandbox(config_, state));
-    MutexLock lock(mutex_);
-    init_.reset();
-    return process->exit().value_or(exit);
-  }
-  std::shared_ptr<Container> container;
-  {
-    MutexLock lock(mutex_);
-    const auto it = containers_.find(id);
-    if (it == containers_.end())
-      return MakeStatus(absl::StatusCode::kNotFound, "container {}: not found", id);
-    container = it->second;
-  }
-  if (process->stdio != nullptr) process->stdio->DrainAndClose(std::chrono::milliseconds(0));
-  const absl::Status undone = UndoContainer(*container);
-  if (!undone.ok()) LogWarning("container {}: not all is undone, the VM's end will: {}", id, Message(undone));
-  process->SetExited(exit);
-  {
-    MutexLock lock(mutex_);
-    containers_.erase(id);
-    state_.containers.erase(id);
-  }
-  DismissContainer(id);
-  // The state may be gone with the sandbox already.
-  if (vm_->Alive().ok()) RETURN_IF_ERROR(Save());
+  process.stdio->DrainAndClose(std::chrono::milliseconds(0));
+  MutexLock lock(mutex_);
+  if (const auto it = containers_.find(id); it != containers_.end()) it->second->execs.erase(exec_id);
   return exit;
 }
 
-absl::Status Sandbox::Resize(const containerd::ResizePtyRequest& request) {
+absl::StatusOr<Deleted> Containers::Delete(const std::string& id, const std::string& exec_id,
+                                           Deadline deadline) {
+  {
+    MutexLock lock(mutex_);
+    ASSIGN_OR_RETURN(const std::shared_ptr<Container> container, FindContainer(id));
+    if (container->creating || container->deleting) {
+      container->given_up = true;
+      if (turn_ == container.get()) parts_.layers.CancelPlacing();
+      changed_.NotifyAll();
+      const auto gone = [&] {
+        const auto it = containers_.find(id);
+        return it == containers_.end() || it->second != container;
+      };
+      while (!gone() && !Passed(deadline)) AwaitChange(deadline);
+      if (!gone())
+        return MakeStatus(absl::StatusCode::kDeadlineExceeded, "container {}: it is still being undone", id);
+      return Deleted{0, Now(137)};
+    }
+  }
+  ASSIGN_OR_RETURN(const std::shared_ptr<Process> process, Find(id, exec_id));
+  if (process->status() == ProcessStatus::kRunning)
+    return MakeStatus(absl::StatusCode::kFailedPrecondition, "{} still runs: stop it first",
+                      Words(id, exec_id));
+  Deleted deleted{process->pid(), process->exit().value_or(Now(0))};
+  if (!exec_id.empty()) {
+    ASSIGN_OR_RETURN(deleted.exit, DeleteExec(id, exec_id, *process));
+    return deleted;
+  }
+  RETURN_IF_ERROR(DeleteContainer(id, deadline));
+  process->SetExited(deleted.exit);
+  return deleted;
+}
+
+absl::Status Containers::DeleteContainer(const std::string& id, Deadline deadline) {
+  std::shared_ptr<Container> container;
+  std::vector<std::shared_ptr<Process>> processes;
+  {
+    MutexLock lock(mutex_);
+    ASSIGN_OR_RETURN(container, FindContainer(id));
+    if (container->deleting)
+      return MakeStatus(absl::StatusCode::kAborted, "container {} is being deleted already", id);
+    container->deleting = true;
+    for (const auto& [exec_id, exec] : container->execs) processes.push_back(exec);
+    processes.push_back(container->init);
+  }
+  for (const auto& process : processes) process->stdio->DrainAndClose(std::chrono::milliseconds(0));
+  LogIfNot(Undo(*container), "container " + id + ": not all is undone, the VM's end will");
+  // The file may be gone with the sandbox already; then nothing is written.
+  LogIfNot(parts_.book.Record([&](SandboxState& state) { state.containers.erase(id); }), "container " + id);
+  parts_.size.Dismiss(id);
+  MutexLock lock(mutex_);
+  containers_.erase(id);
+  changed_.NotifyAll();
+  return absl::OkStatus();
+}
+
+absl::Status Containers::ResizeTerminal(const containerd::ResizePtyRequest& request) {
   RETURN_IF_ERROR(Find(request.id(), request.exec_id()).status());
   agent::v1::ResizeTerminalRequest resize;
   resize.set_container_id(request.id());
   resize.set_exec_id(request.exec_id());
   resize.set_width(request.width());
   resize.set_height(request.height());
-  return CallAgent("ResizeTerminal", resize, nullptr, kAgentTimeout);
+  return ttrpc::Call(parts_.vm.agent(), guest::kResizeTerminal, resize, kAgentTimeout).status();
 }
 
-absl::Status Sandbox::CloseStdin(const std::string& id, const std::string& exec_id) {
+absl::Status Containers::CloseStdin(const std::string& id, const std::string& exec_id) {
   ASSIGN_OR_RETURN(const std::shared_ptr<Process> process, Find(id, exec_id));
-  if (process->stdio != nullptr) process->stdio->CloseStdin();
+  process->stdio->CloseStdin();
   return absl::OkStatus();
 }
 
-agent::v1::ContainerStats Sandbox::HostStats() const {
-  agent::v1::ContainerStats stats;
-  std::vector<int64_t> pids;
+absl::Status Containers::Update(const std::string& id, const std::string& resources_json) {
+  RETURN_IF_ERROR(Find(id, "").status());
+  return parts_.size.Update(id, resources_json);
+}
+
+absl::StatusOr<agent::v1::ContainerStats> Containers::Stats(const std::string& id) {
+  RETURN_IF_ERROR(Find(id, "").status());
+  return ttrpc::Call(parts_.vm.agent(), guest::kContainerStats, Name(id, ""), kAgentTimeout);
+}
+
+absl::StatusOr<std::vector<uint32_t>> Containers::Pids(const std::string& id) {
+  RETURN_IF_ERROR(Find(id, "").status());
+  ASSIGN_OR_RETURN(const agent::v1::PidsResponse pids,
+                   ttrpc::Call(parts_.vm.agent(), guest::kPids, Name(id, ""), kAgentTimeout));
+  return std::vector<uint32_t>(pids.pids().begin(), pids.pids().end());
+}
+
+void Containers::GiveUp() {
   {
     MutexLock lock(mutex_);
-    stats.set_memory_limit_bytes(state_.claim_bytes);
-    pids = {state_.vmm.pid, state_.virtiofsd.pid};
+    stopped_ = true;
+    changed_.NotifyAll();
   }
-  stats.set_pids_limit(UINT64_MAX);
-  const auto add = [&](const char* key, uint64_t bytes) { (*stats.mutable_memory_stat())[key] += bytes; };
-  const auto tick_usec = 1'000'000 / static_cast<uint64_t>(sysconf(_SC_CLK_TCK));
-  for (const int64_t pid : pids) {
-    const std::string proc = fmt::format("/proc/{}/", pid);
-    const std::string stat = FileSystem::Real().Read(proc + "stat", 4096).value_or("");
-    const std::string status = FileSystem::Real().Read(proc + "status", 65536).value_or("");
-    uint64_t user = 0, system = 0, minor = 0, major = 0;
-    // The command's name may hold anything: fields count from its end.
-    if (pid <= 0 || stat.rfind(')') == std::string::npos ||
-        sscanf(stat.c_str() + stat.rfind(')') + 1,
-               " %*c %*d %*d %*d %*d %*d %*u %" SCNu64 " %*u %" SCNu64 " %*u %" SCNu64 " %" SCNu64, &minor,
-               &major, &user, &system) != 4) {
-      continue;
+  parts_.layers.CancelPlacing();
+}
+
+void Containers::EndAll(ExitInfo exit) {
+  GiveUp();
+  std::vector<std::shared_ptr<Process>> processes;
+  {
+    MutexLock lock(mutex_);
+    while (turn_ != nullptr) AwaitChange(std::nullopt);
+    for (const auto& [id, container] : containers_) {
+      for (const auto& [exec_id, exec] : container->execs) processes.push_back(exec);
+      if (container->init != nullptr) processes.push_back(container->init);
     }
-    const auto kilobytes = [&](const char* key) {
-      const size_t at = status.find(key);
-      return at == std::string::npos ? 0 : strtoull(status.c_str() + at + strlen(key), nullptr, 10) * 1024;
-    };
-    stats.set_pids_current(stats.pids_current() + 1);
-    stats.set_cpu_user_usec(stats.cpu_user_usec() + user * tick_usec);
-    stats.set_cpu_system_usec(stats.cpu_system_usec() + system * tick_usec);
-    add("pgfault", minor + major);
-    add("pgmajfault", major);
-    add("anon", kilobytes("RssAnon:"));
-    // virtiofsd maps the guest's memory, which is QEMU's already. Mapped files are arenas, which all VMs
-    // share.
-    if (pid == pids[0]) add("shmem", kilobytes("RssShmem:"));
   }
-  stats.set_cpu_usage_usec(stats.cpu_user_usec() + stats.cpu_system_usec());
-  uint64_t held = 0;
-  for (const char* key : {"anon", "shmem"}) held += (*stats.mutable_memory_stat())[key];
-  stats.set_memory_usage_bytes(held);
-  return stats;
-}
-
-absl::StatusOr<agent::v1::ContainerStats> Sandbox::Stats(const std::string& id) {
-  RETURN_IF_ERROR(Find(id, "").status());
-  if (id == id_) return HostStats();
-  agent::v1::ContainerStats stats;
-  RETURN_IF_ERROR(CallAgent("ContainerStats", Name(id, ""), &stats, kAgentTimeout));
-  return stats;
-}
-
-absl::StatusOr<std::vector<uint32_t>> Sandbox::Pids(const std::string& id) {
-  ASSIGN_OR_RETURN(const std::shared_ptr<Process> process, Find(id, ""));
-  if (id == id_) return std::vector<uint32_t>{process->pid()};
-  agent::v1::PidsResponse pids;
-  RETURN_IF_ERROR(CallAgent("Pids", Name(id, ""), &pids, kAgentTimeout));
-  return std::vector<uint32_t>(pids.pids().begin(), pids.pids().end());
+  for (const auto& process : processes) {
+    if (process->SetExited(exit)) Publish(*process, exit);
+  }
 }
 
 }  // namespace lamina::cri

@@ -125,7 +125,8 @@ absl::Status Delete(const CommandLine& line, const Config& config) {
   // A container's id has no state of its own; a sandbox whose shim lives is none of our business.
   if (state.ok() && !ProcessAlive(static_cast<pid_t>(state->shim.pid), state->shim.start_time)) {
     response.set_pid(static_cast<uint32_t>(state->vmm.pid));
-    RETURN_IF_ERROR(CleanUpSandbox(config, *state));
+    LaminadClient laminad(config.shim_socket());
+    RETURN_IF_ERROR(CleanUpSandbox(config, laminad, *state));
     unlink(path.c_str());
   } else if (state.status().code() == absl::StatusCode::kDataLoss ||
              state.status().code() == absl::StatusCode::kFailedPrecondition) {

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 
 #include <cerrno>
+#include <utility>
 
 #include "base/status.h"
 
@@ -94,6 +95,18 @@ void Process::SetRunning(uint32_t pid) {
   if (status_ == ProcessStatus::kCreated) status_ = ProcessStatus::kRunning;
 }
 
+bool Process::ClaimStart() {
+  MutexLock lock(mutex_);
+  if (status_ != ProcessStatus::kCreated || start_claimed_) return false;
+  start_claimed_ = true;
+  return true;
+}
+
+bool Process::ClaimKill() {
+  MutexLock lock(mutex_);
+  return !std::exchange(kill_claimed_, true);
+}
+
 bool Process::SetExited(ExitInfo exit) {
   MutexLock lock(mutex_);
   if (exit_) return false;
@@ -112,6 +125,13 @@ ExitInfo Process::WaitExit() {
   MutexLock lock(mutex_);
   while (!exit_) exited_.Wait(mutex_);
   return *exit_;
+}
+
+bool Process::WaitExitUntil(std::chrono::steady_clock::time_point deadline) {
+  MutexLock lock(mutex_);
+  while (!exit_ && exited_.WaitUntil(mutex_, deadline)) {
+  }
+  return exit_.has_value();
 }
 
 }  // namespace lamina::cri

@@ -61,14 +61,16 @@ struct ExitInfo {
 // Thread-safe.
 class Process {
  public:
-  Process(std::string container_id, std::string exec_id, StdioPaths paths,
+  // `bundle`: of the container, as containerd named it; exec_id empty: the container's init.
+  Process(std::string container_id, std::string exec_id, std::string bundle, StdioPaths paths,
           std::shared_ptr<ProcessStdio> stdio)
       : container_id(std::move(container_id)),
         exec_id(std::move(exec_id)),
+        bundle(std::move(bundle)),
         paths(std::move(paths)),
         stdio(std::move(stdio)) {}
 
-  const std::string container_id, exec_id;
+  const std::string container_id, exec_id, bundle;
   const StdioPaths paths;
   const std::shared_ptr<ProcessStdio> stdio;  // null: none
 
@@ -76,17 +78,25 @@ class Process {
   uint32_t pid() const;
   void SetRunning(uint32_t pid);
   void SetPid(uint32_t pid);
+  // True for the first who asks, of a process that has not been started: that one starts it.
+  bool ClaimStart();
+  // True for the first who asks: that one sees to it that SIGKILL ends it.
+  bool ClaimKill();
   // The first exit counts. True when it was this one.
   bool SetExited(ExitInfo exit);
   std::optional<ExitInfo> exit() const;
   // Blocks until it has exited.
   ExitInfo WaitExit();
+  // The same until `deadline`: whether it has.
+  bool WaitExitUntil(std::chrono::steady_clock::time_point deadline);
 
  private:
   mutable Mutex mutex_;
   CondVar exited_;
   ProcessStatus status_ GUARDED_BY(mutex_) = ProcessStatus::kCreated;
   uint32_t pid_ GUARDED_BY(mutex_) = 0;
+  bool start_claimed_ GUARDED_BY(mutex_) = false;
+  bool kill_claimed_ GUARDED_BY(mutex_) = false;
   std::optional<ExitInfo> exit_ GUARDED_BY(mutex_);
 };
 

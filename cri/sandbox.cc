@@ -1,412 +1,327 @@
 #include "cri/sandbox.h"
 
-#include <fcntl.h>
-#include <google/protobuf/message_lite.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <cstring>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/process.h"
 #include "base/status.h"
-#include "base/ttrpc/thread.h"
-#include "cri/cgroup.h"
+#include "base/units.h"
 #include "cri/cleanup.h"
+#include "cri/host_stats.h"
+#include "cri/messages.h"
 #include "cri/network.h"
-#include "cri/volumes.h"
 #include "sizing/annotations.h"
-#include "vmm/hypervisor.h"
 
 namespace lamina::cri {
 namespace {
 
+using persist::SandboxState;
 using std::chrono::steady_clock;
 
-constexpr char kAgentService[] = "lamina.agent.v1.Agent";
-constexpr char kLaminadService[] = "lamina.laminad.v1.Laminad";
-constexpr std::chrono::seconds kLaminadTimeout{10};
-constexpr std::chrono::seconds kAgentTimeout{30};
-constexpr std::chrono::seconds kKillTimeout{10};
 constexpr size_t kWatchStackBytes = 64 * 1024;
-constexpr int kTapFd = 3;
+// The VM's end has been seen by the kernel; what remains is ours to do.
+constexpr std::chrono::seconds kEndTimeout{30};
 
-double Seconds(steady_clock::time_point from, steady_clock::time_point to) {
-  return std::chrono::duration<double>(to - from).count();
-}
-
-absl::StatusOr<UniqueFd> ConnectUnix(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) return InvalidArgument("socket path {} is too long", path);
-  memcpy(address.sun_path, path.data(), path.size());
-  UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  if (!fd || connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
-    return ErrnoStatus(errno, "connect to " + path);
-  }
-  return fd;
-}
+bool Passed(Deadline deadline) { return deadline && steady_clock::now() >= *deadline; }
 
 }  // namespace
 
-Sandbox::~Sandbox() = default;
+Sandbox::Seams Sandbox::Seams::Real(const Config& config) {
+  return {LaminadClient(config.shim_socket()), VmDoors::Real()};
+}
 
-bool Sandbox::started() const {
+Sandbox::Sandbox(Config config, EventPublisher& events, Seams seams)
+    : config_(std::move(config)),
+      events_(events),
+      laminad_(seams.laminad),
+      book_(FileSystem::Real(), config_.paths.state_dir),
+      vm_(config_, book_, laminad_, seams.doors, [this](const absl::Status& why) { EndPod(why); }),
+      size_(config_, book_, laminad_),
+      layers_(config_.layers.max_arenas_per_pod, book_, laminad_),
+      containers_({config_, book_, events_, vm_, size_, layers_,
+                   [this](const absl::Status& why) { EndPod(why); }, seams.kill_bound}) {}
+
+Sandbox::~Sandbox() {
+  containers_.GiveUp();
+  vm_.Abort();
+  vm_.Kill().IgnoreError();
+}
+
+std::string Sandbox::id() const {
+  return book_.Look([](const SandboxState& state) { return state.sandbox_id; });
+}
+
+std::shared_ptr<Process> Sandbox::process() const {
   MutexLock lock(mutex_);
-  return init_ != nullptr;
+  return process_;
 }
 
 uint32_t Sandbox::vmm_pid() const {
+  return static_cast<uint32_t>(book_.Look([](const SandboxState& state) { return state.vmm.pid; }));
+}
+
+agent::v1::ContainerStats Sandbox::Stats() const {
+  return HostStats(book_.Look([](const SandboxState& state) {
+    return HostProcesses{state.vmm.pid, state.virtiofsd.pid, state.claim_bytes};
+  }));
+}
+
+std::map<std::string, std::string> Sandbox::Info() const {
+  const SandboxState state = book_.Get();
+  std::map<std::string, std::string> info = {{"vcpus", fmt::format("{}", state.vcpus)},
+                                             {"memory", FormatBytes(state.memory_bytes)},
+                                             {"claim", FormatBytes(state.claim_bytes)}};
+  for (const std::string& reason : state.reasons) info["reasons"] += reason + "\n";
   MutexLock lock(mutex_);
-  return static_cast<uint32_t>(state_.vmm.pid);
+  if (!end_reason_.empty()) info["ended"] = end_reason_;
+  return info;
 }
 
-bool Sandbox::empty() const {
+bool Sandbox::IsEmpty(std::function<void()> later) {
   MutexLock lock(mutex_);
-  return init_ == nullptr && containers_.empty();
+  if (phase_ == Phase::kNone || phase_ == Phase::kGone) return containers_.empty();
+  if (phase_ == Phase::kStarting && given_up_) when_empty_ = std::move(later);
+  return false;
 }
 
-absl::Status Sandbox::Save() {
-  MutexLock lock(mutex_);
-  if (removed_) return absl::OkStatus();  // a late exit must not bring the file back
-  return store_.Save(state_);
-}
-
-absl::Status Sandbox::CallLaminad(const char* method, const google::protobuf::MessageLite& request,
-                                  google::protobuf::MessageLite* response, std::chrono::nanoseconds timeout) {
-  // A connection of its own per call: laminad may have been restarted since the last one, and calls are few.
-  ASSIGN_OR_RETURN(const auto client, ttrpc::Client::Dial(config_.shim_socket(), "laminad"));
-  return Annotate(client->Call(kLaminadService, method, request, response, timeout), "laminad");
-}
-
-absl::Status Sandbox::CallAgent(const char* method, const google::protobuf::MessageLite& request,
-                                google::protobuf::MessageLite* response, std::chrono::nanoseconds timeout) {
-  if (agent_ == nullptr) return absl::FailedPreconditionError("the pod's VM does not run");
-  agent::v1::Empty empty;
-  return agent_->Call(kAgentService, method, request, response != nullptr ? response : &empty, timeout);
-}
-
-absl::Status Sandbox::ClaimMemory(const BundleSpec& spec, laminad::v1::ClaimResponse& claim) {
-  ASSIGN_OR_RETURN(const sizing::VmPlan plan, PlanFirst(spec));
-
-  laminad::v1::ClaimRequest request;
-  request.set_sandbox_id(id_);
-  request.set_pod_namespace(spec.Annotation("sandbox-namespace"));
-  request.set_pod_name(spec.Annotation("sandbox-name"));
-  request.set_pod_uid(spec.Annotation("sandbox-uid"));
-  request.set_bytes(plan.memory_bytes() + config_.hypervisor.vmm_overhead_memory_bytes);
-  request.set_shim_pid(getpid());
-  request.set_shim_start_time(ProcessStartTime(getpid()).value_or(0));
-  *request.mutable_sizing() = Report(plan);
-  const sizing::NumaNodes& nodes = plan_input_.numa_nodes;
-  request.mutable_numa_nodes()->Add(nodes.begin(), nodes.end());
-  const absl::Status claimed = CallLaminad("Claim", request, &claim, kLaminadTimeout);
-  if (!claimed.ok() && !nodes.empty()) {
-    return Annotate(claimed, fmt::format("annotation {} (\"{}\")", sizing::kNumaNodesAnnotation,
-                                         sizing::FormatNumaNodes(nodes)));
+void Sandbox::Enter(Phase phase) {
+  std::function<void()> then;
+  {
+    MutexLock lock(mutex_);
+    phase_ = phase;
+    if (phase == Phase::kNone || phase == Phase::kGone) {
+      process_.reset();
+      then = std::exchange(when_empty_, nullptr);
+    }
+    changed_.NotifyAll();
   }
-  RETURN_IF_ERROR(claimed);
-
-  MutexLock lock(mutex_);
-  state_.pod_name = request.pod_name();
-  state_.pod_namespace = request.pod_namespace();
-  state_.pod_uid = request.pod_uid();
-  state_.vcpus = plan.vcpus;
-  state_.memory_bytes = plan.memory_bytes();
-  state_.numa_nodes.assign(nodes.begin(), nodes.end());
-  state_.reasons = plan.reasons;
-  state_.claim_bytes = request.bytes();
-  state_.claim_generation = claim.generation();
-  state_.shim = {request.shim_pid(), request.shim_start_time()};
-  return absl::OkStatus();
+  if (then) then();
 }
 
-absl::Status Sandbox::Start(const std::string& id, const std::string& bundle) {
+bool Sandbox::AwaitStarted(Deadline deadline) {
+  while (phase_ == Phase::kStarting) {
+    if (!deadline) {
+      changed_.Wait(mutex_);
+    } else if (!changed_.WaitUntil(mutex_, *deadline) && phase_ == Phase::kStarting) {
+      return false;
+    }
+  }
+  return true;
+}
+
+absl::Status Sandbox::Start(const std::string& id, const std::string& bundle, Deadline deadline) {
   if (!persist::IsSafeId(id)) return InvalidArgument("sandbox id \"{}\" is not safe as a file name", id);
   ASSIGN_OR_RETURN(const BundleSpec spec, ReadSpec(bundle));
-  if (spec.Annotation("container-type").empty()) {
+  const std::string type = spec.Annotation("container-type");
+  if (type.empty()) {
     return InvalidArgument(
         "{}/config.json has no annotation io.kubernetes.cri.container-type: Lamina runs the pods that "
         "containerd's CRI plugin makes, no single container",
         bundle);
   }
-  return StartPod(id, bundle, spec);
+  if (type != "sandbox")
+    return MakeStatus(absl::StatusCode::kFailedPrecondition, "container {}: its sandbox does not run", id);
+  return StartPod(id, bundle, spec, deadline);
 }
 
-absl::Status Sandbox::StartPod(const std::string& id, const std::string& bundle, const BundleSpec& spec) {
-  MutexLock build(build_mutex_);
-  if (started()) return MakeStatus(absl::StatusCode::kAlreadyExists, "sandbox {} runs already", id);
+absl::Status Sandbox::StartPod(const std::string& id, const std::string& bundle, const BundleSpec& spec,
+                               Deadline deadline) {
   if (!spec.has_network_namespace) {
     return MakeStatus(absl::StatusCode::kFailedPrecondition,
                       "pod {}/{} asks for the host's network (hostNetwork: true), which a virtual machine "
-                      "cannot share; use another "
-                      "runtime class for it",
+                      "cannot share; use another runtime class for it",
                       spec.Annotation("sandbox-namespace"), spec.Annotation("sandbox-name"));
   }
   {
     MutexLock lock(mutex_);
-    id_ = id;
-    state_ = persist::SandboxState();
-    state_.sandbox_id = id;
-    state_.bundle = bundle;
-    state_.netns_path = spec.netns_path;
-    state_.tap_name = kTapName;
-    state_.runtime_dir = RuntimeDir(config_, id);
+    if (!AwaitStarted(deadline))
+      return MakeStatus(absl::StatusCode::kDeadlineExceeded, "sandbox {} is still being started", id);
+    if (phase_ == Phase::kGone)
+      return MakeStatus(absl::StatusCode::kFailedPrecondition, "sandbox {} is gone; a shim runs one pod", id);
+    if (phase_ != Phase::kNone)
+      return MakeStatus(absl::StatusCode::kAlreadyExists, "sandbox {} runs already", this->id());
+    phase_ = Phase::kStarting;
   }
+  SandboxState state;
+  state.sandbox_id = id;
+  state.bundle = bundle;
+  state.pod_name = spec.Annotation("sandbox-name");
+  state.pod_namespace = spec.Annotation("sandbox-namespace");
+  state.pod_uid = spec.Annotation("sandbox-uid");
+  state.netns_path = spec.netns_path;
+  state.tap_name = kTapName;
+  state.runtime_dir = RuntimeDir(config_, id);
+  state.boot_id = BootId();
+  state.shim = {getpid(), ProcessStartTime(getpid()).value_or(0)};
+  book_.Restore(std::move(state));
+
   laminad::v1::ReadyRequest ready;
-  const absl::Status status = BuildVm(spec, ready);
+  absl::Status status = Build(spec, deadline, ready);
+  if (status.ok() && Passed(deadline))
+    status = absl::DeadlineExceededError("the pod was not ready within the time that its caller waits");
+  if (status.ok()) status = BeginRunning();
   if (!status.ok()) {
     LogError("sandbox {}: {}", id, Message(status));
-    persist::SandboxState state;
+    book_.Close();
+    CleanUpSandbox(config_, laminad_, book_.Get()).IgnoreError();
+    size_.Detach();
+    vm_.Drop();
+    bool given_up;
     {
       MutexLock lock(mutex_);
-      state = state_;
+      given_up = given_up_;
     }
-    agent_.reset();
-    mux_.reset();
-    CleanUpSandbox(config_, state).IgnoreError();
-    resizer_ = nullptr;
-    vm_.reset();
+    Enter(given_up ? Phase::kGone : Phase::kNone);
     return status;
   }
-  {
-    MutexLock lock(mutex_);
-    init_ = std::make_shared<Process>(id, "", StdioPaths(), nullptr);
-    init_->SetPid(static_cast<uint32_t>(vm_->pid()));
-  }
-  const absl::Status told = CallLaminad("Ready", ready, nullptr, kLaminadTimeout);
+  const absl::Status told = laminad_.Ready(ready);
   if (!told.ok()) LogWarning("sandbox {}: {}", id, Message(told));
-  return ttrpc::StartThread(kWatchStackBytes, [this] { WatchVm(); });
-}
-
-absl::Status Sandbox::BuildVm(const BundleSpec& spec, laminad::v1::ReadyRequest& ready) {
-  const auto begin = steady_clock::now();
-  laminad::v1::ClaimResponse claim;
-  RETURN_IF_ERROR(ClaimMemory(spec, claim));
-  RETURN_IF_ERROR(Save());  // creating: from here a cleanup finds everything
-  const auto claimed = steady_clock::now();
-
-  ASSIGN_OR_RETURN(const vmm::Accel accel, vmm::Hypervisor::Qemu().ChooseAccel(config_));
-  std::string dir;
-  uint64_t memory_bytes;
-  uint32_t vcpus;
-  {
-    MutexLock lock(mutex_);
-    dir = state_.runtime_dir;
-    memory_bytes = state_.memory_bytes;
-    vcpus = state_.vcpus;
-  }
-  RETURN_IF_ERROR(FileSystem::Real().MakeDirectories(dir, 0700));
-  RETURN_IF_ERROR(MakeSharedDir(dir + "/shared"));
-  if (spec.files) RETURN_IF_ERROR(WritePodFiles(PodFilesDir(dir), *spec.files));
-  HostCgroup cgroup;
-  if (!cgroup_path_.empty()) {
-    ASSIGN_OR_RETURN(cgroup, MakeHostCgroup("/sys/fs/cgroup", cgroup_path_));
-    MutexLock lock(mutex_);
-    state_.cgroup_dirs = cgroup.dirs;
-  }
-  PodNetwork network;
-  if (!spec.netns_path.empty()) {
-    ASSIGN_OR_RETURN(network, SetUpNetwork(spec.netns_path));
-    MutexLock lock(mutex_);
-    state_.mac = network.mac;
-  }
-  vmm::VirtiofsdOptions volumes;
-  volumes.program = config_.hypervisor.virtiofsd;
-  volumes.shared_dir = dir + "/shared";
-  volumes.socket = dir + "/virtiofsd.sock";
-  volumes.log_path = dir + "/virtiofsd.log";
-  volumes.cgroup_procs_files = cgroup.procs_files();
-  volumes.timeout = kLaminadTimeout;
-  ASSIGN_OR_RETURN(vmm::VirtiofsdProcess virtiofsd, vmm::Hypervisor::Qemu().StartVirtiofsd(volumes));
-  virtiofsd_pidfd_ = std::move(virtiofsd.pidfd);
-  {
-    MutexLock lock(mutex_);
-    state_.virtiofsd = {virtiofsd.pid, virtiofsd.start_time};
-  }
-  RETURN_IF_ERROR(Save());
-  const auto prepared = steady_clock::now();
-
-  vmm::VmSpec vm;
-  vm.name = id_;
-  vm.qemu = config_.hypervisor.qemu;
-  vm.accel = accel;
-  vm.firmware = config_.hypervisor.firmware;
-  vm.kernel = config_.kernel();
-  vm.initramfs = config_.initramfs();
-  vm.extra_kernel_args = config_.hypervisor.kernel_args;
-  vm.vcpus = vcpus;
-  vm.memory_bytes = memory_bytes;
-  {
-    MutexLock lock(mutex_);
-    vm.max_vcpus = state_.max_vcpus;
-    vm.max_hot_memory_bytes = state_.max_hot_memory_bytes;
-    vm.numa_nodes = state_.numa_nodes;
-  }
-  vm.hotplug_bytes = config_.layers.arena_bytes * config_.layers.max_arenas_per_pod;
-  vm.hotplug_ports = config_.hypervisor.hotplug_ports;
-  vm.runtime_dir = dir;
-  vm.virtiofs_socket = virtiofsd.socket;
-  for (const laminad::v1::Arena& arena : claim.boot_arenas()) {
-    if (vm.boot_arenas.size() < 8) vm.boot_arenas.push_back({arena.id(), arena.path(), arena.bytes()});
-  }
-  vmm::StartOptions options;
-  options.netns_path = spec.netns_path;
-  options.cgroup_procs_files = cgroup.procs_files();
-  if (network.present) {
-    vm.tap_fd = kTapFd;
-    vm.mac = network.mac;
-    options.tap_fd = network.tap.get();
-  }
-  ASSIGN_OR_RETURN(vm_, vmm::Hypervisor::Qemu().Start(vm, options));
-  if (config_.sizing.mode == "dynamic") resizer_ = &vm_->resizer();
-  {
-    MutexLock lock(mutex_);
-    state_.vmm = {vm_->pid(), vm_->start_time()};
-    for (const vmm::ArenaDevice& arena : vm.boot_arenas) state_.arenas.push_back(arena.id);
-  }
-  RETURN_IF_ERROR(Save());
-  laminad::v1::StartedRequest started;
-  started.set_sandbox_id(id_);
-  started.set_generation(claim.generation());
-  started.set_vmm_pid(vm_->pid());
-  started.set_vmm_start_time(vm_->start_time());
-  RETURN_IF_ERROR(CallLaminad("Started", started, nullptr, kLaminadTimeout));
-  const auto launched = steady_clock::now();
-
-  ASSIGN_OR_RETURN(agent_, ttrpc::Client::Dial(vmm::RpcSocket(dir), "the guest's agent"));
-  ASSIGN_OR_RETURN(UniqueFd stdio, ConnectUnix(vmm::StdioSocket(dir)));
-  mux_ = guest::StdioMux::Create(std::move(stdio), false);
-  agent::v1::HelloRequest hello;
-  agent::v1::HelloResponse answer;
-  hello.set_protocol_version(1);
-  hello.set_host_unix_nanos(UnixNanos(Clock::Real().Wall()));
-  std::string seed(64, '\0');
-  if (const UniqueFd random(open("/dev/urandom", O_RDONLY | O_CLOEXEC));
-      read(random.get(), seed.data(), seed.size()) > 0) {
-    hello.set_random_seed(seed);
-  }
-  absl::Status greeted =
-      CallAgent("Hello", hello, &answer, std::chrono::seconds(config_.hypervisor.boot_timeout_seconds));
-  if (!greeted.ok()) {
-    const absl::Status alive = vm_->Alive();
-    return Annotate(alive.ok() ? greeted : alive, "boot the VM");
-  }
-  if (answer.protocol_version() != 1) {
-    return MakeStatus(absl::StatusCode::kFailedPrecondition,
-                      "the guest image speaks protocol {}, this shim 1; rebuild the guest image",
-                      answer.protocol_version());
-  }
-  const auto answered = steady_clock::now();
-
-  agent::v1::ConfigureSandboxRequest configure = network.config;
-  configure.set_sandbox_id(id_);
-  configure.set_hostname(spec.hostname);
-  for (const auto& [key, value] : spec.sysctls) (*configure.mutable_sysctls())[key] = value;
-  configure.set_shared_tag(vm.virtiofs_tag);
-  RETURN_IF_ERROR(
-      Annotate(CallAgent("ConfigureSandbox", configure, nullptr, kAgentTimeout), "configure the guest"));
-  {
-    MutexLock lock(mutex_);
-    state_.life_cycle = persist::LifeCycle::kReady;
-  }
-  RETURN_IF_ERROR(Save());
-  const auto end = steady_clock::now();
-
-  ready.set_sandbox_id(id_);
-  ready.set_generation(claim.generation());
-  ready.set_guest_mem_total_bytes(answer.mem_total_bytes());
-  ready.set_state_path(store_.Path(id_));
-  auto& phases = *ready.mutable_phase_seconds();
-  const double boot = Seconds(launched, answered);
-  // The guest's own clock tells the kernel's share; it is not trusted beyond the whole.
-  const double kernel = std::min(boot, std::max(0.0, answer.agent_started_boot_seconds()));
-  phases["claim"] = Seconds(begin, claimed);
-  phases["prepare"] = Seconds(claimed, prepared);
-  phases["qemu"] = Seconds(prepared, launched);
-  phases["kernel"] = kernel;
-  phases["agent"] = boot - kernel;
-  phases["configure"] = Seconds(answered, end);
-  phases["total"] = Seconds(begin, end);
-  LogInfo("sandbox {} ready in {:.3f} s: {} vCPUs, {} MiB", id_, phases["total"], vcpus, memory_bytes >> 20);
   return absl::OkStatus();
 }
 
+absl::Status Sandbox::Build(const BundleSpec& spec, Deadline deadline, laminad::v1::ReadyRequest& ready) {
+  const auto begin = steady_clock::now();
+  ASSIGN_OR_RETURN(const FirstSize size, size_.PlanFirst(spec));
+  const SandboxState state = book_.Get();
+  laminad::v1::ClaimRequest request;
+  request.set_sandbox_id(state.sandbox_id);
+  request.set_pod_namespace(state.pod_namespace);
+  request.set_pod_name(state.pod_name);
+  request.set_pod_uid(state.pod_uid);
+  request.set_bytes(size.claim_bytes);
+  request.set_shim_pid(state.shim.pid);
+  request.set_shim_start_time(state.shim.start_time);
+  *request.mutable_sizing() = ToReport(size.plan);
+  request.mutable_numa_nodes()->Add(size.numa_nodes.begin(), size.numa_nodes.end());
+  const auto claim = laminad_.Claim(request);
+  if (!claim.ok() && !size.numa_nodes.empty()) {
+    return Annotate(claim.status(), fmt::format("annotation {} (\"{}\")", sizing::kNumaNodesAnnotation,
+                                                sizing::FormatNumaNodes(size.numa_nodes)));
+  }
+  RETURN_IF_ERROR(claim.status());
+  // From here a clean-up finds everything, in this process or another.
+  const auto edit = [&](SandboxState& now) {
+    FillIn(size, now);
+    now.claim_generation = claim->generation();
+  };
+  if (const absl::Status saved = book_.Change(edit); !saved.ok()) {
+    // The clean-up gives back the claim of the memory's state.
+    book_.Close();
+    book_.Record(edit).IgnoreError();
+    return saved;
+  }
+  const auto claimed = steady_clock::now();
+  RETURN_IF_ERROR(vm_.Start(spec, size, *claim, deadline, ready));
+  ready.set_sandbox_id(state.sandbox_id);
+  ready.set_generation(claim->generation());
+  ready.set_state_path(book_.path());
+  const auto seconds = [](auto duration) { return std::chrono::duration<double>(duration).count(); };
+  auto& phases = *ready.mutable_phase_seconds();
+  phases["claim"] = seconds(claimed - begin);
+  phases["total"] = seconds(steady_clock::now() - begin);
+  LogInfo("sandbox {} ready in {:.3f} s: {} vCPUs, {} MiB", state.sandbox_id, phases["total"],
+          size.plan.vcpus, size.plan.memory_mib);
+  return absl::OkStatus();
+}
+
+// A pod whose end nobody could watch does not begin.
+absl::Status Sandbox::BeginRunning() {
+  size_.Attach(vm_.vm(), vm_.agent());
+  layers_.Attach(vm_.vm(), vm_.agent());
+  {
+    MutexLock lock(mutex_);
+    if (given_up_) return absl::CancelledError("the pod was stopped while it started");
+    const SandboxState state = book_.Get();
+    process_ = std::make_shared<Process>(state.sandbox_id, "", state.bundle, StdioPaths(), nullptr);
+    process_->SetPid(static_cast<uint32_t>(state.vmm.pid));
+    phase_ = Phase::kRunning;
+    changed_.NotifyAll();
+  }
+  const absl::Status watched = threads_.Start(kWatchStackBytes, [this] { WatchVm(); });
+  if (!watched.ok()) {
+    MutexLock lock(mutex_);
+    phase_ = Phase::kStarting;
+    process_.reset();
+  }
+  return watched;
+}
+
 void Sandbox::WatchVm() {
-  if (!vm_->WaitExit(virtiofsd_pidfd_.get())) {
-    // Whoever touches a volume in the guest now waits for ever, and cannot be killed.
-    LogError("sandbox {}: its virtiofsd has ended, and the volumes with it: ending the VM", id_);
-    const absl::Status killed = vm_->Kill(kKillTimeout);
-    if (!killed.ok()) LogError("sandbox {}: {}", id_, Message(killed));
-    vm_->WaitExit(-1);
-  }
-  std::vector<std::shared_ptr<Process>> processes;
+  vm_.WaitEnd();
   bool stopping;
+  std::shared_ptr<Process> process;
+  std::string why;
   {
     MutexLock lock(mutex_);
-    stopping = stopping_;
-    for (const auto& [id, container] : containers_) {
-      for (const auto& [exec_id, exec] : container->execs) processes.push_back(exec);
-      processes.push_back(container->init);
-    }
-    processes.push_back(init_);
+    stopping = phase_ == Phase::kStopping;
+    process = process_;
+    if (!stopping && end_reason_.empty()) end_reason_ = Message(vm_.Alive());
+    why = end_reason_;
   }
-  if (!stopping) LogError("sandbox {}: its VM is gone: {}", id_, Message(vm_->Alive()));
+  if (!stopping) LogError("sandbox {}: its VM is gone: {}", id(), why);
+  size_.Detach();
   const ExitInfo lost{255, UnixNanos(Clock::Real().Wall())};
-  for (const auto& process : processes) {
-    ExitInfo exit = lost;
-    if (stopping && process->container_id == id_) exit.status = 0;
-    if (process->SetExited(exit)) PublishExit(*process, exit);
-  }
+  containers_.EndAll(lost);
+  const ExitInfo exit{stopping ? 0 : lost.status, lost.unix_nanos};
+  if (process->SetExited(exit))
+    events_.Publish("/tasks/exit", "containerd.events.TaskExit", ExitEvent(*process, process->pid(), exit));
 }
 
-void Sandbox::PublishExit(const Process& process, const ExitInfo& exit) {
-  containerd::TaskExit event;
-  event.set_container_id(process.container_id);
-  event.set_id(process.exec_id.empty() ? process.container_id : process.exec_id);
-  event.set_pid(process.pid());
-  event.set_exit_status(exit.status);
-  event.mutable_exited_at()->set_seconds(exit.unix_nanos / 1'000'000'000);
-  event.mutable_exited_at()->set_nanos(static_cast<int32_t>(exit.unix_nanos % 1'000'000'000));
-  events_.Publish("/tasks/exit", "containerd.events.TaskExit", event);
-}
-
-absl::Status Sandbox::StopVm() {
+void Sandbox::EndPod(const absl::Status& why) {
   {
     MutexLock lock(mutex_);
-    if (stopping_) return absl::OkStatus();
-    stopping_ = true;
-    state_.life_cycle = persist::LifeCycle::kStopping;
+    if (phase_ != Phase::kRunning) return;
+    if (end_reason_.empty()) end_reason_ = Message(why);
   }
-  const absl::Status saved = Save();
-  if (!saved.ok()) LogWarning("sandbox {}: {}", id_, Message(saved));
-  // A guest that still answers writes back what it holds; one that does not is not waited for.
-  if (vm_->Alive().ok())
-    CallAgent("Shutdown", agent::v1::Empty(), nullptr, std::chrono::seconds(2)).IgnoreError();
-  return vm_->Kill(kKillTimeout);
+  LogError("sandbox {}: ending the VM: {}", id(), Message(why));
+  const absl::Status killed = vm_.Kill();
+  if (!killed.ok()) LogError("sandbox {}: {}", id(), Message(killed));
 }
 
-absl::StatusOr<std::shared_ptr<Process>> Sandbox::Find(const std::string& id,
-                                                       const std::string& exec_id) const {
-  MutexLock lock(mutex_);
-  if (id == id_ && exec_id.empty() && init_ != nullptr) return init_;
-  const auto it = containers_.find(id);
-  if (it == containers_.end()) return MakeStatus(absl::StatusCode::kNotFound, "container {}: not found", id);
-  if (exec_id.empty()) return it->second->init;
-  const auto exec = it->second->execs.find(exec_id);
-  if (exec == it->second->execs.end())
-    return MakeStatus(absl::StatusCode::kNotFound, "exec {} of container {}: not found", exec_id, id);
-  return exec->second;
+absl::Status Sandbox::Stop(Deadline deadline) {
+  bool farewell = false;
+  {
+    MutexLock lock(mutex_);
+    if (phase_ == Phase::kStarting) {
+      given_up_ = true;
+      vm_.Abort();
+      if (!AwaitStarted(deadline))
+        return MakeStatus(absl::StatusCode::kDeadlineExceeded, "sandbox {}: its start is still being undone",
+                          id());
+    }
+    if (phase_ == Phase::kNone || phase_ == Phase::kGone) return absl::OkStatus();
+    farewell = phase_ == Phase::kRunning;
+    phase_ = Phase::kStopping;
+  }
+  containers_.GiveUp();
+  if (!farewell) return vm_.Kill();
+  const absl::Status saved =
+      book_.Record([](SandboxState& state) { state.life_cycle = persist::LifeCycle::kStopping; });
+  if (!saved.ok()) LogWarning("sandbox {}: {}", id(), Message(saved));
+  return vm_.Stop();
 }
 
-std::string Sandbox::BundleOf(const std::string& id) const {
-  MutexLock lock(mutex_);
-  if (id == id_) return state_.bundle;
-  const auto it = containers_.find(id);
-  return it == containers_.end() ? std::string() : it->second->bundle;
+absl::StatusOr<Deleted> Sandbox::Delete(Deadline deadline) {
+  MutexLock deleting(delete_mutex_);
+  std::shared_ptr<Process> process = this->process();
+  RETURN_IF_ERROR(Stop(deadline));
+  if (process == nullptr) process = this->process();
+  if (process == nullptr) {
+    MutexLock lock(mutex_);
+    // A start that was given up has left nothing.
+    if (given_up_) return Deleted{0, {137, UnixNanos(Clock::Real().Wall())}};
+    return MakeStatus(absl::StatusCode::kNotFound, "sandbox {}: not found", id());
+  }
+  const auto latest = steady_clock::now() + kEndTimeout;
+  if (!process->WaitExitUntil(deadline ? std::min(*deadline, latest) : latest))
+    return MakeStatus(absl::StatusCode::kDeadlineExceeded, "sandbox {}: its VM has not ended yet", id());
+  book_.Close();
+  RETURN_IF_ERROR(CleanUpSandbox(config_, laminad_, book_.Get()));
+  Enter(Phase::kGone);
+  return Deleted{process->pid(), process->exit().value_or(ExitInfo())};
 }
 
 }  // namespace lamina::cri

@@ -3,7 +3,7 @@
 #include "base/clock.h"
 #include "base/mutex.h"
 #include "base/status.h"
-#include "cri/task_service.h"
+#include "cri/messages.h"
 #include "sizing/annotations.h"
 
 namespace lamina::cri {
@@ -25,11 +25,6 @@ absl::StatusOr<sizing::Limits> ToLimits(const containerd::PodResources& resource
   return sizing::LimitsFromCri(cri, name);
 }
 
-void Stamp(int64_t unix_nanos, containerd::Timestamp& stamp) {
-  stamp.set_seconds(unix_nanos / 1'000'000'000);
-  stamp.set_nanos(static_cast<int32_t>(unix_nanos % 1'000'000'000));
-}
-
 class SandboxService {
  public:
   SandboxService(Sandbox& sandbox, std::function<void()> shut_down)
@@ -48,27 +43,27 @@ class SandboxService {
     return Nothing();
   }
 
-  absl::StatusOr<containerd::StartSandboxResponse> Start(const SandboxRequest& request) {
+  absl::StatusOr<containerd::StartSandboxResponse> Start(const ttrpc::CallContext& context,
+                                                         const SandboxRequest& request) {
     RETURN_IF_ERROR(Known(request.sandbox_id()));
-    // One at a time, and a repeated call waits for the first one's end.
-    MutexLock lock(start_mutex_);
-    if (!sandbox_.started()) {
-      std::string bundle;
-      BundleSpec spec;
-      {
-        MutexLock inner(mutex_);
-        bundle = bundle_;
-        spec = spec_;
-      }
-      RETURN_IF_ERROR(sandbox_.StartPod(request.sandbox_id(), bundle, spec));
-      RETURN_IF_ERROR(sandbox_.StartProcess(request.sandbox_id(), "").status());
-      MutexLock inner(mutex_);
-      created_nanos_ = UnixNanos(Clock::Real().Wall());
+    std::string bundle;
+    BundleSpec spec;
+    {
+      MutexLock lock(mutex_);
+      bundle = bundle_;
+      spec = spec_;
     }
+    // A repeated call waits for the first one's end, and finds the pod.
+    const absl::Status started = sandbox_.StartPod(request.sandbox_id(), bundle, spec, context.deadline);
+    if (!started.ok() && !absl::IsAlreadyExists(started)) return started;
     containerd::StartSandboxResponse response;
     response.set_pid(sandbox_.vmm_pid());
-    MutexLock inner(mutex_);
-    Stamp(created_nanos_, *response.mutable_created_at());
+    MutexLock lock(mutex_);
+    if (const std::shared_ptr<Process> vm = sandbox_.process(); started.ok() && vm != nullptr) {
+      vm->SetRunning(vm->pid());
+      created_nanos_ = UnixNanos(Clock::Real().Wall());
+    }
+    *response.mutable_created_at() = ToTimestamp(created_nanos_);
     return response;
   }
 
@@ -80,19 +75,24 @@ class SandboxService {
     return response;
   }
 
-  absl::StatusOr<Nothing> Stop(const containerd::StopSandboxRequest& request) {
+  // The VM's end, seen; OK when there is none.
+  absl::StatusOr<Nothing> Stop(const ttrpc::CallContext& context,
+                               const containerd::StopSandboxRequest& request) {
     RETURN_IF_ERROR(Known(request.sandbox_id()));
-    RETURN_IF_ERROR(End());
+    RETURN_IF_ERROR(sandbox_.Stop(context.deadline));
+    if (const std::shared_ptr<Process> vm = sandbox_.process()) vm->WaitExit();
     return Nothing();
   }
 
   absl::StatusOr<containerd::WaitSandboxResponse> Wait(const SandboxRequest& request) {
     RETURN_IF_ERROR(Known(request.sandbox_id()));
-    ASSIGN_OR_RETURN(const std::shared_ptr<Process> vm, sandbox_.Find(request.sandbox_id(), ""));
+    const std::shared_ptr<Process> vm = sandbox_.process();
+    if (vm == nullptr)
+      return MakeStatus(absl::StatusCode::kNotFound, "sandbox {}: it does not run", request.sandbox_id());
     const ExitInfo exit = vm->WaitExit();
     containerd::WaitSandboxResponse response;
     response.set_exit_status(exit.status);
-    Stamp(exit.unix_nanos, *response.mutable_exited_at());
+    *response.mutable_exited_at() = ToTimestamp(exit.unix_nanos);
     return response;
   }
 
@@ -103,14 +103,14 @@ class SandboxService {
     response.set_state("SANDBOX_NOTREADY");
     {
       MutexLock lock(mutex_);
-      Stamp(created_nanos_, *response.mutable_created_at());
+      *response.mutable_created_at() = ToTimestamp(created_nanos_);
     }
     // Not started yet, or shut down already: there is no VM to speak of.
-    const auto vm = sandbox_.Find(request.sandbox_id(), "");
-    if (!vm.ok()) return response;
-    response.set_pid((*vm)->pid());
-    if (const auto exit = (*vm)->exit()) {
-      Stamp(exit->unix_nanos, *response.mutable_exited_at());
+    const std::shared_ptr<Process> vm = sandbox_.process();
+    if (vm == nullptr) return response;
+    response.set_pid(vm->pid());
+    if (const auto exit = vm->exit()) {
+      *response.mutable_exited_at() = ToTimestamp(exit->unix_nanos);
     } else {
       response.set_state("SANDBOX_READY");
     }
@@ -122,12 +122,13 @@ class SandboxService {
 
   absl::StatusOr<containerd::SandboxMetricsResponse> Metrics(const SandboxRequest& request) {
     RETURN_IF_ERROR(Known(request.sandbox_id()));
-    ASSIGN_OR_RETURN(const agent::v1::ContainerStats stats, sandbox_.Stats(request.sandbox_id()));
+    if (sandbox_.process() == nullptr)
+      return MakeStatus(absl::StatusCode::kNotFound, "sandbox {}: it does not run", request.sandbox_id());
     containerd::SandboxMetricsResponse response;
     containerd::Metric& metric = *response.mutable_metrics();
-    Stamp(UnixNanos(Clock::Real().Wall()), *metric.mutable_timestamp());
+    *metric.mutable_timestamp() = ToTimestamp(UnixNanos(Clock::Real().Wall()));
     metric.set_id(request.sandbox_id());
-    *metric.mutable_data() = MetricsOf(stats);
+    *metric.mutable_data() = MetricsOf(sandbox_.Stats());
     return response;
   }
 
@@ -138,11 +139,8 @@ class SandboxService {
 
   absl::StatusOr<Nothing> Shutdown(const ttrpc::CallContext& context, const SandboxRequest& request) {
     RETURN_IF_ERROR(Known(request.sandbox_id()));
-    RETURN_IF_ERROR(End());
-    if (sandbox_.started()) {
-      uint32_t pid = 0;
-      RETURN_IF_ERROR(sandbox_.DeleteProcess(request.sandbox_id(), "", pid).status());
-    }
+    const absl::Status deleted = sandbox_.Delete(context.deadline).status();
+    if (!deleted.ok() && !absl::IsNotFound(deleted)) return deleted;
     *context.after_answer = shut_down_;
     return Nothing();
   }
@@ -154,24 +152,8 @@ class SandboxService {
     return MakeStatus(absl::StatusCode::kNotFound, "sandbox {}: not found", id);
   }
 
-  // The VM's end, seen; OK when there is none.
-  absl::Status End() {
-    MutexLock lock(start_mutex_);
-    std::string id;
-    {
-      MutexLock inner(mutex_);
-      id = id_;
-    }
-    const auto vm = sandbox_.Find(id, "");
-    if (!vm.ok() || (*vm)->status() == ProcessStatus::kStopped) return absl::OkStatus();
-    RETURN_IF_ERROR(sandbox_.Signal(id, "", 9, true));
-    (*vm)->WaitExit();
-    return absl::OkStatus();
-  }
-
   Sandbox& sandbox_;
   const std::function<void()> shut_down_;
-  Mutex start_mutex_;  // before mutex_
   Mutex mutex_;
   std::string id_ GUARDED_BY(mutex_), bundle_ GUARDED_BY(mutex_);
   BundleSpec spec_ GUARDED_BY(mutex_);
@@ -227,11 +209,11 @@ void RegisterSandboxService(ttrpc::Server& server, Sandbox& sandbox, std::functi
   server.Handle<containerd::CreateSandboxRequest, Nothing>(
       kService, "CreateSandbox", [service](auto&, auto& r) { return service->Create(r); });
   server.Handle<SandboxRequest, containerd::StartSandboxResponse>(
-      kService, "StartSandbox", [service](auto&, auto& r) { return service->Start(r); });
+      kService, "StartSandbox", [service](auto& c, auto& r) { return service->Start(c, r); });
   server.Handle<SandboxRequest, containerd::PlatformResponse>(
       kService, "Platform", [service](auto&, auto& r) { return service->Platform(r); });
   server.Handle<containerd::StopSandboxRequest, Nothing>(
-      kService, "StopSandbox", [service](auto&, auto& r) { return service->Stop(r); });
+      kService, "StopSandbox", [service](auto& c, auto& r) { return service->Stop(c, r); });
   server.Handle<SandboxRequest, containerd::WaitSandboxResponse>(
       kService, "WaitSandbox", [service](auto&, auto& r) { return service->Wait(r); });
   server.Handle<containerd::SandboxStatusRequest, containerd::SandboxStatusResponse>(

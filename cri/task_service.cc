@@ -5,7 +5,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/status.h"
-#include "proto/containerd/cgroups.pb.h"
+#include "cri/messages.h"
 #include "proto/containerd/task.pb.h"
 
 namespace lamina::cri {
@@ -14,67 +14,23 @@ namespace {
 using containerd::Nothing;
 using ttrpc::CallContext;
 
-containerd::Timestamp Stamp(int64_t unix_nanos) {
-  containerd::Timestamp stamp;
-  stamp.set_seconds(unix_nanos / 1'000'000'000);
-  stamp.set_nanos(static_cast<int32_t>(unix_nanos % 1'000'000'000));
-  return stamp;
-}
-
-uint64_t Of(const agent::v1::ContainerStats& stats, const char* key) {
-  const auto it = stats.memory_stat().find(key);
-  return it == stats.memory_stat().end() ? 0 : it->second;
-}
-
-containerd::cgroups::Metrics ToMetrics(const agent::v1::ContainerStats& stats) {
-  containerd::cgroups::Metrics metrics;
-  metrics.mutable_pids()->set_current(stats.pids_current());
-  metrics.mutable_pids()->set_limit(stats.pids_limit());
-  auto* cpu = metrics.mutable_cpu();
-  cpu->set_usage_usec(stats.cpu_usage_usec());
-  cpu->set_user_usec(stats.cpu_user_usec());
-  cpu->set_system_usec(stats.cpu_system_usec());
-  cpu->set_nr_periods(stats.cpu_periods());
-  cpu->set_nr_throttled(stats.cpu_throttled_periods());
-  cpu->set_throttled_usec(stats.cpu_throttled_usec());
-  auto* memory = metrics.mutable_memory();
-  memory->set_anon(Of(stats, "anon"));
-  memory->set_file(Of(stats, "file"));
-  memory->set_kernel_stack(Of(stats, "kernel_stack"));
-  memory->set_slab(Of(stats, "slab"));
-  memory->set_shmem(Of(stats, "shmem"));
-  memory->set_file_mapped(Of(stats, "file_mapped"));
-  memory->set_file_dirty(Of(stats, "file_dirty"));
-  memory->set_file_writeback(Of(stats, "file_writeback"));
-  memory->set_inactive_anon(Of(stats, "inactive_anon"));
-  memory->set_active_anon(Of(stats, "active_anon"));
-  memory->set_inactive_file(Of(stats, "inactive_file"));
-  memory->set_active_file(Of(stats, "active_file"));
-  memory->set_unevictable(Of(stats, "unevictable"));
-  memory->set_pgfault(Of(stats, "pgfault"));
-  memory->set_pgmajfault(Of(stats, "pgmajfault"));
-  memory->set_usage(stats.memory_usage_bytes());
-  memory->set_usage_limit(stats.memory_limit_bytes());
-  memory->set_swap_usage(stats.swap_usage_bytes());
-  metrics.mutable_memory_events()->set_oom(stats.memory_oom());
-  metrics.mutable_memory_events()->set_oom_kill(stats.memory_oom_kill());
-  return metrics;
-}
-
 class TaskService {
  public:
   TaskService(Sandbox& sandbox, EventPublisher& events, std::function<void()> shut_down)
       : sandbox_(sandbox), events_(events), shut_down_(std::move(shut_down)) {}
 
-  absl::StatusOr<containerd::CreateTaskResponse> Create(const containerd::CreateTaskRequest& request) {
+  absl::StatusOr<containerd::CreateTaskResponse> Create(const CallContext& context,
+                                                        const containerd::CreateTaskRequest& request) {
     containerd::CreateTaskResponse response;
-    if (!sandbox_.started()) {
-      RETURN_IF_ERROR(sandbox_.Start(request.id(), request.bundle()));
+    if (sandbox_.process() == nullptr) {
+      const absl::Status started = sandbox_.Start(request.id(), request.bundle(), context.deadline);
+      // Another call may have started it meanwhile.
+      if (!started.ok() && !(absl::IsAlreadyExists(started) && request.id() == sandbox_.id())) return started;
       response.set_pid(sandbox_.vmm_pid());
     } else if (request.id() == sandbox_.id()) {
       response.set_pid(sandbox_.vmm_pid());
     } else {
-      ASSIGN_OR_RETURN(const uint32_t pid, sandbox_.CreateContainer(request));
+      ASSIGN_OR_RETURN(const uint32_t pid, sandbox_.containers().Create(request, context.deadline));
       response.set_pid(HostPid(pid));
     }
     containerd::TaskCreate event;
@@ -91,7 +47,7 @@ class TaskService {
   }
 
   absl::StatusOr<containerd::StartResponse> Start(const containerd::TaskRequest& request) {
-    ASSIGN_OR_RETURN(const uint32_t pid, sandbox_.StartProcess(request.id(), request.exec_id()));
+    ASSIGN_OR_RETURN(const uint32_t pid, StartProcess(request.id(), request.exec_id()));
     containerd::StartResponse response;
     response.set_pid(HostPid(pid));
     if (request.exec_id().empty()) {
@@ -109,8 +65,8 @@ class TaskService {
     return response;
   }
 
-  absl::StatusOr<Nothing> Exec(const containerd::ExecProcessRequest& request) {
-    RETURN_IF_ERROR(sandbox_.CreateExec(request));
+  absl::StatusOr<Nothing> Exec(const CallContext& context, const containerd::ExecProcessRequest& request) {
+    RETURN_IF_ERROR(sandbox_.containers().CreateExec(request, context.deadline));
     containerd::TaskExecAdded event;
     event.set_container_id(request.id());
     event.set_exec_id(request.exec_id());
@@ -118,13 +74,17 @@ class TaskService {
     return Nothing();
   }
 
-  absl::StatusOr<containerd::DeleteResponse> Delete(const containerd::TaskRequest& request) {
-    uint32_t pid = 0;
-    ASSIGN_OR_RETURN(const ExitInfo exit, sandbox_.DeleteProcess(request.id(), request.exec_id(), pid));
+  absl::StatusOr<containerd::DeleteResponse> Delete(const CallContext& context,
+                                                    const containerd::TaskRequest& request) {
+    const bool whole = request.id() == sandbox_.id() && request.exec_id().empty();
+    ASSIGN_OR_RETURN(const Deleted deleted,
+                     whole ? sandbox_.Delete(context.deadline)
+                           : sandbox_.containers().Delete(request.id(), request.exec_id(), context.deadline));
+    const ExitInfo exit = deleted.exit;
     containerd::DeleteResponse response;
-    response.set_pid(HostPid(pid));
+    response.set_pid(HostPid(deleted.pid));
     response.set_exit_status(exit.status);
-    *response.mutable_exited_at() = Stamp(exit.unix_nanos);
+    *response.mutable_exited_at() = ToTimestamp(exit.unix_nanos);
     if (request.exec_id().empty()) {
       containerd::TaskDelete event;
       event.set_container_id(request.id());
@@ -138,11 +98,11 @@ class TaskService {
   }
 
   absl::StatusOr<containerd::StateResponse> State(const containerd::TaskRequest& request) {
-    ASSIGN_OR_RETURN(const std::shared_ptr<Process> process, sandbox_.Find(request.id(), request.exec_id()));
+    ASSIGN_OR_RETURN(const std::shared_ptr<Process> process, Find(request.id(), request.exec_id()));
     containerd::StateResponse response;
     response.set_id(request.id());
     response.set_exec_id(request.exec_id());
-    response.set_bundle(sandbox_.BundleOf(request.id()));
+    response.set_bundle(process->bundle);
     response.set_pid(HostPid(process->pid()));
     response.set_stdin(process->paths.in);
     response.set_stdout(process->paths.out);
@@ -161,17 +121,17 @@ class TaskService {
     }
     if (const auto exit = process->exit()) {
       response.set_exit_status(exit->status);
-      *response.mutable_exited_at() = Stamp(exit->unix_nanos);
+      *response.mutable_exited_at() = ToTimestamp(exit->unix_nanos);
     }
     return response;
   }
 
   absl::StatusOr<containerd::WaitResponse> Wait(const containerd::TaskRequest& request) {
-    ASSIGN_OR_RETURN(const std::shared_ptr<Process> process, sandbox_.Find(request.id(), request.exec_id()));
+    ASSIGN_OR_RETURN(const std::shared_ptr<Process> process, Find(request.id(), request.exec_id()));
     const ExitInfo exit = process->WaitExit();
     containerd::WaitResponse response;
     response.set_exit_status(exit.status);
-    *response.mutable_exited_at() = Stamp(exit.unix_nanos);
+    *response.mutable_exited_at() = ToTimestamp(exit.unix_nanos);
     return response;
   }
 
@@ -183,27 +143,76 @@ class TaskService {
   }
 
   absl::StatusOr<containerd::PidsResponse> Pids(const containerd::TaskRequest& request) {
-    ASSIGN_OR_RETURN(const std::vector<uint32_t> pids, sandbox_.Pids(request.id()));
     containerd::PidsResponse response;
+    if (IsSandbox(request.id(), "")) {
+      response.add_processes()->set_pid(sandbox_.vmm_pid());
+      return response;
+    }
+    ASSIGN_OR_RETURN(const std::vector<uint32_t> pids, sandbox_.containers().Pids(request.id()));
     for (const uint32_t pid : pids) response.add_processes()->set_pid(pid);
     return response;
   }
 
   absl::StatusOr<containerd::StatsResponse> Stats(const containerd::TaskRequest& request) {
-    ASSIGN_OR_RETURN(const agent::v1::ContainerStats stats, sandbox_.Stats(request.id()));
+    // Of the sandbox itself: what QEMU and virtiofsd take of the host.
+    ASSIGN_OR_RETURN(const agent::v1::ContainerStats stats, IsSandbox(request.id(), "")
+                                                                ? sandbox_.Stats()
+                                                                : sandbox_.containers().Stats(request.id()));
     containerd::StatsResponse response;
     *response.mutable_stats() = MetricsOf(stats);
     return response;
   }
 
   absl::StatusOr<Nothing> Shutdown(const CallContext& context) {
-    if (sandbox_.empty()) *context.after_answer = shut_down_;
+    if (sandbox_.IsEmpty(shut_down_)) *context.after_answer = shut_down_;
     return Nothing();
   }
 
-  Sandbox& sandbox() { return sandbox_; }
+  absl::Status Kill(const CallContext& context, const containerd::KillRequest& request) {
+    if (!IsSandbox(request.id(), request.exec_id()))
+      return sandbox_.containers().Signal(request.id(), request.exec_id(), request.signal(), request.all());
+    const std::shared_ptr<Process> vm = sandbox_.process();
+    if (vm != nullptr && vm->status() == ProcessStatus::kStopped)
+      return absl::NotFoundError("process already finished");
+    return sandbox_.Stop(context.deadline);  // any signal ends the VM
+  }
+
+  absl::Status Update(const containerd::UpdateTaskRequest& request) {
+    if (IsSandbox(request.id(), "")) return absl::OkStatus();  // the pod's cgroup is the kubelet's
+    return sandbox_.containers().Update(request.id(), request.resources().value());
+  }
+
+  absl::Status CloseIo(const containerd::CloseIORequest& request) {
+    if (!request.stdin() || IsSandbox(request.id(), request.exec_id())) return absl::OkStatus();
+    return sandbox_.containers().CloseStdin(request.id(), request.exec_id());
+  }
+
+  absl::Status ResizePty(const containerd::ResizePtyRequest& request) {
+    return sandbox_.containers().ResizeTerminal(request);
+  }
 
  private:
+  bool IsSandbox(const std::string& id, const std::string& exec_id) const {
+    return exec_id.empty() && !id.empty() && id == sandbox_.id();
+  }
+
+  absl::StatusOr<std::shared_ptr<Process>> Find(const std::string& id, const std::string& exec_id) {
+    if (IsSandbox(id, exec_id)) {
+      if (std::shared_ptr<Process> vm = sandbox_.process()) return vm;
+    }
+    return sandbox_.containers().Find(id, exec_id);
+  }
+
+  // The VM runs when it has been created; its start only says so.
+  absl::StatusOr<uint32_t> StartProcess(const std::string& id, const std::string& exec_id) {
+    if (!IsSandbox(id, exec_id)) return sandbox_.containers().Start(id, exec_id);
+    ASSIGN_OR_RETURN(const std::shared_ptr<Process> vm, Find(id, exec_id));
+    if (vm->status() == ProcessStatus::kStopped)
+      return MakeStatus(absl::StatusCode::kFailedPrecondition, "sandbox {} has ended already", id);
+    vm->SetRunning(vm->pid());
+    return vm->pid();
+  }
+
   // For containerd a pid is something in the host's /proc: everything in the VM is its QEMU.
   uint32_t HostPid(uint32_t pid) const { return pid == 0 ? 0 : sandbox_.vmm_pid(); }
 
@@ -214,26 +223,19 @@ class TaskService {
 
 }  // namespace
 
-containerd::Any MetricsOf(const agent::v1::ContainerStats& stats) {
-  containerd::Any data;
-  data.set_type_url("io.containerd.cgroups.v2.Metrics");
-  ToMetrics(stats).SerializeToString(data.mutable_value());
-  return data;
-}
-
 void RegisterTaskService(ttrpc::Server& server, Sandbox& sandbox, EventPublisher& events,
                          std::function<void()> shut_down) {
   const auto service = std::make_shared<TaskService>(sandbox, events, std::move(shut_down));
   for (const char* name : {"containerd.task.v2.Task", "containerd.task.v3.Task"}) {
     using containerd::TaskRequest;
     server.Handle<containerd::CreateTaskRequest, containerd::CreateTaskResponse>(
-        name, "Create", [service](auto&, auto& r) { return service->Create(r); });
+        name, "Create", [service](auto& c, auto& r) { return service->Create(c, r); });
     server.Handle<TaskRequest, containerd::StartResponse>(
         name, "Start", [service](auto&, auto& r) { return service->Start(r); });
     server.Handle<containerd::ExecProcessRequest, Nothing>(
-        name, "Exec", [service](auto&, auto& r) { return service->Exec(r); });
+        name, "Exec", [service](auto& c, auto& r) { return service->Exec(c, r); });
     server.Handle<TaskRequest, containerd::DeleteResponse>(
-        name, "Delete", [service](auto&, auto& r) { return service->Delete(r); });
+        name, "Delete", [service](auto& c, auto& r) { return service->Delete(c, r); });
     server.Handle<TaskRequest, containerd::StateResponse>(
         name, "State", [service](auto&, auto& r) { return service->State(r); });
     server.Handle<TaskRequest, containerd::WaitResponse>(
@@ -250,17 +252,14 @@ void RegisterTaskService(ttrpc::Server& server, Sandbox& sandbox, EventPublisher
       if (!status.ok()) return status;
       return Nothing();
     };
-    server.Handle<containerd::KillRequest, Nothing>(name, "Kill", [service, plain](auto&, auto& r) {
-      return plain(service->sandbox().Signal(r.id(), r.exec_id(), r.signal(), r.all()));
-    });
+    server.Handle<containerd::KillRequest, Nothing>(
+        name, "Kill", [service, plain](auto& c, auto& r) { return plain(service->Kill(c, r)); });
     server.Handle<containerd::ResizePtyRequest, Nothing>(
-        name, "ResizePty", [service, plain](auto&, auto& r) { return plain(service->sandbox().Resize(r)); });
-    server.Handle<containerd::CloseIORequest, Nothing>(name, "CloseIO", [service, plain](auto&, auto& r) {
-      return plain(r.stdin() ? service->sandbox().CloseStdin(r.id(), r.exec_id()) : absl::OkStatus());
-    });
-    server.Handle<containerd::UpdateTaskRequest, Nothing>(name, "Update", [service, plain](auto&, auto& r) {
-      return plain(service->sandbox().Update(r.id(), r.resources().value()));
-    });
+        name, "ResizePty", [service, plain](auto&, auto& r) { return plain(service->ResizePty(r)); });
+    server.Handle<containerd::CloseIORequest, Nothing>(
+        name, "CloseIO", [service, plain](auto&, auto& r) { return plain(service->CloseIo(r)); });
+    server.Handle<containerd::UpdateTaskRequest, Nothing>(
+        name, "Update", [service, plain](auto&, auto& r) { return plain(service->Update(r)); });
     for (const char* method : {"Pause", "Resume", "Checkpoint"}) {
       server.Register(name, method,
                       [method](const CallContext&, std::string_view) -> absl::StatusOr<std::string> {

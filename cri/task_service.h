@@ -9,12 +9,9 @@
 
 namespace lamina::cri {
 
-// Registers containerd's Task service, v2 and v3, over the sandbox. `shut_down` runs when containerd asks for
-// the end and nothing is left.
+// Registers containerd's Task service, v2 and v3, over the sandbox. `shut_down` runs once containerd has
+// asked for the end and nothing is left.
 void RegisterTaskService(ttrpc::Server& server, Sandbox& sandbox, EventPublisher& events,
                          std::function<void()> shut_down);
-
-// Statistics as containerd takes them from any shim.
-containerd::Any MetricsOf(const agent::v1::ContainerStats& stats);
 
 }  // namespace lamina::cri

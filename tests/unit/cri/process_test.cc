@@ -142,7 +142,7 @@ TEST_F(ProcessStdioTest, OutputThatNobodyReadsEndsAtTheDeadline) {
 }
 
 TEST(Process, LivesOnceAndTheFirstExitCounts) {
-  Process process("c", "", {}, nullptr);
+  Process process("c", "", "", {}, nullptr);
   EXPECT_EQ(process.status(), ProcessStatus::kCreated);
   EXPECT_FALSE(process.exit().has_value());
   process.SetPid(5);

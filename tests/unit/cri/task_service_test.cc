@@ -95,8 +95,8 @@ class TaskServiceTest : public ::testing::Test {
   void ExpectNothingLeft() {
     EXPECT_FALSE(fs::exists(config_.paths.state_dir + "/sandboxes/pod"));
     EXPECT_FALSE(fs::exists(config_.paths.run_dir + "/s/pod"));
-    EXPECT_FALSE(sandbox_->started());
-    EXPECT_TRUE(sandbox_->empty());
+    EXPECT_EQ(sandbox_->process(), nullptr);
+    EXPECT_TRUE(sandbox_->IsEmpty(nullptr));
   }
 
   static bool own_namespace_;
@@ -201,7 +201,7 @@ TEST_F(TaskServiceTest, ALostStateFolderReleasesTheClaim) {
   std::ofstream(config_.paths.state_dir) << "a file is in the way";
   EXPECT_THAT(Create(PodWith()), HasStatus(StatusCode::kInternal, config_.paths.state_dir));
   EXPECT_EQ(released_generation_, 42U);
-  EXPECT_FALSE(sandbox_->started());
+  EXPECT_EQ(sandbox_->process(), nullptr);
 }
 
 TEST_F(TaskServiceTest, AFailedStartGivesTheClaimBackAndAnotherMayFollow) {
