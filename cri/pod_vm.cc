@@ -218,7 +218,7 @@ absl::Status PodVm::LaunchVm(Recipe& recipe) {
 
 absl::Status PodVm::GreetAgent(Recipe& recipe) {
   ASSIGN_OR_RETURN(UniqueFd stdio, doors_.dial_stdio(vmm::StdioSocket(recipe.state.runtime_dir)));
-  mux_ = guest::StdioMux::Create(std::move(stdio), false);
+  mux_ = guest::StdioMux::Create(std::move(stdio));
   std::chrono::nanoseconds timeout = std::chrono::seconds(config_.hypervisor.boot_timeout_seconds);
   if (recipe.deadline) {
     timeout = std::clamp<std::chrono::nanoseconds>(*recipe.deadline - steady_clock::now(),

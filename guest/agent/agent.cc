@@ -44,7 +44,7 @@ absl::StatusOr<std::unique_ptr<Agent>> Agent::Create(AgentOptions options, Uniqu
     const std::string path = options.root + sub;
     if (mkdir(path.c_str(), 0755) != 0 && errno != EEXIST) return ErrnoStatus(errno, "mkdir " + path);
   }
-  auto mux = StdioMux::Create(std::move(stdio), persistent);
+  auto mux = StdioMux::Create(std::move(stdio), {.persistent = persistent, .early_bytes = kMaxEarlyBytes});
   return std::unique_ptr<Agent>(
       new Agent(std::move(options), std::move(mux), modules, monitor, processes, std::move(on_shutdown)));
 }

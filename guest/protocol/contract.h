@@ -67,6 +67,8 @@ inline constexpr uint64_t kShmBytes = 64ULL << 20;
 // Limits of the stdio port, for both sides: what a sender may have under way on a stream, and in a frame.
 inline constexpr size_t kStdioWindowBytes = 256 * 1024;
 inline constexpr size_t kStdioMaxFrameBytes = 64 * 1024;
+// What the guest keeps of input that comes before its process is there: a window for each of 1024.
+inline constexpr size_t kMaxEarlyBytes = 1024 * kStdioWindowBytes;
 
 inline constexpr char kAgentService[] = "lamina.agent.v1.Agent";
 

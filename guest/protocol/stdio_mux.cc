@@ -25,10 +25,12 @@ namespace {
 enum Kind : uint8_t { kData = 1, kCredit = 2, kEof = 3, kReset = 4 };
 
 constexpr size_t kHeaderBytes = 12;
-constexpr size_t kOutLimitBytes =
-    256 * 1024;  // sources are not read while more than this waits for the channel
+// Nothing is added to what waits for the channel while it is more than this: what is due stays where it is.
+constexpr size_t kOutLimitBytes = 256 * 1024;
+constexpr size_t kIdleBytes = 4096;  // an empty buffer that is larger is given back
 constexpr size_t kMaxStreams = 4096;
 constexpr size_t kMaxEarlyStreams = 1024;  // streams that the peer writes to before they are attached here
+constexpr size_t kMaxClosed = 1024;        // closed streams that are remembered
 constexpr int kPortPollMs = 20;
 constexpr size_t kThreadStackBytes = 64 * 1024;
 
@@ -57,26 +59,37 @@ struct Stream {
   bool has_sink = false;
   bool peer_ended = false;
   bool discard = false;  // the sink broke: what still comes is dropped
+  // What the peer is still to be told: a state and no queue, so that a peer that does not read costs nothing.
+  bool end_due = false, reset_due = false;
   std::string received;
   size_t window = kStdioWindowBytes;  // what the peer may still send
   size_t ungranted = 0;               // written to the sink, not yet given back as credit
   bool ended_before = false;  // a peer that is gone ended its direction: what the next one sends is dropped
   size_t stale = 0;           // of `received`: from a peer that is gone, so no credit to give back
   std::function<void()> sink_done;
+
+  bool credit_due() const {
+    return ungranted > 0 && (ungranted >= kStdioWindowBytes / 4 || received.empty());
+  }
 };
+
+// An empty buffer keeps little.
+void ShrinkIdle(std::string& buffer) {
+  if (buffer.empty() && buffer.capacity() > kIdleBytes) std::string().swap(buffer);
+}
 
 }  // namespace
 
 class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
  public:
-  Impl(UniqueFd channel, bool persistent)
-      : channel_(std::move(channel)), persistent_(persistent), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  Impl(UniqueFd channel, StdioMuxOptions options)
+      : channel_(std::move(channel)), options_(options), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
     SetNonBlocking(channel_.get());
   }
 
   absl::Status Start() {
     running_ = true;
-    no_peer_ = persistent_ && !PeerIsThere();
+    no_peer_ = options_.persistent && !PeerIsThere();
     absl::Status status =
         ttrpc::StartThread(kThreadStackBytes, [self = shared_from_this()] { self->Loop(); });
     if (!status.ok()) {
@@ -101,7 +114,7 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
     if (streams_.size() >= kMaxStreams) return absl::ResourceExhaustedError("stdio: too many streams");
     Stream& stream = streams_[id];
     if (stream.has_source) return InvalidArgument("stdio: stream {} has a source already", id);
-    early_.erase(id);
+    NoLongerEarly(id, stream);
     stream.has_source = true;
     stream.source = std::move(source);
     stream.source_done = std::move(done);
@@ -117,7 +130,7 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
     if (streams_.size() >= kMaxStreams) return absl::ResourceExhaustedError("stdio: too many streams");
     Stream& stream = streams_[id];
     if (stream.has_sink) return InvalidArgument("stdio: stream {} has a sink already", id);
-    early_.erase(id);
+    NoLongerEarly(id, stream);
     stream.has_sink = true;
     stream.sink = std::move(sink);
     stream.sink_done = std::move(done);
@@ -127,17 +140,31 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
 
   void Close(uint32_t id) {
     MutexLock lock(mutex_);
-    early_.erase(id);
-    if (streams_.erase(id) == 0) return;
-    closed_.insert(id);
-    if (closed_.size() > kMaxStreams) closed_.erase(closed_.begin());
-    Append(id, kReset, 0);
+    const auto it = streams_.find(id);
+    if (it == streams_.end()) return;
+    NoLongerEarly(id, it->second);
+    streams_.erase(it);
+    // Ids are counted upwards: the lowest are the oldest, and the least likely to be heard of again.
+    if (options_.early_bytes > 0 && closed_.insert(id).second && closed_.size() > kMaxClosed)
+      closed_.erase(closed_.begin());
+    if (resets_due_.insert(id).second && resets_due_.size() > kMaxClosed)
+      resets_due_.erase(resets_due_.begin());
     Wake();
   }
 
   absl::Status status() {
     MutexLock lock(mutex_);
     return status_;
+  }
+
+  size_t buffered_bytes() {
+    // What a node of a map or set takes beside its value.
+    constexpr size_t kNode = 48;
+    MutexLock lock(mutex_);
+    size_t bytes = in_.capacity() + out_.capacity() +
+                   (early_.size() + closed_.size() + resets_due_.size()) * (kNode + sizeof(uint32_t));
+    for (const auto& [id, stream] : streams_) bytes += kNode + sizeof(Stream) + stream.received.capacity();
+    return bytes;
   }
 
  private:
@@ -165,12 +192,12 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
         MutexLock lock(mutex_);
         if (stopping_ || !status_.ok()) break;
         short channel_events = no_peer_ ? 0 : POLLIN;
-        if (!out_.empty() && !no_peer_) channel_events |= POLLOUT;
+        if ((!out_.empty() || untold_) && !no_peer_) channel_events |= POLLOUT;
         fds.push_back({wake_.get(), POLLIN, 0});
         fds.push_back({no_peer_ ? -1 : channel_.get(), channel_events, 0});
         if (no_peer_) timeout = kPortPollMs;
         for (auto& [id, stream] : streams_) {
-          if (stream.source && stream.credit > 0 && out_.size() < kOutLimitBytes) {
+          if (stream.source && stream.credit > 0 && HasRoom()) {
             fds.push_back({stream.source.get(), POLLIN, 0});
             owners.emplace_back(id, true);
           }
@@ -193,6 +220,8 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
           Receive();
         }
         const size_t count = owners.size();
+        // Before the sources are read, which would leave no room for it.
+        TellWhatIsDue();
         // Another stream goes first each time, so that a flood from one cannot take all of the channel.
         for (size_t i = 0; i < count && status_.ok(); ++i) {
           const size_t at = (i + turn_) % count;
@@ -202,10 +231,11 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
           if (owners[at].second) {
             ReadSource(it->first, it->second);
           } else {
-            WriteSink(it->first, it->second);
+            WriteSink(it->second);
           }
         }
         ++turn_;
+        TellWhatIsDue();
         for (auto it = streams_.begin(); it != streams_.end();) it = Settle(it, callbacks);
         FlushChannel();
       }
@@ -220,6 +250,8 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
         if (stream.sink_done) callbacks.push_back(std::move(stream.sink_done));
       }
       streams_.clear();
+      std::string().swap(in_);
+      std::string().swap(out_);
     }
     for (auto& callback : callbacks) callback();
     MutexLock lock(mutex_);
@@ -228,7 +260,7 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
   }
 
   void ReadSource(uint32_t id, Stream& stream) REQUIRES(mutex_) {
-    if (!stream.source || stream.credit == 0 || out_.size() >= kOutLimitBytes) return;
+    if (!stream.source || stream.credit == 0 || !HasRoom()) return;
     const size_t want = std::min({stream.credit, kStdioMaxFrameBytes, kOutLimitBytes});
     const size_t start = out_.size();
     Append(id, kData, 0);
@@ -248,11 +280,10 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
     if (error == EAGAIN || error == EINTR) return;
     // End of file; EIO is how a pty says it.
     stream.source.reset();
-    stream.source_ended = true;
-    Append(id, kEof, 0);
+    stream.source_ended = stream.end_due = true;
   }
 
-  void WriteSink(uint32_t id, Stream& stream) REQUIRES(mutex_) {
+  void WriteSink(Stream& stream) REQUIRES(mutex_) {
     if (!stream.sink || stream.received.empty()) return;
     const ssize_t n = write(stream.sink.get(), stream.received.data(), stream.received.size());
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
@@ -262,29 +293,44 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
       stream.ungranted += stream.received.size() - stream.stale;
       stream.stale = 0;
       stream.received.clear();
-      Append(id, kReset, 0);
+      stream.reset_due = true;
     } else {
       const size_t stale = std::min(stream.stale, static_cast<size_t>(n));
       stream.received.erase(0, static_cast<size_t>(n));
       stream.stale -= stale;
       stream.ungranted += static_cast<size_t>(n) - stale;
     }
-    Grant(id, stream);
+    ShrinkIdle(stream.received);
   }
 
-  void Grant(uint32_t id, Stream& stream) REQUIRES(mutex_) {
-    if (stream.ungranted == 0 || (stream.ungranted < kStdioWindowBytes / 4 && !stream.received.empty()))
-      return;
-    Append(id, kCredit, static_cast<uint32_t>(stream.ungranted));
-    stream.window += stream.ungranted;
-    stream.ungranted = 0;
+  bool HasRoom() const REQUIRES(mutex_) { return out_.size() < kOutLimitBytes; }
+
+  // Puts into `out_` what the peer is to be told, as far as there is room. A credit counts from then on: a
+  // peer that sends more than it has been given breaks the rules, whether or not it reads.
+  void TellWhatIsDue() REQUIRES(mutex_) {
+    for (auto& [id, stream] : streams_) {
+      if (!HasRoom()) break;
+      if (stream.credit_due()) {
+        Append(id, kCredit, static_cast<uint32_t>(stream.ungranted));
+        stream.window += stream.ungranted;
+        stream.ungranted = 0;
+      }
+      if (stream.end_due) Append(id, kEof, 0);
+      if (stream.reset_due) Append(id, kReset, 0);
+      stream.end_due = stream.reset_due = false;
+    }
+    while (!resets_due_.empty() && HasRoom()) {
+      Append(*resets_due_.begin(), kReset, 0);
+      resets_due_.erase(resets_due_.begin());
+    }
+    untold_ = !HasRoom();  // there may be more
   }
 
   // Runs what has become due for one stream, and forgets it when both directions are over.
   std::map<uint32_t, Stream>::iterator Settle(std::map<uint32_t, Stream>::iterator it, Callbacks& callbacks)
       REQUIRES(mutex_) {
     Stream& stream = it->second;
-    if (stream.has_source && stream.source_ended && stream.source_done &&
+    if (stream.has_source && stream.source_ended && stream.source_done && !stream.end_due &&
         stream.credit >= kStdioWindowBytes) {
       callbacks.push_back(std::move(stream.source_done));
       stream.source_done = nullptr;
@@ -298,7 +344,8 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
                                                     stream.credit >= kStdioWindowBytes);
     const bool sink_over = !stream.has_sink || (stream.peer_ended && !stream.sink);
     const bool attached = stream.has_source || stream.has_sink;
-    if (attached && source_over && sink_over && stream.received.empty()) return streams_.erase(it);
+    const bool told = stream.ungranted == 0 && !stream.end_due && !stream.reset_due;
+    if (attached && source_over && sink_over && stream.received.empty() && told) return streams_.erase(it);
     return std::next(it);
   }
 
@@ -321,13 +368,15 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
     out_.clear();
     for (const uint32_t id : early_) streams_.erase(id);
     early_.clear();
+    early_held_ = 0;
+    resets_due_.clear();
     for (auto& [id, stream] : streams_) {
       stream.credit = stream.window = kStdioWindowBytes;
       stream.ungranted = 0;
       stream.stale = stream.received.size();
       stream.ended_before = stream.peer_ended;
-      if (stream.has_source && stream.source_ended) Append(id, kEof, 0);
-      if (stream.discard) Append(id, kReset, 0);
+      stream.end_due = stream.has_source && stream.source_ended;
+      stream.reset_due = stream.discard;
     }
   }
 
@@ -336,7 +385,7 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
     const ssize_t n = read(channel_.get(), buffer, sizeof buffer);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (n <= 0) {
-      if (!persistent_) return Fail(n == 0 ? "the channel ended" : strerror(errno));
+      if (!options_.persistent) return Fail(n == 0 ? "the channel ended" : strerror(errno));
       PeerLost();
       return;
     }
@@ -356,12 +405,18 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
       at += kHeaderBytes + payload;
     }
     in_.erase(0, at);
+    ShrinkIdle(in_);
+  }
+
+  // What is early is counted in all: the peer alone decides how many streams it writes to.
+  void NoLongerEarly(uint32_t id, const Stream& stream) REQUIRES(mutex_) {
+    if (early_.erase(id) > 0) early_held_ -= stream.received.size();
   }
 
   void Handle(uint32_t id, uint8_t kind, uint32_t length, std::string_view payload) REQUIRES(mutex_) {
     auto it = streams_.find(id);
     if (it == streams_.end()) {
-      if (closed_.count(id) != 0 || (kind != kData && kind != kEof)) return;
+      if (options_.early_bytes == 0 || closed_.count(id) != 0 || (kind != kData && kind != kEof)) return;
       if (early_.size() >= kMaxEarlyStreams) return Fail("the peer writes to too many unknown streams");
       early_.insert(id);
       it = streams_.try_emplace(id).first;
@@ -373,13 +428,15 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
           return Fail(fmt::format("the peer sent more than it may on stream {}", id));
         }
         stream.window -= payload.size();
+        if (!stream.has_sink && options_.early_bytes == 0) return;
         if (stream.discard || stream.ended_before) {
           stream.ungranted += payload.size();
-          Grant(id, stream);
           return;
         }
+        if (early_.count(id) > 0 && (early_held_ += payload.size()) > options_.early_bytes)
+          return Fail("the peer writes too much to unknown streams");
         stream.received += payload;
-        if (stream.sink) WriteSink(id, stream);
+        if (stream.sink) WriteSink(stream);
         return;
       case kCredit:
         if (stream.refused) return;
@@ -394,8 +451,7 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
       default:  // kReset: nobody reads our direction any more
         if (stream.has_source && !stream.source_ended) {
           stream.source.reset();
-          stream.source_ended = true;
-          Append(id, kEof, 0);
+          stream.source_ended = stream.end_due = true;
         }
         stream.refused = true;
         stream.credit = kStdioWindowBytes;
@@ -413,15 +469,15 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
       }
       if (n < 0 && errno == EINTR) continue;
       if (n == 0 || errno == EAGAIN) break;
-      if (!persistent_) return Fail(strerror(errno));
+      if (!options_.persistent) return Fail(strerror(errno));
       return PeerLost();
     }
     out_.erase(0, sent);
-    if (out_.empty() && out_.capacity() > kStdioMaxFrameBytes && streams_.empty()) out_.shrink_to_fit();
+    if (streams_.empty()) ShrinkIdle(out_);
   }
 
   const UniqueFd channel_;
-  const bool persistent_;
+  const StdioMuxOptions options_;
   const UniqueFd wake_;
   Mutex mutex_;
   CondVar ended_;
@@ -430,7 +486,9 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
   bool no_peer_ GUARDED_BY(mutex_) = false;
   absl::Status status_ GUARDED_BY(mutex_);
   std::map<uint32_t, Stream> streams_ GUARDED_BY(mutex_);
-  std::set<uint32_t> early_ GUARDED_BY(mutex_), closed_ GUARDED_BY(mutex_);
+  std::set<uint32_t> early_ GUARDED_BY(mutex_), closed_ GUARDED_BY(mutex_), resets_due_ GUARDED_BY(mutex_);
+  size_t early_held_ GUARDED_BY(mutex_) = 0;
+  bool untold_ GUARDED_BY(mutex_) = false;
   std::string in_ GUARDED_BY(mutex_), out_ GUARDED_BY(mutex_);
   size_t turn_ = 0;
 };
@@ -438,9 +496,9 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
 StdioMux::StdioMux(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
 StdioMux::~StdioMux() { impl_->Stop(); }
 
-std::unique_ptr<StdioMux> StdioMux::Create(UniqueFd channel, bool persistent) {
+std::unique_ptr<StdioMux> StdioMux::Create(UniqueFd channel, StdioMuxOptions options) {
   signal(SIGPIPE, SIG_IGN);
-  auto impl = std::make_shared<Impl>(std::move(channel), persistent);
+  auto impl = std::make_shared<Impl>(std::move(channel), options);
   impl->Start().IgnoreError();
   return std::unique_ptr<StdioMux>(new StdioMux(std::move(impl)));
 }
@@ -453,5 +511,6 @@ absl::Status StdioMux::AttachSink(uint32_t stream_id, UniqueFd sink, std::functi
 }
 void StdioMux::Close(uint32_t stream_id) { impl_->Close(stream_id); }
 absl::Status StdioMux::status() const { return impl_->status(); }
+size_t StdioMux::buffered_bytes() const { return impl_->buffered_bytes(); }
 
 }  // namespace lamina::guest

@@ -22,12 +22,23 @@
 
 namespace lamina::guest {
 
-// Thread-safe. One thread inside runs an epoll loop that pumps between channel and the streams' descriptors.
+struct StdioMuxOptions {
+  // A read of 0 means "no peer yet" (the guest's end of a virtio-serial port), not the end; a small poll
+  // interval is used then.
+  bool persistent = false;
+  // What the peer may send, in all, on streams that are not attached here yet; more costs it the channel. 0:
+  // such data is dropped, for the side that attaches a stream before it tells the peer of it: the host.
+  size_t early_bytes = 0;
+};
+
+// Thread-safe. One thread inside runs a poll loop that pumps between channel and the streams' descriptors.
+//
+// Memory: for the channel at most 1 MiB, whatever the peer sends and however little it reads; a window for
+// each stream that is attached here and whose sink takes nothing; and the early bytes.
 class StdioMux {
  public:
-  // Owns `channel` (non-blocking is set by the mux). `persistent`: a read of 0 means "no peer yet" (the
-  // guest's end of a virtio-serial port), not the end; a small poll interval is used then.
-  static std::unique_ptr<StdioMux> Create(UniqueFd channel, bool persistent);
+  // Owns `channel` (non-blocking is set by the mux).
+  static std::unique_ptr<StdioMux> Create(UniqueFd channel, StdioMuxOptions options = {});
   ~StdioMux();
 
   // What is read from `source` (owned; pipe, FIFO, pty master) goes to the peer's stream; EOF (or EIO of a
@@ -37,8 +48,7 @@ class StdioMux {
   absl::Status AttachSource(uint32_t stream_id, UniqueFd source, std::function<void()> done);
 
   // What the peer sends on the stream is written to `sink` (owned; closed after kEof once all is written);
-  // `done` runs after that or when the sink broke (EPIPE; then kReset is sent). Data that came before the
-  // attach (at most a window) is kept.
+  // `done` runs after that or when the sink broke (EPIPE; then kReset is sent).
   absl::Status AttachSink(uint32_t stream_id, UniqueFd sink, std::function<void()> done);
 
   // Drops the stream in both directions and forgets it; late frames for it are ignored. Idempotent.
@@ -46,6 +56,9 @@ class StdioMux {
 
   // OK while the channel lives; else why it ended.
   absl::Status status() const;
+
+  // The memory that it holds for its peer.
+  size_t buffered_bytes() const;
 
  private:
   class Impl;

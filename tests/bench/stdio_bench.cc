@@ -32,8 +32,8 @@ void Throughput(benchmark::State& state) {
   for (auto _ : state) {
     int channel[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, channel) != 0) abort();
-    auto guest = StdioMux::Create(UniqueFd(channel[0]), false);
-    auto host = StdioMux::Create(UniqueFd(channel[1]), false);
+    auto guest = StdioMux::Create(UniqueFd(channel[0]), {.early_bytes = lamina::guest::kMaxEarlyBytes});
+    auto host = StdioMux::Create(UniqueFd(channel[1]));
     std::vector<Pipe> in(streams), out(streams);
     std::vector<std::thread> threads;
     std::vector<size_t> received(streams);

@@ -229,7 +229,8 @@ absl::Status GuestVm::ConnectPorts(std::chrono::seconds hello_timeout) {
     return rpc && stdio;
   }));
   client_ = ttrpc::Client::FromFd(std::move(rpc), "agent");
-  mux_ = StdioMux::Create(std::move(stdio), false);
+  // A successor attaches the streams of its predecessor once it is connected.
+  mux_ = StdioMux::Create(std::move(stdio), {.early_bytes = kMaxEarlyBytes});
   ASSIGN_OR_RETURN(hello_, Greet(*client_, hello_timeout));
   return absl::OkStatus();
 }

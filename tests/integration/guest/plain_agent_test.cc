@@ -59,7 +59,7 @@ class PlainAgentTest : public ::testing::Test {
     pid_ = *pid;
     UniqueFd stdio = Connect(root_ + "/stdio");
     ASSERT_TRUE(stdio) << Log();
-    mux_ = StdioMux::Create(std::move(stdio), false);
+    mux_ = StdioMux::Create(std::move(stdio));
     UniqueFd rpc = Connect(root_ + "/rpc");
     ASSERT_TRUE(rpc) << Log();
     client_ = ttrpc::Client::FromFd(std::move(rpc), "agent");

@@ -26,8 +26,8 @@ class ProcessStdioTest : public ::testing::Test {
   ProcessStdioTest() {
     int fds[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0) abort();
-    host_ = guest::StdioMux::Create(UniqueFd(fds[0]), false);
-    guest_ = guest::StdioMux::Create(UniqueFd(fds[1]), false);
+    host_ = guest::StdioMux::Create(UniqueFd(fds[0]));
+    guest_ = guest::StdioMux::Create(UniqueFd(fds[1]), {.early_bytes = guest::kMaxEarlyBytes});
     for (std::string* path : {&paths_.in, &paths_.out, &paths_.err}) {
       *path = dir_ / std::to_string(path - &paths_.in);
       if (mkfifo(path->c_str(), 0600) != 0) abort();
