@@ -112,6 +112,8 @@ absl::StatusOr<pid_t> ContainerTable::CreateLocked(const agent::v1::CreateContai
   context.has_huge_pages = [this](std::string_view size) { return HasHugePages(size); };
   if (!container.layer_ids.empty()) context.rootfs = container.directory + "/rootfs";
   ASSIGN_OR_RETURN(const PreparedSpec spec, PrepareSpec(request.spec_json(), context));
+  container.shared_names = spec.shared_names;
+  shared_.Use(container.shared_names);
 
   RETURN_IF_ERROR(MakeDirectory(container.directory));
   if (!container.layer_ids.empty()) {
@@ -319,6 +321,8 @@ absl::Status ContainerTable::DeleteLocked(Container& container) {
   }
   unlink((container.directory + "/config.json").c_str());
   for (const char* sub : {"/rootfs", "/rw", ""}) rmdir((container.directory + sub).c_str());
+  shared_.Leave(container.shared_names);
+  container.shared_names.clear();
   rmdir(cgroup.directory().c_str());
   container.deleted = true;
   MutexLock lock(mutex_);

@@ -18,6 +18,7 @@
 #include "guest/agent/crun.h"
 #include "guest/agent/layers.h"
 #include "guest/agent/modules.h"
+#include "guest/agent/shared_names.h"
 #include "guest/agent/task.h"
 #include "guest/protocol/contract.h"
 
@@ -45,7 +46,8 @@ class ContainerTable {
         processes_(processes),
         layers_(layers),
         modules_(modules),
-        crun_(crun) {}
+        crun_(crun),
+        shared_(options_.root + "/shared") {}
 
   // The pid of the container's init, which waits for Start. AlreadyExists; on any error nothing is left of
   // it.
@@ -66,7 +68,7 @@ class ContainerTable {
  private:
   struct Container {
     std::string id, directory;
-    std::vector<std::string> layer_ids;
+    std::vector<std::string> layer_ids, shared_names;
     bool overlay = false;
     TaskRef init;
     UniqueFd stop;  // eventfd, readable once the container is being deleted
@@ -99,6 +101,7 @@ class ContainerTable {
   LayerTable& layers_;
   ModuleLoader& modules_;
   Crun& crun_;
+  SharedNames shared_;
   Mutex mutex_;
   std::map<std::string, ContainerRef> containers_ GUARDED_BY(mutex_);
 };

@@ -77,6 +77,14 @@ void AdaptResources(Json& resources, const std::function<bool(std::string_view)>
   }
 }
 
+// The first part of `path` below `directory` goes into `names`, once.
+void NoteName(std::string_view path, std::string_view directory, std::vector<std::string>& names) {
+  if (!IsBelow(path, directory)) return;
+  path.remove_prefix(directory.size() + 1);
+  std::string name(path.substr(0, path.find('/')));
+  if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(std::move(name));
+}
+
 // The namespaces of the spec are known and their paths are the guest's; tells whether there is one of type
 // "uts".
 absl::StatusOr<bool> CheckNamespaces(const Json& linux_section) {
@@ -159,6 +167,14 @@ absl::StatusOr<PreparedSpec> PrepareSpec(std::string_view spec_json, const SpecC
   if (const auto resources = linux_section->find("resources");
       resources != linux_section->end() && resources->is_object()) {
     AdaptResources(*resources, context.has_huge_pages);
+  }
+  NoteName(prepared.rootfs, context.shared_directory, prepared.shared_names);
+  if (const Json& mounts = spec["mounts"]; mounts.is_array()) {
+    for (const Json& mount : mounts) {
+      const auto source = mount.is_object() ? mount.find("source") : mount.end();
+      if (mount.is_object() && source != mount.end() && source->is_string())
+        NoteName(source->get_ref<const std::string&>(), context.shared_directory, prepared.shared_names);
+    }
   }
   prepared.config_json = Dump(spec);
   return prepared;

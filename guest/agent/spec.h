@@ -5,6 +5,7 @@
 #include <functional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "guest/protocol/contract.h"
@@ -24,6 +25,7 @@ struct SpecContext {
 struct PreparedSpec {
   std::string config_json;
   std::string rootfs;
+  std::vector<std::string> shared_names;  // in the shared directory: what it mounts, and its root
 };
 
 // root.path, process.terminal, ociVersion (to 1.0.2, from any 1.x) and linux.cgroupsPath (/lamina/<id>) are

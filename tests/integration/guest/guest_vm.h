@@ -43,6 +43,7 @@ class GuestVm {
   const agent::v1::HelloResponse& hello() const { return hello_; }
   double boot_seconds() const { return boot_seconds_; }
   const std::string& directory() const { return directory_; }
+  pid_t virtiofsd() const { return virtiofsd_; }
   std::string shared_directory() const { return directory_ + "/shared"; }
   uint32_t NewStream() { return ++streams_; }
 

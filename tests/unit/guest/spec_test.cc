@@ -123,6 +123,25 @@ TEST(Spec, ARootWithoutLayersMustBeShared) {
   EXPECT_EQ(prepared->rootfs, "/run/lamina/shared/rootfs");
 }
 
+TEST(Spec, WhatItTakesOfTheSharedDirectoryIsNamedOnce) {
+  Json spec = Minimal();
+  spec["mounts"] = {{{"destination", "/a"}, {"source", "/run/lamina/shared/c1-0"}},
+                    {{"destination", "/b"}, {"source", "/run/lamina/shared/c1-1/sub/file"}},
+                    {{"destination", "/c"}, {"source", "/run/lamina/shared/c1-1"}},
+                    {{"destination", "/d"}, {"source", "/run/lamina/shared/../../etc"}},
+                    {{"destination", "/e"}, {"source", "/run/lamina/shm"}},
+                    {{"destination", "/f"}, {"source", 5}},
+                    {{"destination", "/g"}},
+                    "no mount"};
+  auto prepared = PrepareSpec(spec.dump(), {.container_id = "c1", .rootfs = "/run/lamina/shared/root/x"});
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  EXPECT_EQ(prepared->shared_names, (std::vector<std::string>{"root", "c1-0", "c1-1"}));
+  spec["mounts"] = "none";
+  prepared = PrepareSpec(spec.dump(), {.container_id = "c1", .rootfs = "/r"});
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  EXPECT_TRUE(prepared->shared_names.empty());
+}
+
 TEST(Spec, BytesThatAreNotTextDoNotThrow) {
   const std::string spec = "{\"process\":{\"args\":[\"\xff\xfe\"],\"cwd\":\"/\"}}";
   // The parser refuses them; whichever way, there is an answer.
