@@ -9,6 +9,7 @@
 #include <chrono>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "guest/agent/files.h"
@@ -67,10 +68,7 @@ absl::StatusOr<HelloResponse> Agent::Hello(const HelloRequest& request) {
                       "the host speaks agent protocol {}, this agent {}", request.protocol_version(),
                       kProtocolVersion);
   }
-  if (options_.owns_machine) {
-    RETURN_IF_ERROR(SetClock(request.host_unix_nanos()));
-    RETURN_IF_ERROR(SeedRandom(request.random_seed()));
-  }
+  if (options_.owns_machine) RETURN_IF_ERROR(SeedRandom(request.random_seed()));
   HelloResponse response;
   response.set_protocol_version(kProtocolVersion);
   response.set_agent_version(kAgentVersion);
@@ -79,6 +77,14 @@ absl::StatusOr<HelloResponse> Agent::Hello(const HelloRequest& request) {
   response.set_mem_total_bytes(MemTotalBytes());
   response.set_agent_started_boot_seconds(options_.started_boot_seconds);
   response.set_agent_ready_boot_seconds(BootSeconds());
+  return response;
+}
+
+absl::StatusOr<AdjustClockResponse> Agent::AdjustClock(const AdjustClockRequest& request) {
+  if (options_.owns_machine && request.offset_nanos() != 0)
+    RETURN_IF_ERROR(clock_.Adjust(std::chrono::nanoseconds(request.offset_nanos())));
+  AdjustClockResponse response;
+  response.set_unix_nanos(UnixNanos(Clock::Real().Wall()));
   return response;
 }
 
@@ -168,6 +174,9 @@ absl::Status Agent::UnmountLayers(const UnmountLayersRequest& request) {
 void Agent::RegisterMachine(ttrpc::Server& server) {
   using ttrpc::CallContext;
   server.Handle(kHello, [this](const CallContext&, const HelloRequest& request) { return Hello(request); });
+  server.Handle(kAdjustClock, [this](const CallContext&, const AdjustClockRequest& request) {
+    return AdjustClock(request);
+  });
   server.Handle(kConfigureSandbox, [this](const CallContext&, const ConfigureSandboxRequest& request) {
     return Done(Configure(request));
   });
@@ -201,6 +210,7 @@ void Agent::RegisterContainers(ttrpc::Server& server) {
   server.Handle(kCreateContainer,
                 [this](const CallContext&,
                        const CreateContainerRequest& request) -> absl::StatusOr<CreateContainerResponse> {
+                  clock_.ContainersMade();
                   ASSIGN_OR_RETURN(const pid_t pid, containers_.Create(request));
                   CreateContainerResponse response;
                   response.set_pid(static_cast<uint32_t>(pid));

@@ -13,6 +13,7 @@
 #include "guest/agent/containers.h"
 #include "guest/agent/crun.h"
 #include "guest/agent/devices.h"
+#include "guest/agent/guest_clock.h"
 #include "guest/agent/layers.h"
 #include "guest/agent/modules.h"
 #include "guest/agent/processes.h"
@@ -53,6 +54,7 @@ class Agent {
   Agent(AgentOptions options, std::unique_ptr<StdioMux> mux, ModuleLoader& modules, DeviceMonitor& monitor,
         ProcessTable& processes, std::function<void()> on_shutdown);
   absl::StatusOr<agent::v1::HelloResponse> Hello(const agent::v1::HelloRequest& request);
+  absl::StatusOr<agent::v1::AdjustClockResponse> AdjustClock(const agent::v1::AdjustClockRequest& request);
   absl::Status Configure(const agent::v1::ConfigureSandboxRequest& request);
   absl::Status ConfigureNetwork(const agent::v1::ConfigureSandboxRequest& request);
   absl::StatusOr<agent::v1::MountLayersResponse> MountLayers(const agent::v1::MountLayersRequest& request);
@@ -66,6 +68,7 @@ class Agent {
   ModuleLoader& modules_;
   DeviceMonitor& monitor_;
   const std::function<void()> on_shutdown_;
+  GuestClock clock_;
   Crun crun_;
   LayerTable layers_;
   ContainerTable containers_;

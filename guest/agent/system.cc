@@ -19,7 +19,6 @@
 #include <thread>
 #include <vector>
 
-#include "base/clock.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
@@ -46,16 +45,6 @@ void DieByPowerOff(int signal) {
 }
 
 }  // namespace
-
-absl::Status SetClock(int64_t host_unix_nanos) {
-  if (host_unix_nanos <= 0) return absl::OkStatus();
-  const int64_t off = host_unix_nanos - UnixNanos(Clock::Real().Wall());
-  if (off > -5'000'000 && off < 5'000'000) return absl::OkStatus();
-  const timespec time{static_cast<time_t>(host_unix_nanos / 1'000'000'000),
-                      static_cast<long>(host_unix_nanos % 1'000'000'000)};
-  if (clock_settime(CLOCK_REALTIME, &time) != 0) return ErrnoStatus(errno, "set the clock");
-  return absl::OkStatus();
-}
 
 absl::Status SeedRandom(std::string_view seed) {
   if (seed.empty()) return absl::OkStatus();

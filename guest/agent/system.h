@@ -1,4 +1,4 @@
-// The guest as a machine: clock, randomness, name, sysctls, vCPUs, memory figures, its end. Thread-safe.
+// The guest as a machine: randomness, name, sysctls, vCPUs, memory figures, its end. Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,6 @@ class GuestInfoResponse;
 
 namespace lamina::guest {
 
-// Steps CLOCK_REALTIME if it is off by more than 5 ms.
-absl::Status SetClock(int64_t host_unix_nanos);
 // Mixes the seed into the kernel's pool and credits it; at most kMaxRandomSeedBytes.
 absl::Status SeedRandom(std::string_view seed);
 absl::Status SetHostname(const std::string& name);

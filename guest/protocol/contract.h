@@ -11,6 +11,8 @@
 #include "base/ttrpc/method.h"
 
 namespace lamina::agent::v1 {
+class AdjustClockRequest;
+class AdjustClockResponse;
 class ConfigureSandboxRequest;
 class ContainerStats;
 class CreateContainerRequest;
@@ -75,6 +77,8 @@ inline constexpr char kAgentService[] = "lamina.agent.v1.Agent";
 // The machine.
 inline constexpr ttrpc::Method<agent::v1::HelloRequest, agent::v1::HelloResponse> kHello{kAgentService,
                                                                                          "Hello"};
+inline constexpr ttrpc::Method<agent::v1::AdjustClockRequest, agent::v1::AdjustClockResponse> kAdjustClock{
+    kAgentService, "AdjustClock"};
 inline constexpr ttrpc::Method<agent::v1::ConfigureSandboxRequest, agent::v1::Empty> kConfigureSandbox{
     kAgentService, "ConfigureSandbox"};
 inline constexpr ttrpc::Method<agent::v1::MountLayersRequest, agent::v1::MountLayersResponse> kMountLayers{

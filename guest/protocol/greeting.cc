@@ -4,8 +4,9 @@
 
 #include <string>
 
-#include "base/clock.h"
+#include "absl/strings/escaping.h"
 #include "base/status.h"
+#include "guest/protocol/clock_sync.h"
 #include "guest/protocol/contract.h"
 
 namespace lamina::guest {
@@ -13,7 +14,6 @@ namespace lamina::guest {
 absl::StatusOr<agent::v1::HelloResponse> Greet(ttrpc::Caller& agent, std::chrono::nanoseconds timeout) {
   agent::v1::HelloRequest hello;
   hello.set_protocol_version(kProtocolVersion);
-  hello.set_host_unix_nanos(UnixNanos(Clock::Real().Wall()));
   std::string seed(kMaxRandomSeedBytes, '\0');
   // So few bytes come whole, or not at all while the host's own pool is empty: then the guest keeps to its
   // own.
@@ -22,9 +22,12 @@ absl::StatusOr<agent::v1::HelloResponse> Greet(ttrpc::Caller& agent, std::chrono
   ASSIGN_OR_RETURN(agent::v1::HelloResponse answer, ttrpc::Call(agent, kHello, hello, timeout));
   if (answer.protocol_version() != kProtocolVersion) {
     return MakeStatus(absl::StatusCode::kFailedPrecondition,
-                      "the guest image speaks agent protocol {}, this host {}: rebuild the guest image",
-                      answer.protocol_version(), kProtocolVersion);
+                      "the guest image's agent {} speaks protocol {}, this host {}: rebuild the guest image",
+                      absl::CEscape(answer.agent_version().substr(0, 32)), answer.protocol_version(),
+                      kProtocolVersion);
   }
+  // Only now: a time that was told with the hello would have waited in the port for as long as the boot took.
+  RETURN_IF_ERROR(Annotate(SyncClock(agent).status(), "set the guest's clock"));
   return answer;
 }
 

@@ -9,9 +9,10 @@
 
 namespace lamina::guest {
 
-// Says hello: gives the guest the time and a random seed, and checks that the agent speaks our protocol.
-// `timeout` may span the boot: the request waits in the port until the agent is there. To be repeated on each
-// new connection. FailedPrecondition when the guest speaks another protocol; else the call's errors.
+// Says hello: gives the guest a random seed, checks that the agent speaks our protocol, and sets the guest's
+// clock (clock_sync.h). `timeout` may span the boot: the request waits in the port until the agent is there.
+// To be repeated on each new connection. FailedPrecondition when the guest speaks another protocol; else the
+// calls' errors.
 absl::StatusOr<agent::v1::HelloResponse> Greet(ttrpc::Caller& agent, std::chrono::nanoseconds timeout);
 
 }  // namespace lamina::guest

@@ -170,9 +170,14 @@ TEST_F(PlainAgentTest, TheMachineIsNotItsOwn) {
   EXPECT_THAT(Call(kSetVcpus, vcpus), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
   agent::v1::HelloRequest hello;
   hello.set_protocol_version(1);
-  hello.set_host_unix_nanos(1);
   EXPECT_OK(Call(kHello, hello));
-  EXPECT_GT(time(nullptr), 1'000'000'000);
+  agent::v1::AdjustClockRequest back;
+  back.set_offset_nanos(-1'000'000'000'000);
+  const time_t before = time(nullptr);
+  const auto answer = Call(kAdjustClock, back);
+  ASSERT_OK(answer);
+  EXPECT_GE(answer->unix_nanos(), int64_t{before} * 1'000'000'000);
+  EXPECT_GE(time(nullptr), before);
 }
 
 }  // namespace

@@ -40,9 +40,11 @@ TEST(Greeting, AGuestOfAnotherProtocolIsRefused) {
   agent.Handle(kHello, [&](const HelloRequest&) -> absl::StatusOr<HelloResponse> {
     HelloResponse answer;
     answer.set_protocol_version(kProtocolVersion + 1);
+    answer.set_agent_version("9.\n" + std::string(100, 'x'));
     return answer;
   });
-  EXPECT_THAT(Greet(agent, seconds(1)), HasStatus(absl::StatusCode::kFailedPrecondition, "rebuild"));
+  EXPECT_THAT(Greet(agent, seconds(1)), HasStatus(absl::StatusCode::kFailedPrecondition, "agent 9.\\nxxx"));
+  EXPECT_EQ(agent.Count("AdjustClock"), 0);
 }
 
 TEST(Greeting, ItsErrorsAreTheCalls) {
