@@ -72,11 +72,8 @@ absl::StatusOr<HelloResponse> Agent::Hello(const HelloRequest& request) {
   HelloResponse response;
   response.set_protocol_version(kProtocolVersion);
   response.set_agent_version(kAgentVersion);
-  response.set_kernel_release(KernelRelease());
-  response.set_online_vcpus(OnlineVcpus());
   response.set_mem_total_bytes(MemTotalBytes());
   response.set_agent_started_boot_seconds(options_.started_boot_seconds);
-  response.set_agent_ready_boot_seconds(BootSeconds());
   return response;
 }
 
@@ -102,8 +99,7 @@ absl::Status Agent::Configure(const ConfigureSandboxRequest& request) {
     RETURN_IF_ERROR(ConfigureNetwork(request));
     for (const auto& [name, value] : request.sysctls()) RETURN_IF_ERROR(SetSysctl(name, value));
   }
-  RETURN_IF_ERROR(
-      MountTmpfs(options_.root + "/shm", request.shm_bytes() == 0 ? kShmBytes : request.shm_bytes()));
+  RETURN_IF_ERROR(MountTmpfs(options_.root + "/shm", kShmBytes));
   if (!request.shared_tag().empty()) {
     RETURN_IF_ERROR(modules_.Load("virtio-26"));
     RETURN_IF_ERROR(MountVirtiofs(request.shared_tag(), options_.root + "/shared"));
@@ -241,13 +237,6 @@ void Agent::RegisterContainers(ttrpc::Server& server) {
   };
   freeze(kPauseContainer, true);
   freeze(kResumeContainer, false);
-  server.Handle(
-      kWaitOom, [this](const CallContext&, const WaitOomRequest& request) -> absl::StatusOr<WaitOomResponse> {
-        ASSIGN_OR_RETURN(const uint64_t count, containers_.WaitOom(request.container_id(), request.seen()));
-        WaitOomResponse response;
-        response.set_count(count);
-        return response;
-      });
 }
 
 void Agent::RegisterProcesses(ttrpc::Server& server) {
@@ -273,7 +262,6 @@ void Agent::RegisterProcesses(ttrpc::Server& server) {
         ASSIGN_OR_RETURN(const TaskExit exit, containers_.Wait(request.container_id(), request.exec_id()));
         WaitProcessResponse response;
         response.set_exit_status(static_cast<uint32_t>(exit.exit.status));
-        response.set_exited_at_unix_nanos(exit.exit.at_unix_nanos);
         response.set_oom_killed(exit.oom_killed);
         return response;
       });
@@ -286,11 +274,6 @@ void Agent::RegisterProcesses(ttrpc::Server& server) {
         ASSIGN_OR_RETURN(const TaskRef task, containers_.FindTask(request.container_id(), request.exec_id()));
         return Done(
             task->Resize(static_cast<uint16_t>(request.width()), static_cast<uint16_t>(request.height())));
-      });
-  server.Handle(
-      kCloseStdin, [this](const CallContext&, const ProcessRequest& request) -> absl::StatusOr<Empty> {
-        ASSIGN_OR_RETURN(const TaskRef task, containers_.FindTask(request.container_id(), request.exec_id()));
-        return Done(task->CloseStdin());
       });
   server.Handle(kDeleteProcess, [this](const CallContext&, const ProcessRequest& request) {
     return Done(containers_.Delete(request.container_id(), request.exec_id()));

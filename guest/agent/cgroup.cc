@@ -1,16 +1,12 @@
 #include "guest/agent/cgroup.h"
 
 #include <dirent.h>
-#include <fcntl.h>
-#include <poll.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <limits>
 
 #include "base/status.h"
-#include "base/unique_fd.h"
 #include "guest/agent/files.h"
 #include "proto/agent.pb.h"
 
@@ -63,7 +59,6 @@ absl::StatusOr<agent::v1::ContainerStats> Cgroup::Stats() const {
   constexpr uint64_t kNone = std::numeric_limits<uint64_t>::max();
   stats.set_memory_usage_bytes(number("memory.current", 0));
   stats.set_memory_limit_bytes(number("memory.max", kNone));
-  stats.set_memory_max_usage_bytes(number("memory.peak", 0));
   stats.set_swap_usage_bytes(number("memory.swap.current", 0));
   for (const auto& [name, value] : ParseFlatKeyed(text("memory.stat")))
     (*stats.mutable_memory_stat())[name] = value;
@@ -78,23 +73,6 @@ absl::StatusOr<agent::v1::ContainerStats> Cgroup::Stats() const {
 absl::StatusOr<uint64_t> Cgroup::OomKills() const {
   ASSIGN_OR_RETURN(const std::string text, ReadKernelFile(directory_ + "/memory.events"));
   return ParseFlatKeyed(text)["oom_kill"];
-}
-
-absl::StatusOr<uint64_t> Cgroup::WaitForOomKills(uint64_t seen, int stop_fd) const {
-  const std::string path = directory_ + "/memory.events";
-  UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd) return ErrnoStatus(errno, "open " + path);
-  for (;;) {
-    // The kernel signals what changes after the last read of this descriptor.
-    char buffer[1024];
-    const ssize_t n = pread(fd.get(), buffer, sizeof buffer, 0);
-    if (n < 0) return ErrnoStatus(errno == ENODEV ? ENOENT : errno, "read " + path);
-    const uint64_t count = ParseFlatKeyed(std::string_view(buffer, static_cast<size_t>(n)))["oom_kill"];
-    if (count > seen) return count;
-    pollfd fds[2] = {{fd.get(), POLLPRI, 0}, {stop_fd, POLLIN, 0}};
-    if (poll(fds, 2, -1) < 0 && errno != EINTR) return ErrnoStatus(errno, "poll " + path);
-    if (fds[1].revents != 0) return absl::CancelledError("the container is being deleted");
-  }
 }
 
 absl::StatusOr<std::vector<uint32_t>> Cgroup::Pids() const {

@@ -1,4 +1,4 @@
-// cgroup v2 of a container: statistics, OOM events, killing all of it. Thread-safe: nothing but files.
+// cgroup v2 of a container: statistics, OOM kills, killing all of it. Thread-safe: nothing but files.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,6 @@ class Cgroup {
   absl::StatusOr<agent::v1::ContainerStats> Stats() const;
   // The count of processes that the OOM killer ended. NotFound when the cgroup is gone.
   absl::StatusOr<uint64_t> OomKills() const;
-  // Blocks until that count is above `seen` and answers it; Cancelled when `stop_fd` becomes readable first.
-  absl::StatusOr<uint64_t> WaitForOomKills(uint64_t seen, int stop_fd) const;
   // Every process in it and below it.
   absl::StatusOr<std::vector<uint32_t>> Pids() const;
   // SIGKILL to all of them at once; OK when the cgroup is gone.

@@ -1,7 +1,6 @@
 #include "guest/agent/containers.h"
 
 #include <signal.h>
-#include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -81,8 +80,6 @@ absl::StatusOr<pid_t> ContainerTable::Create(const agent::v1::CreateContainerReq
   container->id = id;
   container->directory = options_.root + "/containers/" + id;
   container->layer_ids.assign(request.layer_ids().begin(), request.layer_ids().end());
-  container->stop.reset(eventfd(0, EFD_CLOEXEC));
-  if (!container->stop) return ErrnoStatus(errno, "eventfd");
   container->init = std::make_shared<Task>(mux_, processes_, StreamsOf(request));
   MutexLock operation(container->operation);
   {
@@ -270,15 +267,6 @@ absl::Status ContainerTable::Update(const std::string& id, const std::string& re
   return Annotate(updated, "container " + id);
 }
 
-absl::StatusOr<uint64_t> ContainerTable::WaitOom(const std::string& id, uint64_t seen) {
-  ASSIGN_OR_RETURN(const ContainerRef container, Find(id));
-  const auto count = CgroupOf(id).WaitForOomKills(seen, container->stop.get());
-  if (count.status().code() == absl::StatusCode::kCancelled) {
-    return MakeStatus(absl::StatusCode::kNotFound, "container {} has been deleted", id);
-  }
-  return count;
-}
-
 absl::Status ContainerTable::Delete(const std::string& id, const std::string& exec_id) {
   const auto found = Find(id);
   if (!found.ok()) return absl::OkStatus();
@@ -289,8 +277,6 @@ absl::Status ContainerTable::Delete(const std::string& id, const std::string& ex
 }
 
 absl::Status ContainerTable::DeleteLocked(Container& container) {
-  const uint64_t one = 1;
-  [[maybe_unused]] const ssize_t n = write(container.stop.get(), &one, sizeof one);
   const Cgroup cgroup = CgroupOf(container.id);
   if (container.created) {
     const absl::Status killed = cgroup.KillAll();

@@ -60,7 +60,6 @@ class ContainerTable {
   absl::StatusOr<TaskRef> FindTask(const std::string& id, const std::string& exec_id);
   absl::StatusOr<Cgroup> FindCgroup(const std::string& id);
   absl::Status Update(const std::string& id, const std::string& resources_json);
-  absl::StatusOr<uint64_t> WaitOom(const std::string& id, uint64_t seen);
   // Kills what is left, removes all of it. OK when there is none; where it failed it goes on when repeated.
   absl::Status Delete(const std::string& id, const std::string& exec_id);
   void DeleteAll();
@@ -71,7 +70,6 @@ class ContainerTable {
     std::vector<std::string> layer_ids, shared_names;
     bool overlay = false;
     TaskRef init;
-    UniqueFd stop;  // eventfd, readable once the container is being deleted
     Mutex operation;
     bool created GUARDED_BY(operation) = false, started GUARDED_BY(operation) = false,
                  deleted GUARDED_BY(operation) = false;

@@ -6,7 +6,6 @@
 #include <cerrno>
 #include <utility>
 
-#include "base/clock.h"
 #include "base/status.h"
 
 namespace lamina::guest {
@@ -18,7 +17,6 @@ constexpr size_t kMaxStrangers = 4096;
 ProcessExit Decode(int wait_status) {
   ProcessExit exit;
   exit.status = WIFSIGNALED(wait_status) ? 128 + WTERMSIG(wait_status) : WEXITSTATUS(wait_status);
-  exit.at_unix_nanos = UnixNanos(Clock::Real().Wall());
   return exit;
 }
 

@@ -22,7 +22,6 @@ namespace lamina::guest {
 
 struct ProcessExit {
   int status = 0;  // 0-255, 128 + signal
-  int64_t at_unix_nanos = 0;
 };
 
 class ProcessTable;

@@ -7,7 +7,6 @@
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
-#include <sys/utsname.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -104,11 +103,6 @@ double BootSeconds() {
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
 }
 
-std::string KernelRelease() {
-  utsname name{};
-  return uname(&name) == 0 ? name.release : "";
-}
-
 uint32_t OnlineVcpus() {
   const auto cpus = CpuList("online");
   return cpus.ok() ? static_cast<uint32_t>(cpus->size()) : 1;
@@ -142,7 +136,6 @@ agent::v1::GuestInfoResponse GuestInfo() {
   if (const auto text = ReadKernelFile("/proc/meminfo"); text.ok()) {
     info.set_mem_total_bytes(MemInfoBytes(*text, "MemTotal"));
     info.set_mem_available_bytes(MemInfoBytes(*text, "MemAvailable"));
-    info.set_mem_free_bytes(MemInfoBytes(*text, "MemFree"));
     info.set_page_cache_bytes(MemInfoBytes(*text, "Cached"));
   }
   if (const auto text = ReadKernelFile("/proc/self/status"); text.ok()) {

@@ -25,7 +25,6 @@ absl::Status SetSysctl(std::string_view name, std::string_view value);
 
 // Seconds of CLOCK_BOOTTIME.
 double BootSeconds();
-std::string KernelRelease();
 uint32_t OnlineVcpus();
 // "MemTotal" of /proc/meminfo's text in bytes; 0 when it is not there.
 uint64_t MemInfoBytes(std::string_view meminfo, std::string_view field);

@@ -18,9 +18,6 @@ using std::chrono::steady_clock;
 
 constexpr auto kKillTimeout = std::chrono::seconds(10);
 constexpr auto kDrainTimeout = std::chrono::seconds(2);
-// Stdin counts as read to its end when the pipe has been empty that often, that far apart.
-constexpr int kQuietChecks = 4;
-constexpr auto kQuietStep = std::chrono::milliseconds(50);
 
 absl::Status OpenPipe(UniqueFd& read_end, UniqueFd& write_end) {
   int fds[2];
@@ -71,15 +68,12 @@ absl::Status Task::Attach(TaskStdio stdio, ProcessRef process) {
     if (streams_.out != 0) stdio.out_ = Duplicate(master);
     if (streams_.in != 0) stdio.in_ = Duplicate(master);
   }
-  UniqueFd probe;
-  if (stdio.in_ && !streams_.terminal) probe = Duplicate(stdio.in_);
   {
     MutexLock lock(mutex_);
     if (state_ == State::kGone) return absl::CancelledError("the process has been deleted");
     state_ = State::kStarted;
     process_ = std::move(process);
     master_ = std::move(master);
-    stdin_probe_ = std::move(probe);
     open_outputs_ = (stdio.out_ ? 1 : 0) + (stdio.err_ ? 1 : 0);
     if (master_ && width_ > 0) {
       const winsize size{height_, width_, 0, 0};
@@ -92,34 +86,22 @@ absl::Status Task::Attach(TaskStdio stdio, ProcessRef process) {
   absl::Status status;
   const auto output = [&](uint32_t stream, UniqueFd fd) {
     if (!fd) return;
-    const absl::Status attached =
-        mux_.AttachSource(stream, std::move(fd), [self] { self->StreamDone(false); });
+    const absl::Status attached = mux_.AttachSource(stream, std::move(fd), [self] { self->OutputDone(); });
     if (!attached.ok()) {
       status.Update(attached);
-      StreamDone(false);
+      OutputDone();
     }
   };
   output(streams_.out, std::move(stdio.out_));
   output(streams_.err, std::move(stdio.err_));
-  if (stdio.in_) {
-    const absl::Status attached =
-        mux_.AttachSink(streams_.in, std::move(stdio.in_), [self] { self->StreamDone(true); });
-    if (!attached.ok()) {
-      status.Update(attached);
-      StreamDone(true);
-    }
-  }
+  if (stdio.in_) status.Update(mux_.AttachSink(streams_.in, std::move(stdio.in_), nullptr));
   return status;
 }
 
-void Task::StreamDone(bool input) {
+void Task::OutputDone() {
   {
     MutexLock lock(mutex_);
-    if (input) {
-      stdin_probe_.reset();  // the last writing end: now the process reads the end of its input
-    } else if (open_outputs_ > 0) {
-      --open_outputs_;
-    }
+    if (open_outputs_ > 0) --open_outputs_;
   }
   changed_.NotifyAll();
 }
@@ -156,7 +138,7 @@ absl::StatusOr<TaskExit> Task::Wait() {
     MutexLock lock(mutex_);
     while (!process_ && state_ != State::kFailed && state_ != State::kGone) changed_.Wait(mutex_);
     if (state_ == State::kGone) return absl::NotFoundError("the process was deleted before it was started");
-    if (state_ == State::kFailed) return TaskExit{{127, 0}, false};
+    if (state_ == State::kFailed) return TaskExit{{127}, false};
     process = process_;
   }
   const auto exit = processes_.Wait(process, std::nullopt);
@@ -186,25 +168,6 @@ absl::Status Task::Resize(uint16_t width, uint16_t height) {
   return absl::OkStatus();
 }
 
-absl::Status Task::CloseStdin() {
-  if (streams_.terminal || streams_.in == 0) return absl::OkStatus();
-  {
-    MutexLock lock(mutex_);
-    if (!process_) return absl::FailedPreconditionError("the process has not been started");
-    for (int quiet = 0; stdin_probe_ && quiet < kQuietChecks;) {
-      int unread = 0;
-      if (ioctl(stdin_probe_.get(), FIONREAD, &unread) != 0) break;
-      quiet = unread == 0 ? quiet + 1 : 0;
-      if (process_ && processes_.Exit(process_)) break;
-      changed_.WaitUntil(mutex_, steady_clock::now() + kQuietStep);
-    }
-    if (!stdin_probe_) return absl::OkStatus();
-    stdin_probe_.reset();
-  }
-  mux_.Close(streams_.in);
-  return absl::OkStatus();
-}
-
 void Task::CloseStreams() {
   {
     const auto deadline = steady_clock::now() + kDrainTimeout;
@@ -213,7 +176,6 @@ void Task::CloseStreams() {
     }
     if (open_outputs_ > 0)
       LogWarning("dropping output that the host has not taken in {} s", kDrainTimeout.count());
-    stdin_probe_.reset();
     master_.reset();
   }
   for (const uint32_t stream : {streams_.in, streams_.out, streams_.err}) {

@@ -70,13 +70,11 @@ class Task : public std::enable_shared_from_this<Task> {
   absl::Status Kill();
 
   absl::Status Resize(uint16_t width, uint16_t height);
-  // Closes its stdin once all that has arrived from the host has been read. A terminal's stays open.
-  absl::Status CloseStdin();
   // Waits at most 2 s until its output has been taken by the host, then drops the streams.
   void CloseStreams();
 
  private:
-  void StreamDone(bool input);
+  void OutputDone();
 
   StdioMux& mux_;
   ProcessTable& processes_;
@@ -87,7 +85,6 @@ class Task : public std::enable_shared_from_this<Task> {
   ProcessRef process_ GUARDED_BY(mutex_);
   bool oom_killed_ GUARDED_BY(mutex_) = false;
   UniqueFd master_ GUARDED_BY(mutex_);
-  UniqueFd stdin_probe_ GUARDED_BY(mutex_);
   int open_outputs_ GUARDED_BY(mutex_) = 0;
   uint16_t width_ GUARDED_BY(mutex_) = 0, height_ GUARDED_BY(mutex_) = 0;
 };

@@ -33,8 +33,6 @@ class SignalProcessRequest;
 class StartProcessResponse;
 class UnmountLayersRequest;
 class UpdateContainerRequest;
-class WaitOomRequest;
-class WaitOomResponse;
 class WaitProcessResponse;
 }  // namespace lamina::agent::v1
 
@@ -105,9 +103,6 @@ inline constexpr ttrpc::Method<agent::v1::ProcessRequest, agent::v1::Empty> kPau
 inline constexpr ttrpc::Method<agent::v1::ProcessRequest, agent::v1::Empty> kResumeContainer{
     kAgentService, "ResumeContainer"};
 
-inline constexpr ttrpc::Method<agent::v1::WaitOomRequest, agent::v1::WaitOomResponse> kWaitOom{kAgentService,
-                                                                                               "WaitOom"};
-
 // Its processes.
 inline constexpr ttrpc::Method<agent::v1::ExecCreateRequest, agent::v1::Empty> kExecCreate{kAgentService,
                                                                                            "ExecCreate"};
@@ -119,8 +114,6 @@ inline constexpr ttrpc::Method<agent::v1::ProcessRequest, agent::v1::WaitProcess
     kAgentService, "WaitProcess"};
 inline constexpr ttrpc::Method<agent::v1::ResizeTerminalRequest, agent::v1::Empty> kResizeTerminal{
     kAgentService, "ResizeTerminal"};
-inline constexpr ttrpc::Method<agent::v1::ProcessRequest, agent::v1::Empty> kCloseStdin{kAgentService,
-                                                                                        "CloseStdin"};
 inline constexpr ttrpc::Method<agent::v1::ProcessRequest, agent::v1::Empty> kDeleteProcess{kAgentService,
                                                                                            "DeleteProcess"};
 

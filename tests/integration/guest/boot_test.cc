@@ -1,6 +1,5 @@
 #include <gtest/gtest.h>
 
-#include "base/clock.h"
 #include "tests/integration/guest/guest_vm.h"
 #include "tests/testing/status_matchers.h"
 
@@ -14,12 +13,11 @@ TEST(Boot, TheAgentSaysWhoItIsAndHowLongTheBootTook) {
   GuestVm& vm = GuestVm::Shared();
   const auto& hello = vm.hello();
   EXPECT_EQ(hello.protocol_version(), 1u);
-  EXPECT_NE(hello.kernel_release().find("cloud-amd64"), std::string::npos) << hello.kernel_release();
-  EXPECT_EQ(hello.online_vcpus(), 1u);
+  EXPECT_FALSE(hello.agent_version().empty());
   EXPECT_GT(hello.mem_total_bytes(), 150ULL << 20);
-  EXPECT_GT(hello.agent_ready_boot_seconds(), hello.agent_started_boot_seconds());
-  printf("from exec of QEMU to the answer: %.2f s; in the guest: agent started %.3f s, answered %.3f s\n",
-         vm.boot_seconds(), hello.agent_started_boot_seconds(), hello.agent_ready_boot_seconds());
+  EXPECT_GT(hello.agent_started_boot_seconds(), 0);
+  printf("from exec of QEMU to the answer: %.2f s; in the guest: agent started %.3f s\n", vm.boot_seconds(),
+         hello.agent_started_boot_seconds());
 }
 
 TEST(Boot, AnotherProtocolVersionIsRefused) {

@@ -1,7 +1,6 @@
 #include <gtest/gtest.h>
 
 #include <limits>
-#include <thread>
 
 #include "tests/integration/guest/pod.h"
 #include "tests/testing/status_matchers.h"
@@ -44,7 +43,7 @@ TEST(Limits, StatsTellUsageAndLimits) {
   EXPECT_EQ(after->pids_limit(), 60u);
 }
 
-TEST(Limits, AnOomKillIsToldToItsWaiterAndWithTheExit) {
+TEST(Limits, AnOomKillIsToldWithTheExit) {
   GuestVm& vm = GuestVm::Shared();
   ContainerOptions options;
   // tail keeps the one endless line in memory.
@@ -52,30 +51,10 @@ TEST(Limits, AnOomKillIsToldToItsWaiterAndWithTheExit) {
   options.resources_json = R"({"memory":{"limit":16777216,"swap":16777216}})";
   TestContainer container(vm, options);
   ASSERT_OK(container.created());
-  agent::v1::WaitOomRequest wait;
-  wait.set_container_id(container.id());
-  absl::StatusOr<agent::v1::WaitOomResponse> oom;
-  std::thread waiter([&] { oom = vm.Call(kWaitOom, wait); });
   ASSERT_OK(container.Start());
   const auto exit = container.Wait();
-  waiter.join();
   EXPECT_EQ(exit.exit_status(), 137u);
   EXPECT_TRUE(exit.oom_killed());
-  ASSERT_OK(oom);
-  EXPECT_GE(oom->count(), 1u);
-}
-
-TEST(Limits, AnOomWaiterIsToldWhenTheContainerGoes) {
-  GuestVm& vm = GuestVm::Shared();
-  TestContainer container(vm, {});
-  ASSERT_OK(container.created());
-  agent::v1::WaitOomRequest wait;
-  wait.set_container_id(container.id());
-  absl::StatusOr<agent::v1::WaitOomResponse> oom;
-  std::thread waiter([&] { oom = vm.Call(kWaitOom, wait); });
-  EXPECT_OK(container.Delete());
-  waiter.join();
-  EXPECT_THAT(oom, testing::HasStatus(absl::StatusCode::kNotFound));
 }
 
 TEST(Limits, APausedContainerStandsStill) {

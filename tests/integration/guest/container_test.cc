@@ -1,7 +1,6 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
-#include "base/clock.h"
 #include "tests/integration/guest/pod.h"
 #include "tests/testing/status_matchers.h"
 
@@ -26,8 +25,6 @@ TEST(Container, OutputErrorsAndExitStatusArrive) {
   const auto exit = container.Wait();
   EXPECT_EQ(exit.exit_status(), 7u);
   EXPECT_FALSE(exit.oom_killed());
-  const int64_t age = UnixNanos(Clock::Real().Wall()) - exit.exited_at_unix_nanos();
-  EXPECT_LT(std::abs(age), 30'000'000'000) << "the guest's clock is the host's";
   EXPECT_EQ(container.out().ToEnd(), "out\n");
   EXPECT_EQ(container.err().ToEnd(), "err\n");
   EXPECT_EQ(container.Wait().exit_status(), 7u) << "a wait after the end answers too";
@@ -55,20 +52,6 @@ TEST(Container, InputReachesItToTheLastByte) {
   SendInput(vm, container.in_stream(), std::string(1 << 20, 'x'), true);
   EXPECT_EQ(container.Wait().exit_status(), 0u);
   EXPECT_EQ(container.out().ToEnd(), "1048576\n");
-}
-
-TEST(Container, CloseStdinEndsTheInputAfterWhatHasArrived) {
-  GuestVm& vm = GuestVm::Shared();
-  ContainerOptions options = Shell("cat; echo end");
-  options.stdin_stream = true;
-  TestContainer container(vm, options);
-  ASSERT_OK(container.created());
-  ASSERT_OK(container.Start());
-  SendInput(vm, container.in_stream(), "line\n", false);
-  container.out().UntilContains("line\n");
-  ASSERT_OK(vm.Call(kCloseStdin, container.Request()));
-  EXPECT_EQ(container.Wait().exit_status(), 0u);
-  EXPECT_EQ(container.out().ToEnd(), "line\nend\n");
 }
 
 TEST(Container, TheSpecIsEnforced) {

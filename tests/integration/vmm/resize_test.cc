@@ -70,7 +70,7 @@ class ResizeTest : public ::testing::Test {
 };
 
 TEST_F(ResizeTest, VcpusComeGoOfflineAndComeBackWithoutPlugging) {
-  EXPECT_EQ(machine_->hello().online_vcpus(), 1u);
+  EXPECT_EQ(Guest().online_vcpus(), 1u);
   const auto begin = steady_clock::now();
   EXPECT_EQ(resizer_->PlugVcpus(3).value_or(0), 3u);
   EXPECT_EQ(SetVcpus(3), 3u);
