@@ -45,8 +45,8 @@ target_link_libraries(lamina_absl INTERFACE ${ABSL_STATIC_LDFLAGS})
 add_library(lamina_protobuf INTERFACE)
 target_link_libraries(lamina_protobuf INTERFACE
   $<IF:$<BOOL:$<TARGET_PROPERTY:LAMINA_STATIC>>,-lprotobuf-lite,-lprotobuf>)
-add_library(lamina_fmt INTERFACE)
-target_compile_definitions(lamina_fmt INTERFACE FMT_HEADER_ONLY=1)
+add_library(lamina_fmt STATIC ${CMAKE_CURRENT_LIST_DIR}/fmt.cc)
+target_link_libraries(lamina_fmt PRIVATE lamina_flags)
 
 # lamina_library(name SOURCES a.cc … DEPS lamina_base …): static library lamina_<name>.
 function(lamina_library name)
