@@ -3,20 +3,22 @@
 
 #include "base/log.h"
 #include "base/status.h"
+#include "layers/sharing.h"
 #include "node/node_state.h"
 
 namespace lamina::node {
 
 std::string NodeState::DomainOf(const laminad::v1::ClaimRequest& claim) const {
-  if (config_.layers.sharing == "node") return "node";
-  if (config_.layers.sharing == "namespace" && !claim.pod_namespace().empty())
-    return "namespace " + claim.pod_namespace();
-  return "pod " + claim.sandbox_id();
+  // The config has been checked; what cannot be understood shares with nobody.
+  const absl::StatusOr<layers::Sharing> sharing = layers::ParseSharing(config_.layers.sharing);
+  return layers::DomainOf(sharing.ok() ? *sharing : layers::Sharing::kPod,
+                          {claim.sandbox_id(), claim.pod_namespace()});
 }
 
 absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeState::PlaceLayers(
-    const laminad::v1::PlaceLayersRequest& request) {
+    const laminad::v1::PlaceLayersRequest& request, const layers::Patience& patience) {
   layers::PlaceRequest place;
+  place.patience = patience;
   {
     MutexLock lock(mutex_);
     const auto it = records_.find(request.sandbox_id());

@@ -47,8 +47,8 @@ class NodeState {
   absl::Status Ready(const laminad::v1::ReadyRequest& request);
   absl::Status Retarget(const laminad::v1::RetargetRequest& request,
                         std::optional<MonotonicTime> deadline = {});
-  absl::StatusOr<laminad::v1::PlaceLayersResponse> PlaceLayers(
-      const laminad::v1::PlaceLayersRequest& request);
+  absl::StatusOr<laminad::v1::PlaceLayersResponse> PlaceLayers(const laminad::v1::PlaceLayersRequest& request,
+                                                               const layers::Patience& patience = {});
   absl::Status Release(const laminad::v1::ReleaseRequest& request);
 
   // For people.

@@ -32,7 +32,9 @@ void RegisterShimService(ttrpc::Server& server, NodeState& state) {
     return Plain(state.Retarget(request, context.deadline));
   });
   server.Handle<laminad::v1::PlaceLayersRequest, laminad::v1::PlaceLayersResponse>(
-      kService, "PlaceLayers", [&](auto&, auto& request) { return state.PlaceLayers(request); });
+      kService, "PlaceLayers", [&](auto& context, auto& request) {
+        return state.PlaceLayers(request, {context.deadline.value_or(MonotonicTime::max()), context.gone});
+      });
   server.Handle<laminad::v1::ReleaseRequest, Empty>(
       kService, "Release", [&](auto&, auto& request) { return Plain(state.Release(request)); });
 }

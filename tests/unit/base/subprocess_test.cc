@@ -3,7 +3,11 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
+#include <unistd.h>
+
+#include <future>
 
 #include "base/file_system.h"
 #include "base/process.h"
@@ -42,6 +46,24 @@ TEST(RunCommand, TimeoutKillsTheWholeGroup) {
   while (ProcessStartTime(pid).ok() && std::chrono::steady_clock::now() < deadline) {
   }
   EXPECT_NOT_OK(ProcessStartTime(pid));
+}
+
+TEST(RunCommand, WhoAsksToStopEndsTheWholeGroup) {
+  TempDir dir;
+  const std::string fifo = dir / "alive";
+  ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
+  std::stop_source stop;
+  auto running = std::async(std::launch::async, [&] {
+    return RunCommand({"sh", "-c", "exec 3>" + fifo + "; sleep 100000 & wait"}, seconds(1000),
+                      stop.get_token());
+  });
+  const UniqueFd alive(open(fifo.c_str(), O_RDONLY | O_CLOEXEC));  // opens once the child runs
+  stop.request_stop();
+  EXPECT_THAT(running.get(), HasStatus(absl::StatusCode::kCancelled, "sleep 100000"));
+  char byte;
+  EXPECT_EQ(read(alive.get(), &byte, 1), 0) << "the child and its own have ended";
+  EXPECT_THAT(RunCommand({"sleep", "100000"}, seconds(1000), stop.get_token()),
+              HasStatus(absl::StatusCode::kCancelled, "sleep 100000"));
 }
 
 TEST(RunChecked, SaysWhatTheProgramSaid) {

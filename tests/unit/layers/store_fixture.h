@@ -8,14 +8,44 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "base/file_system.h"
+#include "base/status.h"
 #include "base/units.h"
+#include "layers/arena_file.h"
 #include "layers/layer_store.h"
 
 namespace lamina::layers {
+
+// The kernel's files; `before` is told of each call ("create", "copy in", "copy out", "punch") and may block,
+// or answer instead.
+class HookedArenaFiles : public ArenaFiles {
+ public:
+  std::function<absl::Status(const std::string& call)> before = [](const std::string&) {
+    return absl::OkStatus();
+  };
+
+  absl::Status Create(const std::string& path, uint64_t bytes) override {
+    RETURN_IF_ERROR(before("create"));
+    return Real().Create(path, bytes);
+  }
+  absl::Status CopyIn(const CopySource& from, const ArenaRange& to, const std::string& digest,
+                      const Patience& patience) override {
+    RETURN_IF_ERROR(before("copy in"));
+    return Real().CopyIn(from, to, digest, patience);
+  }
+  absl::Status CopyOut(const ArenaRange& from, const std::string& to, const Patience& patience) override {
+    RETURN_IF_ERROR(before("copy out"));
+    return Real().CopyOut(from, to, patience);
+  }
+  absl::Status Punch(const ArenaRange& range) override {
+    RETURN_IF_ERROR(before("punch"));
+    return Real().Punch(range);
+  }
+};
 
 class StoreFixture : public ::testing::Test {
  protected:
@@ -54,11 +84,14 @@ class StoreFixture : public ::testing::Test {
     std::ofstream(path) << ImageOf(content, bytes);
     return ExamineErofsImage(path);
   }
-  absl::StatusOr<std::unique_ptr<LayerStore>> Open(FileSystem& fs = FileSystem::Real()) {
+  absl::StatusOr<std::unique_ptr<LayerStore>> Open(FileSystem& fs = FileSystem::Real(),
+                                                   ArenaFiles& arenas = ArenaFiles::Real()) {
     return LayerStore::Open(
-        fs, options_, [this](const std::string& directory, const std::string& path, const std::stop_token&) {
+        fs, options_,
+        [this](const std::string& directory, const std::string& path, const std::stop_token&) {
           return Make(directory, path);
-        });
+        },
+        arenas);
   }
   PlaceRequest Ask(const std::string& sandbox, const std::string& source, const std::string& domain = "ns") {
     PlaceRequest request;

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <future>
+#include <latch>
 #include <thread>
 
 #include "base/mutex.h"
@@ -73,6 +74,16 @@ class Rpc : public ::testing::Test {
           *c.after_answer = [this] { server_.Stop(); };
           return r;
         });
+    server_.Handle<ProcessRequest, ProcessRequest>(
+        "s", "UntilGone",
+        [this](const CallContext& c, const ProcessRequest& r) -> absl::StatusOr<ProcessRequest> {
+          std::latch gone(1);
+          const std::stop_callback on_gone(c.gone, [&] { gone.count_down(); });
+          begun_.count_down();
+          gone.wait();
+          ended_.count_down();
+          return r;
+        });
     server_.Register("s", "Huge", [](const CallContext&, std::string_view) -> absl::StatusOr<std::string> {
       return std::string(kMaxPayloadBytes + 1, 'x');
     });
@@ -96,6 +107,7 @@ class Rpc : public ::testing::Test {
   testing::TempDir dir_;
   std::string path_ = dir_ / "s.sock";
   Gate gate_;
+  std::latch begun_{1}, ended_{1};  // of UntilGone
   Server server_;
   std::unique_ptr<Client> client_;
 };
@@ -192,6 +204,22 @@ TEST_F(Rpc, StoppingTheServerFailsCalls) {
   EXPECT_THAT(wait.get(), HasStatus(absl::StatusCode::kUnavailable, "peer"));
   EXPECT_FALSE(client_->connected());
   EXPECT_THAT(Call("Echo", ""), HasStatus(absl::StatusCode::kUnavailable, "peer"));
+}
+
+TEST_F(Rpc, ACallHearsThatItsConnectionIsClosed) {
+  auto call = std::async(std::launch::async, [&] { return Call("UntilGone", "", nullptr, kNoTimeout); });
+  begun_.wait();
+  client_.reset();
+  ended_.wait();
+  EXPECT_FALSE(call.get().ok());
+}
+
+TEST_F(Rpc, ACallHearsThatTheServerStops) {
+  auto call = std::async(std::launch::async, [&] { return Call("UntilGone", "", nullptr, kNoTimeout); });
+  begun_.wait();
+  server_.Stop();
+  ended_.wait();
+  EXPECT_FALSE(call.get().ok());
 }
 
 TEST_F(Rpc, WhatMustNotOutrunTheAnswerComesAfterIt) {
