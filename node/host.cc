@@ -1,4 +1,3 @@
-// The real host behind NodeState: /proc and the cgroups.
 #include "node/host.h"
 
 #include <poll.h>

@@ -1,32 +1,51 @@
-// The layers' side of a NodeState: places for a sandbox's layers, and what is where.
+#include "node/node_layers.h"
+
 #include <algorithm>
 
 #include "base/log.h"
 #include "base/status.h"
-#include "node/node_state.h"
 
 namespace lamina::node {
+namespace {
 
-std::string NodeState::DomainOf(const laminad::v1::ClaimRequest& claim) const {
-  if (config_.layers.sharing == "node") return "node";
-  if (config_.layers.sharing == "namespace" && !claim.pod_namespace().empty())
+// The pod's images are not known yet when its VM starts: what is attached in vain costs it memory.
+constexpr uint32_t kBootArenas = 1;
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<NodeLayers>> NodeLayers::Open(const Config& config, FileSystem& fs,
+                                                             const ClaimsBook& book) {
+  layers::StoreOptions options;
+  options.dir = config.paths.state_dir + "/layers";
+  ASSIGN_OR_RETURN(options.policy, layers::ParsePolicy(config.layers.policy));
+  options.arena_bytes = config.layers.arena_bytes;
+  options.max_layer_bytes = config.layers.max_layer_bytes;
+  options.vpmem = config.layers.vpmem;
+  options.scsi_verity = config.layers.scsi_verity;
+  options.idle_budget_bytes = config.layers.idle_budget_bytes;
+  ASSIGN_OR_RETURN(std::unique_ptr<layers::LayerStore> store, layers::LayerStore::Open(fs, options));
+  return std::unique_ptr<NodeLayers>(new NodeLayers(config.layers, book, std::move(store)));
+}
+
+std::string NodeLayers::DomainOf(const laminad::v1::ClaimRequest& claim) const {
+  if (config_.sharing == "node") return "node";
+  if (config_.sharing == "namespace" && !claim.pod_namespace().empty())
     return "namespace " + claim.pod_namespace();
   return "pod " + claim.sandbox_id();
 }
 
-absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeState::PlaceLayers(
+absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeLayers::PlaceLayers(
     const laminad::v1::PlaceLayersRequest& request) {
   layers::PlaceRequest place;
   {
-    MutexLock lock(mutex_);
-    const auto it = records_.find(request.sandbox_id());
-    if (it == records_.end() || it->second.generation() != request.generation()) {
+    const std::optional<laminad::v1::ClaimRecord> record = book_.Find(request.sandbox_id());
+    if (!record || record->generation() != request.generation()) {
       return MakeStatus(absl::StatusCode::kFailedPrecondition,
                         "place layers: sandbox {} has no claim of generation {}", request.sandbox_id(),
                         request.generation());
     }
     place.sandbox_id = request.sandbox_id();
-    place.domain = DomainOf(it->second.claim());
+    place.domain = DomainOf(record->claim());
   }
   for (const laminad::v1::Arena& arena : request.attached()) {
     uint64_t& window = place.attached_arenas[arena.id()];
@@ -39,7 +58,7 @@ absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeState::PlaceLayers(
   }
   laminad::v1::PlaceLayersResponse response;
   const absl::StatusOr<std::vector<layers::Placement>> result =
-      layers_->PlaceAll(place, {request.sources().begin(), request.sources().end()});
+      store_->PlaceAll(place, {request.sources().begin(), request.sources().end()});
   if (!result.ok()) LogWarning("place layers for sandbox {}: {}", place.sandbox_id, Message(result.status()));
   for (const layers::Placement& placed : result.ok() ? *result : std::vector<layers::Placement>()) {
     laminad::v1::Placement* out = response.add_placements();
@@ -65,10 +84,9 @@ absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeState::PlaceLayers(
     out->set_convert_seconds(placed.convert_seconds);
     out->set_copy_seconds(placed.copy_seconds);
   }
-  MutexLock lock(mutex_);
-  // A release that came while layers were being made did not see them.
-  if (records_.count(request.sandbox_id()) == 0) {
-    RETURN_IF_ERROR(layers_->ReleaseSandbox(request.sandbox_id()));
+  // A release that came while layers were being made did not see them; one that comes now does.
+  if (!book_.Find(request.sandbox_id())) {
+    RETURN_IF_ERROR(store_->ReleaseSandbox(request.sandbox_id()));
     return MakeStatus(absl::StatusCode::kFailedPrecondition,
                       "place layers: sandbox {} was released meanwhile", request.sandbox_id());
   }
@@ -76,12 +94,23 @@ absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeState::PlaceLayers(
   return response;
 }
 
-absl::StatusOr<uint64_t> NodeState::GcLayers(uint64_t keep_bytes) { return layers_->Gc(keep_bytes); }
-absl::StatusOr<layers::PackResult> NodeState::PackLayers() { return layers_->Pack(); }
+std::vector<layers::ArenaInfo> NodeLayers::BootArenas(const laminad::v1::ClaimRequest& claim) const {
+  if (!config_.vpmem) return {};
+  return store_->ArenasOf(DomainOf(claim), std::min(kBootArenas, config_.max_arenas_per_pod));
+}
 
-lamina::node::v1::ArenaList NodeState::arenas() const {
+absl::Status NodeLayers::Release(const std::string& sandbox_id) { return store_->ReleaseSandbox(sandbox_id); }
+
+absl::Status NodeLayers::Retain(const std::set<std::string>& living) {
+  return store_->RetainSandboxes(living);
+}
+
+absl::StatusOr<uint64_t> NodeLayers::GcLayers(uint64_t keep_bytes) { return store_->Gc(keep_bytes); }
+absl::StatusOr<layers::PackResult> NodeLayers::PackLayers() { return store_->Pack(); }
+
+lamina::node::v1::ArenaList NodeLayers::arenas() const {
   lamina::node::v1::ArenaList list;
-  for (const layers::ArenaInfo& arena : layers_->arenas()) {
+  for (const layers::ArenaInfo& arena : store_->arenas()) {
     auto* out = list.add_arenas();
     out->set_id(arena.id);
     out->set_domain(arena.domain);
@@ -94,9 +123,9 @@ lamina::node::v1::ArenaList NodeState::arenas() const {
   return list;
 }
 
-lamina::node::v1::LayerList NodeState::layers() const {
+lamina::node::v1::LayerList NodeLayers::layers() const {
   lamina::node::v1::LayerList list;
-  for (const layers::ArenaInfo& arena : layers_->arenas()) {
+  for (const layers::ArenaInfo& arena : store_->arenas()) {
     for (const layers::RegionInfo& region : arena.regions) {
       auto* out = list.add_layers();
       out->set_id(region.layer_id);
@@ -108,7 +137,7 @@ lamina::node::v1::LayerList NodeState::layers() const {
       for (const std::string& user : region.users) out->add_users(user);
     }
   }
-  for (const layers::DiskInfo& disk : layers_->disks()) {
+  for (const layers::DiskInfo& disk : store_->disks()) {
     auto* out = list.add_layers();
     out->set_id(disk.layer_id);
     out->set_kind("scsi");
