@@ -10,7 +10,7 @@ namespace lamina::node {
 namespace {
 
 std::string Names(const char* what, const std::vector<std::string>& ids) {
-  return ids.empty() ? "" : fmt::format("; {}: {}", what, fmt::join(ids, ", "));
+  return ids.empty() ? "" : fmt::format("; {}: {}", what, ListNames(ids));
 }
 
 }  // namespace
@@ -64,14 +64,15 @@ absl::Status BalloonRounds::LowerFor(const std::string& id, uint64_t bytes, Mono
   const uint64_t need = MissingFor(bytes);
   const BalloonRound round = balloons_.Lower(need, id, deadline);
   metrics_.CountBalloonRound(round.status.ok());
-  LogInfo("balloon round for {}: {} MiB {} after {:.1f} s{}{}", id, need / kMiB,
+  LogInfo("balloon round for {}: {} MiB {} after {:.1f} s{}{}{}", id, need / kMiB,
           round.status.ok() ? "freed" : "not freed",
           std::chrono::duration<double>(clock_.Now() - start).count(),
-          Names("passed over", round.passed_over), Names("uncooperative", round.uncooperative));
+          Names("passed over", round.passed_over), Names("uncooperative", round.uncooperative),
+          Names("no answer", round.silent));
   if (!round.status.ok()) {
-    return MakeStatus(round.status.code(), "{}{}{}", Message(round.status),
-                      Names("no progress from", round.passed_over),
-                      Names("uncooperative", round.uncooperative));
+    return MakeStatus(
+        round.status.code(), "{}{}{}{}", Message(round.status), Names("no progress from", round.passed_over),
+        Names("uncooperative", round.uncooperative), Names("their QEMU does not answer", round.silent));
   }
   for (const auto& [guest, inflated] : round.inflated) RETURN_IF_ERROR(book_.Lower(guest, inflated));
   return absl::OkStatus();
@@ -111,10 +112,7 @@ void BalloonRounds::Raise() {
   for (const auto& [id, bytes] : sizing::PlanRaising(lowered, available)) {
     if (book_.Raise(id, bytes).ok()) raise[id] += bytes;
   }
-  for (const auto& [id, bytes] : raise) {
-    const absl::Status status = balloons_.Raise(id, bytes);
-    if (!status.ok()) LogWarning("balloon: {}", Message(status));
-  }
+  if (!raise.empty()) balloons_.Raise(raise);
 }
 
 }  // namespace lamina::node
