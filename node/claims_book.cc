@@ -1,7 +1,9 @@
 #include "node/claims_book.h"
 
 #include <algorithm>
+#include <vector>
 
+#include "base/log.h"
 #include "base/status.h"
 
 namespace lamina::node {
@@ -35,10 +37,28 @@ sizing::NumaNodes NodesOf(const laminad::v1::ClaimRequest& claim) {
   return {claim.numa_nodes().begin(), claim.numa_nodes().end()};
 }
 
-absl::Status ClaimsBook::Restore(FileSystem& fs, const std::string& path) {
-  MutexLock lock(mutex_);
-  ASSIGN_OR_RETURN(journal_, ClaimsJournal::Open(fs, path, records_));
-  for (const auto& [id, record] : records_) ledger_.Restore(EntryOf(record));
+absl::Status ClaimsBook::Restore(FileSystem& fs, const std::string& path, const std::string& boot_id) {
+  boot_id_ = boot_id;
+  ClaimsJournal::Ticket ticket;
+  {
+    MutexLock lock(mutex_);
+    ASSIGN_OR_RETURN(journal_, ClaimsJournal::Open(fs, path, records_));
+    std::vector<std::string> gone;
+    for (const auto& [id, record] : records_) {
+      if (!boot_id.empty() && !record.boot_id().empty() && record.boot_id() != boot_id) {
+        gone.push_back(id);
+      } else {
+        ledger_.Restore(EntryOf(record));
+      }
+    }
+    for (const std::string& id : gone) {
+      LogInfo("sandbox {}: the host has booted since; its claim is dropped", id);
+      records_.erase(id);
+      ticket = WriteLocked(id);
+    }
+  }
+  // Where it cannot be written they are dropped again after the next start.
+  if (ticket != nullptr) journal_->Wait(ticket).IgnoreError();
   return absl::OkStatus();
 }
 
@@ -88,6 +108,7 @@ absl::Status ClaimsBook::Grant(const laminad::v1::ClaimRequest& request, uint64_
     Record& record = records_[id];
     *record.mutable_claim() = request;
     record.set_generation(generation);
+    record.set_boot_id(boot_id_);
     if (granted_unix_nanos != 0) record.set_claimed_unix_nanos(granted_unix_nanos);
     ticket = WriteLocked(id);
   }
@@ -227,6 +248,7 @@ void ClaimsBook::Adopt(const persist::SandboxState& state, const Adoption& how) 
   claim.mutable_sizing()->set_vcpus(state.vcpus);
   claim.mutable_sizing()->set_memory_bytes(state.memory_bytes);
   record.set_generation(state.claim_generation);
+  record.set_boot_id(boot_id_);
   record.set_vmm_pid(state.vmm.pid);
   record.set_vmm_start_time(state.vmm.start_time);
   record.set_state_path(how.state_path);

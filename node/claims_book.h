@@ -25,9 +25,9 @@ class ClaimsBook {
   using Record = laminad::v1::ClaimRecord;
 
   ClaimsBook(uint64_t capacity_bytes, const sizing::NodeBytes& nodes) : ledger_(capacity_bytes, nodes) {}
-  // Reads the journal at `path`; the ledger then counts what it says. Before anything else. Errors: as
-  // ClaimsJournal::Open.
-  absl::Status Restore(FileSystem& fs, const std::string& path);
+  // Reads the journal at `path`; the ledger then counts what it says, but for claims of other boots than
+  // `boot_id`, which are gone. Before anything else. Errors: as ClaimsJournal::Open.
+  absl::Status Restore(FileSystem& fs, const std::string& path, const std::string& boot_id);
 
   // The caller claims from it and then says so with Grant, or gives it back.
   sizing::Ledger& ledger() { return ledger_; }
@@ -60,8 +60,10 @@ class ClaimsBook {
   };
   // A VM lives, says its sandbox's state: recorded as what was lost, or, where it is known, as started.
   void Adopt(const persist::SandboxState& state, const Adoption& how);
-  // Writes the journal whole where a write has failed.
+  // Whether claims can be made durable; where the last write has failed, the journal is tried anew, whole.
   absl::Status Repair() { return journal_->Repair(); }
+  // Why the last write failed; OK: it did not.
+  absl::Status state() const { return journal_->state(); }
 
  private:
   absl::Status CheckLocked(const std::string& id, uint64_t generation) const REQUIRES(mutex_);
@@ -70,8 +72,9 @@ class ClaimsBook {
   ClaimsJournal::Ticket WriteLocked(const std::string& id) REQUIRES(mutex_);
 
   sizing::Ledger ledger_;
-  std::unique_ptr<ClaimsJournal> journal_;  // set once, by Restore
-  mutable Mutex mutex_;                     // before the ledger's and the journal's
+  std::string boot_id_;  // set once, by Restore, as the next
+  std::unique_ptr<ClaimsJournal> journal_;
+  mutable Mutex mutex_;  // before the ledger's and the journal's
   ClaimRecords records_ GUARDED_BY(mutex_);
 };
 

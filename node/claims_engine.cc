@@ -24,6 +24,12 @@ const char* RefusalReason(absl::StatusCode code) {
   }
 }
 
+// Not "ResourceExhausted", which speaks of the node's memory.
+absl::Status NotDurable(const absl::Status& saved) {
+  return MakeStatus(absl::StatusCode::kUnavailable, "nothing is granted that cannot be written down: {}",
+                    Message(saved));
+}
+
 absl::Status NotReady() {
   return absl::UnavailableError("laminad has not reconciled with the running VMs yet");
 }
@@ -41,6 +47,14 @@ absl::Status ClaimsEngine::DropIfDead(const std::string& id) {
   if (!record || owners_.Lives(*record)) return absl::OkStatus();  // released, or taken over, meanwhile
   LogInfo("sandbox {}: neither its VM nor its shim lives; its claim is dropped", id);
   return Drop(id);
+}
+
+absl::Status ClaimsEngine::CheckDurable() {
+  if (book_.state().ok()) return absl::OkStatus();
+  const absl::Status repaired = book_.Repair();
+  if (repaired.ok()) return repaired;
+  metrics_.CountRefusal("disk");
+  return NotDurable(repaired);
 }
 
 absl::StatusOr<uint64_t> ClaimsEngine::Grant(const laminad::v1::ClaimRequest& request,
@@ -76,6 +90,8 @@ absl::StatusOr<laminad::v1::ClaimResponse> ClaimsEngine::Claim(const laminad::v1
           "claim {}: its shim (pid {}) is not seen to live; laminad must share the host's pid namespace", id,
           request.shim_pid());
     }
+    // Before memory is taken from others for what could not be granted.
+    RETURN_IF_ERROR(CheckDurable());
     std::optional<Record> known = book_.Find(id);
     // A sandbox's shim that starts anew loses what the one before had reserved and never used.
     if (known && !owners_.Lives(*known)) {
@@ -91,7 +107,11 @@ absl::StatusOr<laminad::v1::ClaimResponse> ClaimsEngine::Claim(const laminad::v1
       metrics_.CountRefusal(RefusalReason(generation.status().code()));
       return generation.status();
     }
-    RETURN_IF_ERROR(book_.Grant(request, *generation, repeated ? 0 : UnixNanos(clock_.Wall())));
+    const absl::Status saved = book_.Grant(request, *generation, repeated ? 0 : UnixNanos(clock_.Wall()));
+    if (!saved.ok()) {
+      metrics_.CountRefusal("disk");
+      return NotDurable(saved);
+    }
     response.set_generation(*generation);
   }
   const sizing::LedgerTotals totals = book_.ledger().totals();
@@ -155,6 +175,7 @@ absl::Status ClaimsEngine::Retarget(const laminad::v1::RetargetRequest& request,
   // Memory is taken before it is written down, and written down before it is given back: a crash between
   // never promises it twice.
   if (grows) {
+    RETURN_IF_ERROR(CheckDurable());
     const absl::Status grown =
         rounds_.WithBalloons(id, request.bytes() - before.bytes(), NodesOf(before),
                              deadline ? *deadline - kAnswerTime : start + kBalloonTime,

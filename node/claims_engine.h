@@ -41,6 +41,8 @@ class ClaimsEngine {
 
  private:
   absl::StatusOr<uint64_t> Grant(const laminad::v1::ClaimRequest& request, MonotonicTime deadline);
+  // Unavailable while what would be granted cannot be written down; tries anew.
+  absl::Status CheckDurable();
   // The caller has the sandbox's turn.
   absl::Status Drop(const std::string& id);
 

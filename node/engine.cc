@@ -16,7 +16,7 @@ Engine::Engine(const Config& config, FileSystem& fs, Host& host, const Clock& cl
       balloons_(config.memory, host, clock),
       rounds_(config.memory, *book_, balloons_, owners_.states(), clock, metrics_),
       claims_(*book_, owners_, rounds_, *layers_, metrics_, clock),
-      reconciler_(config.memory, host, *book_, owners_, balloons_, rounds_, claims_, *layers_),
+      reconciler_(config, fs, host, *book_, owners_, balloons_, rounds_, claims_, *layers_),
       views_(config.memory, *book_, balloons_, claims_, *layers_, metrics_, clock) {}
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Open(const Config& config, FileSystem& fs, Host& host,
@@ -32,9 +32,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Open(const Config& config, FileS
   for (const auto& [number, memory] : host.NumaNodes()) sizes[number] = memory.total_bytes;
   // What is kept is of the whole: each NUMA node bears its part of it.
   auto book = std::make_unique<ClaimsBook>(total - kept, sizing::DivideInProportion(total - kept, sizes));
-  RETURN_IF_ERROR(fs.MakeDirectories(config.paths.state_dir, 0700));
   ASSIGN_OR_RETURN(std::unique_ptr<NodeLayers> layers, NodeLayers::Open(config, fs, *book));
-  RETURN_IF_ERROR(book->Restore(fs, config.paths.state_dir + "/claims.journal"));
+  RETURN_IF_ERROR(book->Restore(fs, config.paths.state_dir + "/claims.journal", host.BootId()));
   return std::unique_ptr<Engine>(new Engine(config, fs, host, clock, std::move(book), std::move(layers)));
 }
 

@@ -22,7 +22,8 @@ namespace lamina::node {
 
 class Engine {
  public:
-  // Reads the claims' journal, opens the layer store. Nothing is granted before Reconcile(). `fs`, `host` and
+  // Reads the claims' journal, opens the layer store. What they say and cannot be understood is an error; a
+  // full disk is none. Nothing is granted before Reconcile(). `fs`, `host` and
   // `clock` outlive it.
   static absl::StatusOr<std::unique_ptr<Engine>> Open(const Config& config, FileSystem& fs, Host& host,
                                                       const Clock& clock);

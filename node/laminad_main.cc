@@ -72,7 +72,11 @@ absl::Status Run(const Config& config) {
 
   // First: pods that run wait for their ledger. The trial boot may take seconds, and a shim that is asked for
   // a pod meanwhile waits for it; a host that cannot boot a VM yet still has its REST and its ledger.
-  RETURN_IF_ERROR(engine->Reconcile());
+  const auto reconcile = [&] {
+    if (const absl::Status status = engine->Reconcile(); !status.ok())
+      spdlog::warn("reconcile: {}", Message(status));
+  };
+  reconcile();
   const absl::StatusOr<vmm::Accel> accel = vmm::ChooseAccel(config);
   if (accel.ok()) {
     spdlog::info("VMs run on {}", vmm::AccelName(*accel));
@@ -84,10 +88,7 @@ absl::Status Run(const Config& config) {
   for (;;) {
     const int number = sigtimedwait(&signals, nullptr, &kReconcileEvery);
     if (number == SIGTERM || number == SIGINT) break;
-    if (number < 0) {
-      if (const absl::Status status = engine->Reconcile(); !status.ok())
-        spdlog::warn("reconcile: {}", Message(status));
-    }
+    if (number < 0) reconcile();
   }
   spdlog::info("ends; the pods go on");
   grpc->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));

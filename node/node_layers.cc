@@ -1,6 +1,7 @@
 #include "node/node_layers.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/log.h"
 #include "base/status.h"
@@ -15,16 +16,42 @@ constexpr uint32_t kBootArenas = 1;
 
 absl::StatusOr<std::unique_ptr<NodeLayers>> NodeLayers::Open(const Config& config, FileSystem& fs,
                                                              const ClaimsBook& book) {
+  std::unique_ptr<NodeLayers> layers(new NodeLayers(config, fs, book));
+  MutexLock lock(layers->mutex_);
+  const absl::Status opened = layers->OpenLocked();
+  // What is there and cannot be understood stays untouched. Whatever else fails may work later.
+  for (const auto code : {absl::StatusCode::kFailedPrecondition, absl::StatusCode::kDataLoss,
+                          absl::StatusCode::kInvalidArgument}) {
+    if (opened.code() == code) return opened;
+  }
+  if (!opened.ok()) LogWarning("layers: {}; none is placed until that succeeds", Message(opened));
+  return layers;
+}
+
+absl::Status NodeLayers::OpenLocked() {
+  if (owned_ != nullptr) return absl::OkStatus();
   layers::StoreOptions options;
-  options.dir = config.paths.state_dir + "/layers";
-  ASSIGN_OR_RETURN(options.policy, layers::ParsePolicy(config.layers.policy));
-  options.arena_bytes = config.layers.arena_bytes;
-  options.max_layer_bytes = config.layers.max_layer_bytes;
-  options.vpmem = config.layers.vpmem;
-  options.scsi_verity = config.layers.scsi_verity;
-  options.idle_budget_bytes = config.layers.idle_budget_bytes;
-  ASSIGN_OR_RETURN(std::unique_ptr<layers::LayerStore> store, layers::LayerStore::Open(fs, options));
-  return std::unique_ptr<NodeLayers>(new NodeLayers(config.layers, book, std::move(store)));
+  options.dir = state_dir_ + "/layers";
+  ASSIGN_OR_RETURN(options.policy, layers::ParsePolicy(config_.policy));
+  options.arena_bytes = config_.arena_bytes;
+  options.max_layer_bytes = config_.max_layer_bytes;
+  options.vpmem = config_.vpmem;
+  options.scsi_verity = config_.scsi_verity;
+  options.idle_budget_bytes = config_.idle_budget_bytes;
+  absl::StatusOr<std::unique_ptr<layers::LayerStore>> store = layers::LayerStore::Open(fs_, options);
+  problem_ = store.status();
+  if (!store.ok()) return problem_;
+  owned_ = std::move(*store);
+  store_ = owned_.get();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<layers::LayerStore*> NodeLayers::Usable() const {
+  MutexLock lock(mutex_);
+  if (retained_) return owned_.get();
+  return MakeStatus(
+      absl::StatusCode::kUnavailable, "the layer store cannot be used: {}",
+      problem_.ok() ? "laminad has not reconciled with the running VMs yet" : Message(problem_));
 }
 
 std::string NodeLayers::DomainOf(const laminad::v1::ClaimRequest& claim) const {
@@ -36,6 +63,7 @@ std::string NodeLayers::DomainOf(const laminad::v1::ClaimRequest& claim) const {
 
 absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeLayers::PlaceLayers(
     const laminad::v1::PlaceLayersRequest& request) {
+  ASSIGN_OR_RETURN(layers::LayerStore* const store, Usable());
   layers::PlaceRequest place;
   {
     const std::optional<laminad::v1::ClaimRecord> record = book_.Find(request.sandbox_id());
@@ -58,7 +86,7 @@ absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeLayers::PlaceLayers(
   }
   laminad::v1::PlaceLayersResponse response;
   const absl::StatusOr<std::vector<layers::Placement>> result =
-      store_->PlaceAll(place, {request.sources().begin(), request.sources().end()});
+      store->PlaceAll(place, {request.sources().begin(), request.sources().end()});
   if (!result.ok()) LogWarning("place layers for sandbox {}: {}", place.sandbox_id, Message(result.status()));
   for (const layers::Placement& placed : result.ok() ? *result : std::vector<layers::Placement>()) {
     laminad::v1::Placement* out = response.add_placements();
@@ -86,7 +114,7 @@ absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeLayers::PlaceLayers(
   }
   // A release that came while layers were being made did not see them; one that comes now does.
   if (!book_.Find(request.sandbox_id())) {
-    RETURN_IF_ERROR(store_->ReleaseSandbox(request.sandbox_id()));
+    RETURN_IF_ERROR(store->ReleaseSandbox(request.sandbox_id()));
     return MakeStatus(absl::StatusCode::kFailedPrecondition,
                       "place layers: sandbox {} was released meanwhile", request.sandbox_id());
   }
@@ -95,22 +123,44 @@ absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeLayers::PlaceLayers(
 }
 
 std::vector<layers::ArenaInfo> NodeLayers::BootArenas(const laminad::v1::ClaimRequest& claim) const {
-  if (!config_.vpmem) return {};
-  return store_->ArenasOf(DomainOf(claim), std::min(kBootArenas, config_.max_arenas_per_pod));
+  const layers::LayerStore* const store = store_;
+  if (!config_.vpmem || store == nullptr) return {};
+  return store->ArenasOf(DomainOf(claim), std::min(kBootArenas, config_.max_arenas_per_pod));
 }
 
-absl::Status NodeLayers::Release(const std::string& sandbox_id) { return store_->ReleaseSandbox(sandbox_id); }
+absl::Status NodeLayers::Release(const std::string& sandbox_id) {
+  layers::LayerStore* const store = store_;
+  return store == nullptr ? absl::OkStatus() : store->ReleaseSandbox(sandbox_id);
+}
 
 absl::Status NodeLayers::Retain(const std::set<std::string>& living) {
-  return store_->RetainSandboxes(living);
+  MutexLock lock(mutex_);
+  if (retained_) return absl::OkStatus();
+  RETURN_IF_ERROR(OpenLocked());
+  problem_ = owned_->RetainSandboxes(living);
+  retained_ = problem_.ok();
+  return problem_;
 }
 
-absl::StatusOr<uint64_t> NodeLayers::GcLayers(uint64_t keep_bytes) { return store_->Gc(keep_bytes); }
-absl::StatusOr<layers::PackResult> NodeLayers::PackLayers() { return store_->Pack(); }
+void NodeLayers::LogProgress() const {
+  if (const layers::LayerStore* const store = store_; store != nullptr) store->LogProgress();
+}
+
+absl::StatusOr<uint64_t> NodeLayers::GcLayers(uint64_t keep_bytes) {
+  ASSIGN_OR_RETURN(layers::LayerStore* const store, Usable());
+  return store->Gc(keep_bytes);
+}
+
+absl::StatusOr<layers::PackResult> NodeLayers::PackLayers() {
+  ASSIGN_OR_RETURN(layers::LayerStore* const store, Usable());
+  return store->Pack();
+}
 
 lamina::node::v1::ArenaList NodeLayers::arenas() const {
   lamina::node::v1::ArenaList list;
-  for (const layers::ArenaInfo& arena : store_->arenas()) {
+  const layers::LayerStore* const store = store_;
+  if (store == nullptr) return list;
+  for (const layers::ArenaInfo& arena : store->arenas()) {
     auto* out = list.add_arenas();
     out->set_id(arena.id);
     out->set_domain(arena.domain);
@@ -125,7 +175,9 @@ lamina::node::v1::ArenaList NodeLayers::arenas() const {
 
 lamina::node::v1::LayerList NodeLayers::layers() const {
   lamina::node::v1::LayerList list;
-  for (const layers::ArenaInfo& arena : store_->arenas()) {
+  const layers::LayerStore* const store = store_;
+  if (store == nullptr) return list;
+  for (const layers::ArenaInfo& arena : store->arenas()) {
     for (const layers::RegionInfo& region : arena.regions) {
       auto* out = list.add_layers();
       out->set_id(region.layer_id);
@@ -137,7 +189,7 @@ lamina::node::v1::LayerList NodeLayers::layers() const {
       for (const std::string& user : region.users) out->add_users(user);
     }
   }
-  for (const layers::DiskInfo& disk : store_->disks()) {
+  for (const layers::DiskInfo& disk : store->disks()) {
     auto* out = list.add_layers();
     out->set_id(disk.layer_id);
     out->set_kind("scsi");

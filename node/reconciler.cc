@@ -2,26 +2,46 @@
 
 #include <algorithm>
 #include <map>
+#include <utility>
 
 #include "base/log.h"
 #include "base/status.h"
+#include "base/units.h"
+#include "node/other_boots.h"
 
 namespace lamina::node {
 
 absl::Status Reconciler::Run() {
   ASSIGN_OR_RETURN(const Seen seen, Observe());
-  for (const std::string& id : seen.dead) RETURN_IF_ERROR(claims_.DropIfDead(id));
-  if (!claims_.ready()) RETURN_IF_ERROR(layers_.Retain(seen.living));
+  for (const std::string& id : seen.dead) Complain(claims_.DropIfDead(id));
+  for (const persist::SandboxState& state : seen.other_boots) {
+    absl::Status cleared = claims_.DropIfDead(state.sandbox_id);
+    if (cleared.ok()) cleared = layers_.Release(state.sandbox_id);
+    if (cleared.ok()) {
+      LogInfo("sandbox {}: the host has booted since; what is left of it is removed", state.sandbox_id);
+      cleared = ClearOtherBoot(fs_, config_.paths.run_dir, config_.paths.state_dir, state);
+    }
+    Complain(cleared);
+  }
+  Complain(layers_.Retain(seen.living));
   WatchPressure();
   claims_.OpenDoors();
   layers_.LogProgress();
   rounds_.Update();
   rounds_.Raise();
-  return book_.Repair();
+  Complain(book_.Repair());
+  said_ = std::exchange(complaints_, {});
+  return absl::OkStatus();
+}
+
+void Reconciler::Complain(const absl::Status& status) {
+  if (status.ok()) return;
+  const std::string text = Message(status);
+  if (complaints_.insert(text).second && said_.count(text) == 0) LogWarning("reconcile: {}", text);
 }
 
 void Reconciler::WatchPressure() {
-  const uint64_t least = config_.min_available_bytes;
+  const uint64_t least = config_.memory.min_available_bytes;
   if (least == 0) return;
   const MemoryLeft left = host_.Left();
   const sizing::LedgerTotals totals = book_.ledger().totals();
@@ -57,8 +77,10 @@ absl::StatusOr<Reconciler::Seen> Reconciler::Observe() {
       seen.living.insert(id);
       if (at_start) LogWarning("{}", Message(state.status()));
     }
-    if (!state.ok() || state->vmm.pid == 0 || !owners_.Alive(state->vmm.pid, state->vmm.start_time)) continue;
-    book_.Adopt(*state, {owners_.states().Path(id), it != known.end(), at_start});
+    if (!state.ok()) continue;
+    if (!owners_.OfThisBoot(state->boot_id)) seen.other_boots.push_back(*state);
+    if (owners_.VmmLives(*state))
+      book_.Adopt(*state, {owners_.states().Path(id), it != known.end(), at_start});
   }
   for (const auto& [id, record] : book_.All()) {
     if (!owners_.Lives(record)) {

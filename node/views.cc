@@ -5,6 +5,28 @@
 #include "base/status.h"
 
 namespace lamina::node {
+namespace {
+
+void AddLayers(const layers::LayerStore& store, metrics::NodeSample& sample) {
+  for (const layers::ArenaInfo& arena : store.arenas()) {
+    sample.arenas.push_back({arena.id, arena.bytes, arena.held_bytes, arena.payload_bytes});
+  }
+  const layers::StoreCounters counters = store.counters();
+  sample.layers_placed_vpmem = counters.placed_vpmem;
+  sample.layers_placed_scsi = counters.placed_scsi;
+  sample.layer_conversions = counters.conversions;
+  sample.layer_conversion_failures = counters.conversion_failures;
+  sample.layer_reuses = counters.reuses;
+  sample.layer_evictions = counters.evictions;
+  sample.layers_rebuilt = counters.rebuilt;
+  for (const layers::ConversionInfo& one : store.conversions()) {
+    ++sample.layers_converting;
+    sample.converting_bytes += one.bytes;
+    sample.converting_seconds = std::max(sample.converting_seconds, one.seconds);
+  }
+}
+
+}  // namespace
 
 lamina::node::v1::StatusResponse Views::status() const {
   const sizing::LedgerTotals totals = book_.ledger().totals();
@@ -12,6 +34,7 @@ lamina::node::v1::StatusResponse Views::status() const {
   out.set_version(LAMINA_VERSION);
   out.set_ready(engine_.ready());
   out.set_pressure(book_.ledger().pressure());
+  if (const absl::Status state = book_.state(); !state.ok()) out.set_pressure(Message(state));
   out.set_capacity_bytes(totals.capacity_bytes);
   out.set_claimed_bytes(totals.claimed_bytes);
   out.set_available_bytes(totals.available_bytes);
@@ -114,22 +137,7 @@ std::string Views::MetricsText() const {
                                 s.overhead_memory_bytes(), static_cast<double>(s.vcpus()), s.limit_cpus(),
                                 s.overhead_cpus()});
   }
-  for (const layers::ArenaInfo& arena : layers_.store().arenas()) {
-    sample.arenas.push_back({arena.id, arena.bytes, arena.held_bytes, arena.payload_bytes});
-  }
-  const layers::StoreCounters counters = layers_.store().counters();
-  sample.layers_placed_vpmem = counters.placed_vpmem;
-  sample.layers_placed_scsi = counters.placed_scsi;
-  sample.layer_conversions = counters.conversions;
-  sample.layer_conversion_failures = counters.conversion_failures;
-  sample.layer_reuses = counters.reuses;
-  sample.layer_evictions = counters.evictions;
-  sample.layers_rebuilt = counters.rebuilt;
-  for (const layers::ConversionInfo& one : layers_.store().conversions()) {
-    ++sample.layers_converting;
-    sample.converting_bytes += one.bytes;
-    sample.converting_seconds = std::max(sample.converting_seconds, one.seconds);
-  }
+  if (const layers::LayerStore* const store = layers_.store(); store != nullptr) AddLayers(*store, sample);
   return metrics_.Text(sample);
 }
 
