@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
+#include "base/clock.h"
 #include "base/file_system.h"
 #include "base/process.h"
 #include "base/status.h"
@@ -137,16 +138,21 @@ void CheckSandboxes(const Config& config, bool repair, std::vector<Finding>& fin
     return;
   }
   size_t owned = 0;
+  const std::string boot_id = BootId();
   for (const std::string& id : *ids) {
     const absl::StatusOr<persist::SandboxState> state = store.Load(id);
     if (!state.ok()) {
       findings.push_back({"sandbox " + ShortId(id), Verdict::kFailure, Message(state.status())});
-    } else if (ProcessAlive(static_cast<pid_t>(state->shim.pid), state->shim.start_time)) {
+      continue;
+    }
+    // After a reboot its pids name nobody, whatever their numbers are now.
+    const bool this_boot = state->boot_id.empty() || state->boot_id == boot_id;
+    if (this_boot && ProcessAlive(static_cast<pid_t>(state->shim.pid), state->shim.start_time)) {
       ++owned;
     } else if (repair) {
       findings.push_back(Repair(*state));
     } else {
-      const bool runs = ProcessAlive(static_cast<pid_t>(state->vmm.pid), state->vmm.start_time);
+      const bool runs = this_boot && ProcessAlive(static_cast<pid_t>(state->vmm.pid), state->vmm.start_time);
       findings.push_back(
           {"sandbox " + ShortId(id), Verdict::kFailure,
            fmt::format("its shim (pid {}) is gone, its VM {}; `lamina doctor --repair` ends it",

@@ -5,11 +5,14 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <utility>
 
 #include "base/status.h"
 #include "base/units.h"
 #include "cli/cli.h"
+#include "cri/oci_spec.h"
 #include "sizing/annotations.h"
+#include "sizing/from_config.h"
 #include "sizing/plan.h"
 
 namespace lamina::cli {
@@ -65,33 +68,12 @@ absl::StatusOr<sizing::Limits> ParseContainer(const std::string& text, size_t in
   return limits;
 }
 
-std::optional<int64_t> Number(const nlohmann::json& object, const char* key) {
-  const auto it = object.is_object() ? object.find(key) : object.end();
-  if (!object.is_object() || it == object.end() || !it->is_number_integer()) return std::nullopt;
-  return it->get<int64_t>();
-}
-
-// The limits of a container's own config.json.
-sizing::Limits LimitsFromSpec(const nlohmann::json& spec, const std::string& name) {
-  static const nlohmann::json none = nlohmann::json::object();
-  const auto child = [](const nlohmann::json& object, const char* key) -> const nlohmann::json& {
-    const auto it = object.is_object() ? object.find(key) : object.end();
-    return object.is_object() && it != object.end() ? *it : none;
-  };
-  const nlohmann::json& resources = child(child(spec, "linux"), "resources");
-  const nlohmann::json& cpu = child(resources, "cpu");
+// The limits of a container's own config.json, by the shim's rule.
+absl::StatusOr<sizing::Limits> LimitsFromSpec(const nlohmann::json& spec, const std::string& name) {
   sizing::Limits limits;
   limits.name = name.empty() ? "container" : "container " + name;
-  limits.cpu.quota = Number(cpu, "quota");
-  if (const auto period = Number(cpu, "period"); period.value_or(0) > 0)
-    limits.cpu.period = static_cast<uint64_t>(*period);
-  if (const auto shares = Number(cpu, "shares"); shares.value_or(0) > 0)
-    limits.cpu.shares = static_cast<uint64_t>(*shares);
-  limits.memory_bytes = Number(child(resources, "memory"), "limit");
-  for (const nlohmann::json& item : child(resources, "hugepageLimits"))
-    limits.extra_memory_bytes +=
-        static_cast<uint64_t>(std::max<int64_t>(0, Number(item, "limit").value_or(0)));
-  return limits;
+  const auto at = nlohmann::json::json_pointer("/linux/resources");
+  return cri::UpdatedLimits(limits, spec.contains(at) ? spec.at(at).dump() : "{}");
 }
 
 // A config.json as containerd writes it: of the sandbox (the pod's sum in annotations), or of a container.
@@ -110,7 +92,9 @@ absl::Status ReadSpec(const std::string& path, const std::vector<std::string>& a
   }
   RETURN_IF_ERROR(sizing::ApplyOverrides(annotations, allowed, input));
   if (annotations["io.kubernetes.cri.container-type"] == "container") {
-    input.containers.push_back(LimitsFromSpec(spec, annotations["io.kubernetes.cri.container-name"]));
+    ASSIGN_OR_RETURN(sizing::Limits limits,
+                     LimitsFromSpec(spec, annotations["io.kubernetes.cri.container-name"]));
+    input.containers.push_back(std::move(limits));
   } else {
     ASSIGN_OR_RETURN(input.pod, sizing::LimitsFromAnnotations(annotations));
   }
@@ -147,14 +131,9 @@ absl::StatusOr<sizing::PlanInput> ReadPlanInput(const Common& common, const Size
   if (!common.config.empty()) {
     ASSIGN_OR_RETURN(config, ReadConfig(common));
   }
-  sizing::PlanInput input;
-  input.overhead_nano_cpus = config.sizing.overhead_nano_cpus;
-  input.overhead_memory_bytes = config.sizing.overhead_memory_bytes;
-  input.default_nano_cpus = config.sizing.default_nano_cpus;
-  input.default_memory_bytes = config.sizing.default_memory_bytes;
-  if (!common.config.empty()) input.min_memory_bytes = config.sizing.min_memory_bytes;
-  input.max_vcpus = config.sizing.max_vcpus;
-  input.max_memory_bytes = config.sizing.max_memory_bytes;
+  // Of whichever node the pod may come to: this host's size is no maximum.
+  sizing::PlanInput input = sizing::PlanInputFrom(config, 0, 0);
+  if (common.config.empty()) input.min_memory_bytes = 0;
   if (!flags.overhead_cpu.empty()) {
     ASSIGN_OR_RETURN(input.overhead_nano_cpus, ParseCpus(flags.overhead_cpu, "--overhead-cpu"));
   }

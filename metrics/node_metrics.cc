@@ -18,7 +18,7 @@ using Labels = std::vector<std::pair<std::string, std::string>>;
 
 // Phases that a shim may report: a label must not grow with what it is sent.
 const char* const kPhases[] = {"claim", "prepare", "qemu", "kernel", "agent", "configure", "total"};
-const char* const kRefusals[] = {"no_memory", "pressure", "not_ready", "invalid"};
+const char* const kRefusals[] = {"no_memory", "pressure", "not_ready", "disk", "invalid"};
 
 class Builder {
  public:

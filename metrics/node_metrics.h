@@ -48,7 +48,7 @@ class NodeMetrics {
   ~NodeMetrics();
 
   void ObserveClaim(double seconds);
-  // reason: "no_memory", "pressure", "not_ready", "invalid"
+  // reason: "no_memory", "pressure", "not_ready", "disk", "invalid"
   void CountRefusal(const std::string& reason);
   void CountBalloonRound(bool freed);
   void ObserveBoot(const std::map<std::string, double>& phase_seconds);

@@ -1,7 +1,7 @@
 #include "node/balloons.h"
 
 #include <algorithm>
-#include <set>
+#include <utility>
 
 #include "base/log.h"
 #include "base/status.h"
@@ -13,6 +13,10 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
+constexpr size_t kThreads = 32;  // one for each VM that hangs, until there are so many
+// For a look at all: QEMU's two seconds for a command, and as long again as a busy node may need.
+constexpr milliseconds kLookTime{2500};
+constexpr milliseconds kClosingTime{300};  // of a round, twice; within a claim's last second
 constexpr milliseconds kLookEvery{50};
 constexpr seconds kPassOverAfter{5};
 constexpr seconds kUncooperativeAfter{20};
@@ -21,28 +25,59 @@ constexpr int64_t kUsedOverSeconds = 60;
 
 }  // namespace
 
-absl::Status Balloons::Sample(const std::string& id) {
+Balloons::Balloons(const Config::Memory& config, Host& host, const Clock& clock)
+    : config_(config), host_(host), clock_(clock), threads_(kThreads) {}
+
+std::string ListNames(const std::vector<std::string>& ids) {
+  constexpr size_t kMost = 8;
+  const size_t shown = std::min(ids.size(), kMost);
+  std::string text = fmt::format("{}", fmt::join(ids.begin(), ids.begin() + static_cast<long>(shown), ", "));
+  if (ids.size() > shown) text += fmt::format(" and {} more", ids.size() - shown);
+  return text;
+}
+
+absl::StatusOr<vmm::BalloonSample> Balloons::SampleOf(const std::string& runtime_dir,
+                                                      std::shared_ptr<vmm::Balloon>& balloon) {
+  if (balloon == nullptr) {
+    ASSIGN_OR_RETURN(balloon, host_.OpenBalloon(runtime_dir));
+  }
+  return balloon->Sample();
+}
+
+void Balloons::Look(const std::string& id, uint64_t look) {
   std::shared_ptr<vmm::Balloon> balloon;
+  std::string runtime_dir;
+  int64_t pid = 0;
   {
     MutexLock lock(mutex_);
-    const auto it = guests_.find(id);
-    if (it == guests_.end() || it->second.balloon == nullptr)
-      return MakeStatus(absl::StatusCode::kUnavailable, "sandbox {}: its balloon is not reached", id);
+    auto it = guests_.find(id);
+    // One look at a time; who hangs in the one before keeps no second thread.
+    while (it != guests_.end() && it->second.busy && !it->second.silent) {
+      look_ended_.Wait(mutex_);
+      it = guests_.find(id);
+    }
+    if (it == guests_.end() || std::exchange(it->second.busy, true)) return;
     balloon = it->second.balloon;
+    runtime_dir = it->second.vm.runtime_dir;
+    pid = it->second.vm.vmm_pid;
   }
-  const absl::StatusOr<vmm::BalloonSample> sample = balloon->Sample();
+  const absl::StatusOr<vmm::BalloonSample> sample = SampleOf(runtime_dir, balloon);
   MutexLock lock(mutex_);
+  look_ended_.NotifyAll();
   const auto it = guests_.find(id);
-  if (it == guests_.end() || it->second.balloon != balloon)
-    return MakeStatus(absl::StatusCode::kUnavailable, "sandbox {}: it has gone", id);
+  if (it == guests_.end() || it->second.vm.vmm_pid != pid) return;  // another VM under the same name
   Guest& guest = it->second;
+  guest.busy = false;
   if (!sample.ok()) {
     guest.balloon = nullptr;  // connected to anew
-    guest.sampled = false;
-    return Annotate(sample.status(), "sandbox " + id);
+    SilentLocked(guest, Message(sample.status()));
+    return;
   }
+  guest.balloon = balloon;
   guest.sample = *sample;
   guest.sampled = true;
+  guest.silent = false;
+  guest.answered = std::max(guest.answered, look);
   if (guest.sample.inflated_bytes() < guest.vm.lowered_bytes && !guest.uncooperative) {
     guest.uncooperative = true;  // it has said what its floor is worth
     LogWarning("balloon: sandbox {} took back {} of what it had given; it is not asked any more", id,
@@ -53,36 +88,92 @@ absl::Status Balloons::Sample(const std::string& id) {
     guest.used.erase(guest.used.begin(),
                      guest.used.lower_bound(sample->stats_unix_seconds - kUsedOverSeconds));
   }
-  return absl::OkStatus();
+}
+
+void Balloons::SilentLocked(Guest& guest, const std::string& why) {
+  guest.sampled = false;
+  if (!std::exchange(guest.silent, true)) LogWarning("balloon: sandbox {}: {}", guest.vm.id, why);
+}
+
+std::set<std::string> Balloons::LookAt(const std::vector<std::string>& ids, milliseconds within) {
+  uint64_t look = 0;
+  std::vector<SideBySide::Job> jobs;
+  {
+    MutexLock lock(mutex_);
+    look = ++looks_;
+    // Those that answered the last time first: they take no time, and are not kept from it by the others.
+    for (const bool silent : {false, true}) {
+      for (const std::string& id : ids) {
+        const auto it = guests_.find(id);
+        if (it != guests_.end() && it->second.silent == silent)
+          jobs.emplace_back([this, id, look] { Look(id, look); });
+      }
+    }
+  }
+  const absl::Status ran = threads_.Run(std::move(jobs), within);
+  std::set<std::string> answered;
+  MutexLock lock(mutex_);
+  for (const std::string& id : ids) {
+    const auto it = guests_.find(id);
+    if (it == guests_.end()) continue;
+    if (it->second.answered == look) {
+      answered.insert(id);
+    } else {
+      SilentLocked(it->second, ran.ok() ? fmt::format("its QEMU has not answered for {} ms", within.count())
+                                        : Message(ran));
+    }
+  }
+  return answered;
+}
+
+std::set<std::string> Balloons::SetTargets(const std::map<std::string, uint64_t>& targets,
+                                           milliseconds within) {
+  struct Took {
+    Mutex mutex;
+    std::set<std::string> ids GUARDED_BY(mutex);
+  };
+  const auto took = std::make_shared<Took>();
+  std::vector<SideBySide::Job> jobs;
+  {
+    MutexLock lock(mutex_);
+    for (const auto& [id, bytes] : targets) {
+      const auto it = guests_.find(id);
+      if (it == guests_.end() || it->second.balloon == nullptr) continue;
+      jobs.emplace_back([took, id = id, bytes = bytes, balloon = it->second.balloon] {
+        const absl::Status status = balloon->SetTarget(bytes);
+        if (!status.ok()) {
+          LogWarning("balloon: sandbox {}: {}", id, Message(status));
+          return;
+        }
+        MutexLock done(took->mutex);
+        took->ids.insert(id);
+      });
+    }
+  }
+  if (const absl::Status ran = threads_.Run(std::move(jobs), within); !ran.ok())
+    LogWarning("balloon: {}", Message(ran));
+  MutexLock lock(took->mutex);
+  return took->ids;
 }
 
 void Balloons::Update(const std::vector<BalloonVm>& vms) {
-  std::set<std::string> known;
-  for (const BalloonVm& vm : vms) {
-    known.insert(vm.id);
-    bool connect = false;
-    std::string runtime_dir = vm.runtime_dir;
-    {
-      MutexLock lock(mutex_);
-      Guest& guest = guests_[vm.id];
-      if (guest.vm.vmm_pid != vm.vmm_pid) guest = Guest();  // another VM under the same name
-      if (runtime_dir.empty()) runtime_dir = guest.vm.runtime_dir;
+  std::vector<std::string> ids;
+  {
+    MutexLock lock(mutex_);
+    std::map<std::string, Guest> kept;
+    for (const BalloonVm& vm : vms) {
+      ids.push_back(vm.id);
+      Guest guest;
+      if (const auto it = guests_.find(vm.id); it != guests_.end() && it->second.vm.vmm_pid == vm.vmm_pid)
+        guest = std::move(it->second);  // otherwise another VM under the same name
+      const std::string runtime_dir = vm.runtime_dir.empty() ? guest.vm.runtime_dir : vm.runtime_dir;
       guest.vm = vm;
       guest.vm.runtime_dir = runtime_dir;
-      connect = guest.balloon == nullptr;
+      kept[vm.id] = std::move(guest);
     }
-    if (connect) {
-      absl::StatusOr<std::unique_ptr<vmm::Balloon>> balloon = host_.OpenBalloon(runtime_dir);
-      if (!balloon.ok()) continue;
-      MutexLock lock(mutex_);
-      guests_[vm.id].balloon = std::move(*balloon);
-    }
-    const absl::Status sampled = Sample(vm.id);
-    if (!sampled.ok()) LogWarning("balloon: {}", Message(sampled));
+    guests_ = std::move(kept);
   }
-  MutexLock lock(mutex_);
-  for (auto it = guests_.begin(); it != guests_.end();)
-    it = known.count(it->first) == 0 ? guests_.erase(it) : std::next(it);
+  LookAt(ids, kLookTime);
 }
 
 uint64_t Balloons::FloorLocked(const Guest& guest) const {
@@ -112,13 +203,16 @@ std::vector<sizing::BalloonGuest> Balloons::CandidatesLocked(const std::string& 
 absl::Status Balloons::CouldGive(uint64_t need, const std::string& taker) const {
   MutexLock lock(mutex_);
   const absl::Status status = sizing::PlanLowering(CandidatesLocked(taker), need).status();
-  std::string names;
+  if (status.ok()) return status;
+  std::vector<std::string> unwilling, silent;
   for (const auto& [id, guest] : guests_) {
-    if (guest.uncooperative) names += (names.empty() ? "" : ", ") + id;
+    if (guest.uncooperative) unwilling.push_back(id);
+    if (guest.silent) silent.push_back(id);
   }
-  if (status.ok() || names.empty()) return status;
-  return MakeStatus(status.code(), "{}; not asked, because they did not cooperate: {}", Message(status),
-                    names);
+  std::string text = Message(status);
+  if (!unwilling.empty()) text += "; not asked, because they did not cooperate: " + ListNames(unwilling);
+  if (!silent.empty()) text += "; their QEMU does not answer: " + ListNames(silent);
+  return absl::Status(status.code(), text);
 }
 
 void Balloons::StalledLocked(Guest& guest, const Asked& one) {
@@ -134,18 +228,12 @@ uint64_t Balloons::CountedLocked(const Guest& guest) const {
   return std::max(guest.vm.claim_bytes - inflated, host_.ResidentBytes(guest.vm.vmm_pid));
 }
 
-absl::Status Balloons::SetTarget(const std::string& id, uint64_t bytes) {
-  std::shared_ptr<vmm::Balloon> balloon;
-  {
-    MutexLock lock(mutex_);
-    if (const auto it = guests_.find(id); it != guests_.end()) balloon = it->second.balloon;
-  }
-  if (balloon == nullptr)
-    return MakeStatus(absl::StatusCode::kUnavailable, "sandbox {}: its balloon is not reached", id);
-  return Annotate(balloon->SetTarget(bytes), "sandbox " + id);
+milliseconds Balloons::Left(MonotonicTime deadline, milliseconds most) const {
+  return std::clamp(std::chrono::duration_cast<milliseconds>(deadline - clock_.Now()), kClosingTime, most);
 }
 
-absl::Status Balloons::Ask(uint64_t need, const std::string& taker, std::map<std::string, Asked>& asked) {
+absl::Status Balloons::Ask(uint64_t need, const std::string& taker, MonotonicTime deadline,
+                           std::map<std::string, Asked>& asked) {
   std::vector<sizing::BalloonGuest> candidates;
   std::map<std::string, uint64_t> actual;
   {
@@ -165,25 +253,29 @@ absl::Status Balloons::Ask(uint64_t need, const std::string& taker, std::map<std
     }
   }
   ASSIGN_OR_RETURN(const auto gives, sizing::PlanLowering(candidates, need));
+  std::map<std::string, uint64_t> targets;
   for (const auto& [id, give] : gives) {
     Asked& one = asked[id];
     if (one.from == 0) one.from = one.last = actual[id];
-    one.target = actual[id] - give;
+    targets[id] = one.target = actual[id] - give;
     one.progress = clock_.Now();
-    const absl::Status status = SetTarget(id, one.target);
-    if (!status.ok()) one.passed_over = true;
   }
+  const std::set<std::string> took = SetTargets(targets, Left(deadline, kLookTime));
+  for (const auto& [id, target] : targets) asked[id].passed_over |= took.count(id) == 0;
   return absl::OkStatus();
 }
 
 BalloonRound Balloons::Lower(uint64_t need, const std::string& taker, MonotonicTime deadline) {
   BalloonRound round;
-  std::vector<std::string> ids;
+  std::vector<std::string> ids, answering;
   {
     MutexLock lock(mutex_);
-    for (const auto& [id, guest] : guests_) ids.push_back(id);
+    for (const auto& [id, guest] : guests_) {
+      ids.push_back(id);
+      if (!guest.silent) answering.push_back(id);  // the others are asked by Update
+    }
   }
-  for (const std::string& id : ids) Sample(id).IgnoreError();
+  LookAt(answering, Left(deadline, kLookTime));
   std::map<std::string, uint64_t> counted_before;
   {
     MutexLock lock(mutex_);
@@ -192,17 +284,21 @@ BalloonRound Balloons::Lower(uint64_t need, const std::string& taker, MonotonicT
     }
   }
   std::map<std::string, Asked> asked;
-  round.status = Ask(need, taker, asked);
+  round.status = Ask(need, taker, deadline, asked);
   while (round.status.ok()) {
     uint64_t freed = 0, promised = 0;  // promised: what those still asked have not brought yet
     bool replan = false;
+    std::vector<std::string> looked_at;
+    for (const auto& [id, one] : asked) {
+      if (!one.silent) looked_at.push_back(id);
+    }
+    const std::set<std::string> answered = LookAt(looked_at, Left(deadline, kLookTime));
     for (auto& [id, one] : asked) {
-      const bool answers = Sample(id).ok();
       MutexLock lock(mutex_);
       const auto it = guests_.find(id);
-      if (it == guests_.end() || !answers) {
+      if (it == guests_.end() || answered.count(id) == 0) {
         replan |= !one.passed_over;
-        one.passed_over = true;
+        one.passed_over = one.silent = true;
         continue;
       }
       Guest& guest = it->second;
@@ -232,50 +328,63 @@ BalloonRound Balloons::Lower(uint64_t need, const std::string& taker, MonotonicT
       break;
     }
     if (replan || promised == 0) {
-      for (auto& [id, one] : asked) {
-        if (one.passed_over) SetTarget(id, one.last).IgnoreError();  // it keeps what it has not given
+      std::map<std::string, uint64_t> keep;  // what those passed over have not given
+      for (const auto& [id, one] : asked) {
+        if (one.passed_over && !one.silent) keep[id] = one.last;
       }
+      SetTargets(keep, Left(deadline, kLookTime));
       const uint64_t missing = need - freed;
-      if (missing > promised) round.status = Ask(missing - promised, taker, asked);
+      if (missing > promised) round.status = Ask(missing - promised, taker, deadline, asked);
       continue;
     }
     host_.Nap(kLookEvery);
   }
   for (const auto& [id, one] : asked) {
-    if (one.passed_over) round.passed_over.push_back(id);
+    if (one.passed_over && !one.silent) round.passed_over.push_back(id);
     MutexLock lock(mutex_);
     const auto it = guests_.find(id);
     if (it != guests_.end() && !one.passed_over && it->second.sample.actual_bytes > one.target)
       StalledLocked(it->second, one);
   }
+  // Those whose QEMU does not answer too: it may take the word later.
+  std::map<std::string, uint64_t> last;
+  std::vector<std::string> gave;
   for (const auto& [id, one] : asked) {
-    const absl::Status status = SetTarget(id, round.status.ok() ? one.last : one.from);
-    if (!status.ok()) LogWarning("balloon: {}", Message(status));
+    last[id] = round.status.ok() ? one.last : one.from;
+    if (!one.silent) gave.push_back(id);
   }
+  SetTargets(last, kClosingTime);
+  const std::set<std::string> answered =
+      round.status.ok() ? LookAt(gave, kClosingTime) : std::set<std::string>();
+  MutexLock lock(mutex_);
   for (const std::string& id : ids) {
-    const bool answers = asked.count(id) != 0 && Sample(id).ok();
-    MutexLock lock(mutex_);
     const auto it = guests_.find(id);
     if (it == guests_.end()) continue;
     if (it->second.uncooperative) round.uncooperative.push_back(id);
-    if (round.status.ok() && answers) round.inflated[id] = it->second.sample.inflated_bytes();
+    if (it->second.silent && id != taker) round.silent.push_back(id);
+    if (answered.count(id) != 0) round.inflated[id] = it->second.sample.inflated_bytes();
   }
   return round;
 }
 
-absl::Status Balloons::Raise(const std::string& id, uint64_t bytes) {
-  RETURN_IF_ERROR(Sample(id));
-  uint64_t target = 0;
+void Balloons::Raise(const std::map<std::string, uint64_t>& bytes) {
+  std::vector<std::string> ids;
+  for (const auto& [id, more] : bytes) ids.push_back(id);
+  const std::set<std::string> answered = LookAt(ids, kLookTime);
+  std::map<std::string, uint64_t> targets;
   {
     MutexLock lock(mutex_);
-    const auto it = guests_.find(id);
-    if (it == guests_.end()) return MakeStatus(absl::StatusCode::kNotFound, "sandbox {}: it has gone", id);
-    const vmm::BalloonSample& sample = it->second.sample;
-    target = sample.actual_bytes + std::min(bytes, sample.inflated_bytes());
-    uint64_t& lowered = it->second.vm.lowered_bytes;
-    lowered -= std::min(lowered, bytes);
+    for (const std::string& id : answered) {
+      const auto it = guests_.find(id);
+      if (it == guests_.end()) continue;
+      const vmm::BalloonSample& sample = it->second.sample;
+      const uint64_t more = bytes.at(id);
+      targets[id] = sample.actual_bytes + std::min(more, sample.inflated_bytes());
+      uint64_t& lowered = it->second.vm.lowered_bytes;
+      lowered -= std::min(lowered, more);
+    }
   }
-  return SetTarget(id, target);
+  SetTargets(targets, kLookTime);
 }
 
 std::optional<BalloonFigures> Balloons::figures(const std::string& id) const {

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "base/config.h"
 #include "base/mutex.h"
 #include "node/host.h"
+#include "node/side_by_side.h"
 #include "sizing/balloon_plan.h"
 
 namespace lamina::node {
@@ -36,25 +38,31 @@ struct BalloonRound {
   std::map<std::string, uint64_t> inflated;  // what the balloons of those who gave hold now
   std::vector<std::string> passed_over;      // made no progress for 5 s
   std::vector<std::string> uncooperative;    // none for 20 s, over all rounds; not asked any more
+  std::vector<std::string> silent;           // their QEMU did not answer
 };
 
-// Thread-safe.
+// "a, b", and how many more where they are many.
+std::string ListNames(const std::vector<std::string>& ids);
+
+// Thread-safe. VMs are asked side by side: one whose QEMU hangs delays nobody, and no call takes longer than
+// it says here.
 class Balloons {
  public:
-  Balloons(const Config::Memory& config, Host& host, const Clock& clock)
-      : config_(config), host_(host), clock_(clock) {}
+  Balloons(const Config::Memory& config, Host& host, const Clock& clock);
 
-  // These VMs run: connects to the new, forgets those that are gone, asks all how they are. One that does not
-  // answer is asked again the next time.
+  // These VMs run: connects to the new, forgets those that are gone, asks all how they are; 2.5 s at most.
+  // One that does not answer is asked again the next time.
   void Update(const std::vector<BalloonVm>& vms);
   // What is known already says that a round could (OK) or could not free `need` bytes for `taker`, who gives
   // nothing itself. Asks nobody.
   absl::Status CouldGive(uint64_t need, const std::string& taker) const;
-  // Lowers guests until `need` bytes less are counted and not resident either, or until `deadline`. Only one
-  // runs at a time; the caller holds `Turn` while it makes use of the result.
+  // Lowers guests until `need` bytes less are counted and not resident either, or until `deadline`; a
+  // second later at most it has also given back what was in vain. Only one runs at a time; the caller holds
+  // `turn` while it makes use of the result.
   BalloonRound Lower(uint64_t need, const std::string& taker, MonotonicTime deadline);
-  // Gives a guest `bytes` of what its balloon holds back.
-  absl::Status Raise(const std::string& id, uint64_t bytes);
+  // Gives each of these guests so many bytes of what its balloon holds back; 5 s at most. Those that do not
+  // answer have them the next time.
+  void Raise(const std::map<std::string, uint64_t>& bytes);
 
   std::optional<BalloonFigures> figures(const std::string& id) const;
   // For one round and what follows from it.
@@ -66,6 +74,9 @@ class Balloons {
     std::shared_ptr<vmm::Balloon> balloon;
     vmm::BalloonSample sample;
     bool sampled = false;
+    bool busy = false;                 // somebody is looking, or hangs in it
+    bool silent = false;               // the last look had no answer
+    uint64_t answered = 0;             // the last look that had one
     std::map<int64_t, uint64_t> used;  // of the last minute: second -> bytes
     std::chrono::milliseconds stalled{0};
     bool uncooperative = false;
@@ -74,20 +85,32 @@ class Balloons {
     uint64_t from = 0, target = 0, last = 0;
     MonotonicTime progress;
     bool passed_over = false;
+    bool silent = false;  // passed over, because its QEMU does not answer
   };
 
-  // Asks the guest of `id` anew, without the lock.
-  absl::Status Sample(const std::string& id);
+  // Connects where `balloon` is null.
+  absl::StatusOr<vmm::BalloonSample> SampleOf(const std::string& runtime_dir,
+                                              std::shared_ptr<vmm::Balloon>& balloon);
+  // Asks one guest anew, on a thread of its own.
+  void Look(const std::string& id, uint64_t look);
+  // Asks these, side by side; gives those that answered within the time.
+  std::set<std::string> LookAt(const std::vector<std::string>& ids, std::chrono::milliseconds within);
+  // The same for new targets.
+  std::set<std::string> SetTargets(const std::map<std::string, uint64_t>& targets,
+                                   std::chrono::milliseconds within);
+  void SilentLocked(Guest& guest, const std::string& why) REQUIRES(mutex_);
+  // Until the deadline, as far as it is no more than `most`.
+  std::chrono::milliseconds Left(MonotonicTime deadline, std::chrono::milliseconds most) const;
   uint64_t FloorLocked(const Guest& guest) const REQUIRES(mutex_);
   // 0 where it has no fresh statistics, or does not cooperate.
   uint64_t CanGiveLocked(const Guest& guest) const REQUIRES(mutex_);
   std::vector<sizing::BalloonGuest> CandidatesLocked(const std::string& taker) const REQUIRES(mutex_);
   uint64_t CountedLocked(const Guest& guest) const REQUIRES(mutex_);
-  absl::Status SetTarget(const std::string& id, uint64_t bytes);
   // The time without progress is over for this round.
   void StalledLocked(Guest& guest, const Asked& one) REQUIRES(mutex_);
   // Asks those not asked yet for `need` in all.
-  absl::Status Ask(uint64_t need, const std::string& taker, std::map<std::string, Asked>& asked);
+  absl::Status Ask(uint64_t need, const std::string& taker, MonotonicTime deadline,
+                   std::map<std::string, Asked>& asked);
 
   const Config::Memory config_;
   Host& host_;
@@ -95,6 +118,9 @@ class Balloons {
   Mutex turn_;  // before mutex_
   mutable Mutex mutex_;
   std::map<std::string, Guest> guests_ GUARDED_BY(mutex_);
+  CondVar look_ended_;
+  uint64_t looks_ GUARDED_BY(mutex_) = 0;
+  SideBySide threads_;  // last: its end waits for those who use the others
 };
 
 }  // namespace lamina::node

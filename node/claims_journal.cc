@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/log.h"
 #include "base/status.h"
 #include "base/units.h"
 #include "persist/crc32.h"
@@ -21,6 +22,7 @@ constexpr int kVersion = 1;
 constexpr char kFrameMagic[] = "LCfr";
 constexpr size_t kFrameHeader = 16;  // magic, length, CRC of the payload, CRC of these twelve bytes
 constexpr uint32_t kDone = UINT32_MAX;
+constexpr char kSave[] = "save the claims";
 constexpr size_t kReadLimit = 256 * kMiB;
 
 std::string Little(uint32_t value) {
@@ -135,7 +137,10 @@ absl::StatusOr<std::unique_ptr<ClaimsJournal>> ClaimsJournal::Open(FileSystem& f
     ASSIGN_OR_RETURN(records, DecodeJournal(content, journal->path_));
   }
   for (const auto& [id, record] : records) journal->live_[id] = OneRecord(record);
-  RETURN_IF_ERROR(journal->Rewrite());
+  const absl::Status written = Annotate(journal->Rewrite(), kSave);
+  if (!written.ok()) LogWarning("{}; nothing is granted until that succeeds", Message(written));
+  MutexLock lock(journal->mutex_);
+  journal->state_ = written;
   return journal;
 }
 
@@ -166,9 +171,9 @@ absl::Status ClaimsJournal::Wait(const Ticket& ticket) {
     const Ticket mine = std::exchange(next_, std::make_shared<Batch>());
     std::vector<Change> changes = std::exchange(pending_, {});
     mutex_.Unlock();
-    mine->status = Annotate(Write(std::move(changes)), "save the claims");
+    mine->status = Annotate(Write(std::move(changes)), kSave);
     mutex_.Lock();
-    WrittenLocked();
+    WrittenLocked(mine->status);
     mutex_.Unlock();
     mine->word = kDone;
     mine->word.notify_all();
@@ -181,14 +186,20 @@ absl::Status ClaimsJournal::Repair() {
   if (whole_) return absl::OkStatus();
   writing_ = true;
   mutex_.Unlock();
-  const absl::Status status = Annotate(Rewrite(), "save the claims");
+  const absl::Status status = Annotate(Rewrite(), kSave);
   mutex_.Lock();
-  WrittenLocked();
+  WrittenLocked(status);
   return status;
 }
 
-void ClaimsJournal::WrittenLocked() {
+absl::Status ClaimsJournal::state() const {
+  MutexLock lock(mutex_);
+  return state_;
+}
+
+void ClaimsJournal::WrittenLocked(const absl::Status& status) {
   writing_ = false;
+  state_ = status;
   written_.NotifyAll();
   // Of all who wait for the next batch one is woken: it writes for them.
   ++next_->word;
@@ -233,6 +244,7 @@ absl::Status ClaimsJournal::Rewrite() {
   for (const auto& [id, record] : live_) payload += record;
   const std::string content = Header() + EncodeFrame(payload);
   whole_ = false;
+  RETURN_IF_ERROR(fs_.MakeDirectories(path_.substr(0, path_.rfind('/')), 0700));
   RETURN_IF_ERROR(WriteFileAtomically(fs_, path_, content, 0600));
   whole_ = true;
   size_ = content.size();

@@ -31,7 +31,7 @@ class ClaimsJournal {
   // Reads `path` (none: no claims) into `records`, and writes it anew. A last frame that a crash cut short is
   // dropped: nobody was told that it is durable. DataLoss: damaged elsewhere; FailedPrecondition: of a newer
   // version. The file is untouched then. It is written anew when it is larger than `rewrite_at` bytes and
-  // four times what it says.
+  // four times what it says. That it cannot be written (the disk is full) is no error here: state() says so.
   static absl::StatusOr<std::unique_ptr<ClaimsJournal>> Open(FileSystem& fs, std::string path,
                                                              ClaimRecords& records,
                                                              size_t rewrite_at = 16 << 20);
@@ -44,6 +44,8 @@ class ClaimsJournal {
   absl::Status Wait(const Ticket& ticket);
   // Replaces the file if a write has failed since it was last whole.
   absl::Status Repair();
+  // OK, or why the last write failed: then nothing is durable until Repair or a later write succeeds.
+  absl::Status state() const;
 
  private:
   ClaimsJournal(FileSystem& fs, std::string path, size_t rewrite_at)
@@ -52,15 +54,16 @@ class ClaimsJournal {
     std::string id, record;  // as in a ClaimBatch
     bool removed = false;
   };
-  void WrittenLocked() REQUIRES(mutex_);
+  void WrittenLocked(const absl::Status& status) REQUIRES(mutex_);
   absl::Status Write(std::vector<Change> changes);
   absl::Status Rewrite();
 
   FileSystem& fs_;
   const std::string path_;
   const size_t rewrite_at_least_;
-  Mutex mutex_;
+  mutable Mutex mutex_;
   CondVar written_;  // for Repair
+  absl::Status state_ GUARDED_BY(mutex_);
   bool writing_ GUARDED_BY(mutex_) = false;
   std::vector<Change> pending_ GUARDED_BY(mutex_);
   Ticket next_ GUARDED_BY(mutex_) = std::make_shared<Batch>();

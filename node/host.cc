@@ -1,4 +1,3 @@
-// The real host behind NodeState: /proc and the cgroups.
 #include "node/host.h"
 
 #include <poll.h>
@@ -8,6 +7,7 @@
 #include <cstdlib>
 #include <sstream>
 
+#include "base/clock.h"
 #include "base/file_system.h"
 #include "base/process.h"
 #include "base/status.h"
@@ -36,6 +36,7 @@ class RealHost : public Host {
   bool Alive(int64_t pid, uint64_t start_time) override {
     return pid > 0 && start_time != 0 && ProcessAlive(static_cast<pid_t>(pid), start_time);
   }
+  std::string BootId() override { return lamina::BootId(); }
   uint64_t ResidentBytes(int64_t pid) override {
     const std::string text =
         FileSystem::Real().Read(fmt::format("/proc/{}/status", pid), kProcLimit).value_or("");

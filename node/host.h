@@ -31,6 +31,8 @@ class Host {
  public:
   virtual ~Host() = default;
   virtual bool Alive(int64_t pid, uint64_t start_time) = 0;
+  // Another after each boot; empty where the kernel does not say.
+  virtual std::string BootId() = 0;
   // What the process holds that is its own: anonymous and shared memory, without mapped files (arenas are the
   // page cache's).
   virtual uint64_t ResidentBytes(int64_t pid) = 0;

@@ -14,6 +14,8 @@
 
 #include "base/log.h"
 #include "base/status.h"
+#include "node/engine.h"
+#include "node/rest_routes.h"
 #include "node/services.h"
 #include "vmm/accel.h"
 
@@ -43,16 +45,17 @@ absl::Status Run(const Config& config) {
     cgroup_namespace[0] = '\0';
   if (const std::string hidden = HiddenCgroups(cgroup_namespace, "/sys/fs/cgroup"); !hidden.empty())
     spdlog::warn("{}", hidden);
-  ASSIGN_OR_RETURN(const std::unique_ptr<NodeState> state,
-                   NodeState::Open(config, fs, Host::Real(), Clock::Real()));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
+                   Engine::Open(config, fs, Host::Real(), Clock::Real()));
   ASSIGN_OR_RETURN(const std::unique_ptr<RestServer> rest,
-                   RestServer::Listen(config.laminad.rest_address,
-                                      [&](const std::string& path) { return AnswerRest(*state, path); }));
+                   RestServer::Listen(config.laminad.rest_address, [&](const std::string& path) {
+                     return AnswerRest(engine->views(), path);
+                   }));
   ttrpc::Server shims;
-  RegisterShimService(shims, *state);
+  RegisterShimService(shims, engine->claims(), engine->layers());
   RETURN_IF_ERROR(shims.Listen(config.shim_socket()));
 
-  GrpcService service(*state);
+  GrpcService service(engine->views(), engine->layers());
   grpc::ServerBuilder builder;
   grpc::ResourceQuota quota("laminad");
   quota.SetMaxThreads(4);
@@ -69,7 +72,11 @@ absl::Status Run(const Config& config) {
 
   // First: pods that run wait for their ledger. The trial boot may take seconds, and a shim that is asked for
   // a pod meanwhile waits for it; a host that cannot boot a VM yet still has its REST and its ledger.
-  RETURN_IF_ERROR(state->Reconcile());
+  const auto reconcile = [&] {
+    if (const absl::Status status = engine->Reconcile(); !status.ok())
+      spdlog::warn("reconcile: {}", Message(status));
+  };
+  reconcile();
   const absl::StatusOr<vmm::Accel> accel = vmm::ChooseAccel(config);
   if (accel.ok()) {
     spdlog::info("VMs run on {}", vmm::AccelName(*accel));
@@ -81,10 +88,7 @@ absl::Status Run(const Config& config) {
   for (;;) {
     const int number = sigtimedwait(&signals, nullptr, &kReconcileEvery);
     if (number == SIGTERM || number == SIGINT) break;
-    if (number < 0) {
-      if (const absl::Status status = state->Reconcile(); !status.ok())
-        spdlog::warn("reconcile: {}", Message(status));
-    }
+    if (number < 0) reconcile();
   }
   spdlog::info("ends; the pods go on");
   grpc->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));

@@ -1,34 +1,81 @@
-// The layers' side of a NodeState: places for a sandbox's layers, and what is where.
+#include "node/node_layers.h"
+
 #include <algorithm>
+#include <utility>
 
 #include "base/log.h"
 #include "base/status.h"
 #include "layers/sharing.h"
-#include "node/node_state.h"
 
 namespace lamina::node {
+namespace {
 
-std::string NodeState::DomainOf(const laminad::v1::ClaimRequest& claim) const {
+// The pod's images are not known yet when its VM starts: what is attached in vain costs it memory.
+constexpr uint32_t kBootArenas = 1;
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<NodeLayers>> NodeLayers::Open(const Config& config, FileSystem& fs,
+                                                             const ClaimsBook& book) {
+  std::unique_ptr<NodeLayers> layers(new NodeLayers(config, fs, book));
+  MutexLock lock(layers->mutex_);
+  const absl::Status opened = layers->OpenLocked();
+  // What is there and cannot be understood stays untouched. Whatever else fails may work later.
+  for (const auto code : {absl::StatusCode::kFailedPrecondition, absl::StatusCode::kDataLoss,
+                          absl::StatusCode::kInvalidArgument}) {
+    if (opened.code() == code) return opened;
+  }
+  if (!opened.ok()) LogWarning("layers: {}; none is placed until that succeeds", Message(opened));
+  return layers;
+}
+
+absl::Status NodeLayers::OpenLocked() {
+  if (owned_ != nullptr) return absl::OkStatus();
+  layers::StoreOptions options;
+  options.dir = state_dir_ + "/layers";
+  ASSIGN_OR_RETURN(options.policy, layers::ParsePolicy(config_.policy));
+  options.arena_bytes = config_.arena_bytes;
+  options.max_layer_bytes = config_.max_layer_bytes;
+  options.vpmem = config_.vpmem;
+  options.scsi_verity = config_.scsi_verity;
+  options.idle_budget_bytes = config_.idle_budget_bytes;
+  absl::StatusOr<std::unique_ptr<layers::LayerStore>> store = layers::LayerStore::Open(fs_, options);
+  problem_ = store.status();
+  if (!store.ok()) return problem_;
+  owned_ = std::move(*store);
+  store_ = owned_.get();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<layers::LayerStore*> NodeLayers::Usable() const {
+  MutexLock lock(mutex_);
+  if (retained_) return owned_.get();
+  return MakeStatus(
+      absl::StatusCode::kUnavailable, "the layer store cannot be used: {}",
+      problem_.ok() ? "laminad has not reconciled with the running VMs yet" : Message(problem_));
+}
+
+std::string NodeLayers::DomainOf(const laminad::v1::ClaimRequest& claim) const {
   // The config has been checked; what cannot be understood shares with nobody.
-  const absl::StatusOr<layers::Sharing> sharing = layers::ParseSharing(config_.layers.sharing);
+  const absl::StatusOr<layers::Sharing> sharing = layers::ParseSharing(config_.sharing);
   return layers::DomainOf(sharing.ok() ? *sharing : layers::Sharing::kPod,
                           {claim.sandbox_id(), claim.pod_namespace()});
 }
 
-absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeState::PlaceLayers(
+absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeLayers::PlaceLayers(
     const laminad::v1::PlaceLayersRequest& request, const layers::Patience& patience) {
+  ASSIGN_OR_RETURN(layers::LayerStore* const store, Usable());
   layers::PlaceRequest place;
   place.patience = patience;
   {
-    MutexLock lock(mutex_);
-    const auto it = records_.find(request.sandbox_id());
-    if (it == records_.end() || it->second.generation() != request.generation()) {
+    const std::optional<laminad::v1::ClaimRecord> record = book_.Find(request.sandbox_id());
+    if (!record || record->generation() != request.generation()) {
       return MakeStatus(absl::StatusCode::kFailedPrecondition,
                         "place layers: sandbox {} has no claim of generation {}", request.sandbox_id(),
                         request.generation());
     }
     place.sandbox_id = request.sandbox_id();
-    place.domain = DomainOf(it->second.claim());
+    place.domain = DomainOf(record->claim());
   }
   for (const laminad::v1::Arena& arena : request.attached()) {
     uint64_t& window = place.attached_arenas[arena.id()];
@@ -41,7 +88,7 @@ absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeState::PlaceLayers(
   }
   laminad::v1::PlaceLayersResponse response;
   const absl::StatusOr<std::vector<layers::Placement>> result =
-      layers_->PlaceAll(place, {request.sources().begin(), request.sources().end()});
+      store->PlaceAll(place, {request.sources().begin(), request.sources().end()});
   if (!result.ok()) LogWarning("place layers for sandbox {}: {}", place.sandbox_id, Message(result.status()));
   for (const layers::Placement& placed : result.ok() ? *result : std::vector<layers::Placement>()) {
     laminad::v1::Placement* out = response.add_placements();
@@ -67,10 +114,9 @@ absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeState::PlaceLayers(
     out->set_convert_seconds(placed.convert_seconds);
     out->set_copy_seconds(placed.copy_seconds);
   }
-  MutexLock lock(mutex_);
-  // A release that came while layers were being made did not see them.
-  if (records_.count(request.sandbox_id()) == 0) {
-    RETURN_IF_ERROR(layers_->ReleaseSandbox(request.sandbox_id()));
+  // A release that came while layers were being made did not see them; one that comes now does.
+  if (!book_.Find(request.sandbox_id())) {
+    RETURN_IF_ERROR(store->ReleaseSandbox(request.sandbox_id()));
     return MakeStatus(absl::StatusCode::kFailedPrecondition,
                       "place layers: sandbox {} was released meanwhile", request.sandbox_id());
   }
@@ -78,12 +124,45 @@ absl::StatusOr<laminad::v1::PlaceLayersResponse> NodeState::PlaceLayers(
   return response;
 }
 
-absl::StatusOr<uint64_t> NodeState::GcLayers(uint64_t keep_bytes) { return layers_->Gc(keep_bytes); }
-absl::StatusOr<layers::PackResult> NodeState::PackLayers() { return layers_->Pack(); }
+std::vector<layers::ArenaInfo> NodeLayers::BootArenas(const laminad::v1::ClaimRequest& claim) const {
+  const layers::LayerStore* const store = store_;
+  if (!config_.vpmem || store == nullptr) return {};
+  return store->ArenasOf(DomainOf(claim), std::min(kBootArenas, config_.max_arenas_per_pod));
+}
 
-lamina::node::v1::ArenaList NodeState::arenas() const {
+absl::Status NodeLayers::Release(const std::string& sandbox_id) {
+  layers::LayerStore* const store = store_;
+  return store == nullptr ? absl::OkStatus() : store->ReleaseSandbox(sandbox_id);
+}
+
+absl::Status NodeLayers::Retain(const std::set<std::string>& living) {
+  MutexLock lock(mutex_);
+  if (retained_) return absl::OkStatus();
+  RETURN_IF_ERROR(OpenLocked());
+  problem_ = owned_->RetainSandboxes(living);
+  retained_ = problem_.ok();
+  return problem_;
+}
+
+void NodeLayers::LogProgress() const {
+  if (const layers::LayerStore* const store = store_; store != nullptr) store->LogProgress();
+}
+
+absl::StatusOr<uint64_t> NodeLayers::GcLayers(uint64_t keep_bytes) {
+  ASSIGN_OR_RETURN(layers::LayerStore* const store, Usable());
+  return store->Gc(keep_bytes);
+}
+
+absl::StatusOr<layers::PackResult> NodeLayers::PackLayers() {
+  ASSIGN_OR_RETURN(layers::LayerStore* const store, Usable());
+  return store->Pack();
+}
+
+lamina::node::v1::ArenaList NodeLayers::arenas() const {
   lamina::node::v1::ArenaList list;
-  for (const layers::ArenaInfo& arena : layers_->arenas()) {
+  const layers::LayerStore* const store = store_;
+  if (store == nullptr) return list;
+  for (const layers::ArenaInfo& arena : store->arenas()) {
     auto* out = list.add_arenas();
     out->set_id(arena.id);
     out->set_domain(arena.domain);
@@ -96,9 +175,11 @@ lamina::node::v1::ArenaList NodeState::arenas() const {
   return list;
 }
 
-lamina::node::v1::LayerList NodeState::layers() const {
+lamina::node::v1::LayerList NodeLayers::layers() const {
   lamina::node::v1::LayerList list;
-  for (const layers::ArenaInfo& arena : layers_->arenas()) {
+  const layers::LayerStore* const store = store_;
+  if (store == nullptr) return list;
+  for (const layers::ArenaInfo& arena : store->arenas()) {
     for (const layers::RegionInfo& region : arena.regions) {
       auto* out = list.add_layers();
       out->set_id(region.layer_id);
@@ -110,7 +191,7 @@ lamina::node::v1::LayerList NodeState::layers() const {
       for (const std::string& user : region.users) out->add_users(user);
     }
   }
-  for (const layers::DiskInfo& disk : layers_->disks()) {
+  for (const layers::DiskInfo& disk : store->disks()) {
     auto* out = list.add_layers();
     out->set_id(disk.layer_id);
     out->set_kind("scsi");

@@ -3,6 +3,7 @@
 #include <cpprest/http_listener.h>
 #include <pplx/threadpool.h>
 
+#include <boost/system/system_error.hpp>
 #include <exception>
 
 #include "absl/status/status.h"
@@ -58,6 +59,9 @@ absl::StatusOr<std::unique_ptr<RestServer>> RestServer::Listen(const std::string
                                                                RestHandler handler) {
   try {
     crossplat::threadpool::initialize_with_threads(2);
+  } catch (const boost::system::system_error& error) {
+    return absl::ResourceExhaustedError("REST at " + address +
+                                        ": its threads cannot be made: " + error.what());
   } catch (const std::exception&) {
     // Initialised before in this process.
   }

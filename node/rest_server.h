@@ -21,7 +21,7 @@ using RestHandler = std::function<RestAnswer(const std::string& path)>;
 class RestServer {
  public:
   // `address`: "127.0.0.1:9477". GET and HEAD reach the handler, others get 405. Unavailable when the port is
-  // taken.
+  // taken, ResourceExhausted when its threads cannot be made.
   static absl::StatusOr<std::unique_ptr<RestServer>> Listen(const std::string& address, RestHandler handler);
   virtual ~RestServer() = default;  // closes
 };

@@ -1,27 +1,22 @@
-// The three ways to reach a NodeState.
+// The shims' and the CLI's way to the engine.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
 
-#include <memory>
-#include <string>
-
 #include "base/ttrpc/server.h"
-#include "node/node_state.h"
-#include "node/rest_server.h"
+#include "node/claims_engine.h"
+#include "node/node_layers.h"
+#include "node/views.h"
 #include "proto/node/node.grpc.pb.h"
 
 namespace lamina::node {
 
 // The shims' protocol (proto/laminad.proto).
-void RegisterShimService(ttrpc::Server& server, NodeState& state);
-
-// Routes of the REST interface.
-RestAnswer AnswerRest(NodeState& state, const std::string& path);
+void RegisterShimService(ttrpc::Server& server, ClaimsEngine& claims, NodeLayers& layers);
 
 class GrpcService : public lamina::node::v1::Node::Service {
  public:
-  explicit GrpcService(NodeState& state) : state_(state) {}
+  GrpcService(const Views& views, NodeLayers& layers) : views_(views), layers_(layers) {}
   grpc::Status GetStatus(grpc::ServerContext*, const v1::StatusRequest*, v1::StatusResponse*) override;
   grpc::Status ListSandboxes(grpc::ServerContext*, const v1::ListRequest*, v1::SandboxList*) override;
   grpc::Status ListClaims(grpc::ServerContext*, const v1::ListRequest*, v1::ClaimList*) override;
@@ -31,7 +26,8 @@ class GrpcService : public lamina::node::v1::Node::Service {
   grpc::Status PackLayers(grpc::ServerContext*, const v1::PackRequest*, v1::PackResponse*) override;
 
  private:
-  NodeState& state_;
+  const Views& views_;
+  NodeLayers& layers_;
 };
 
 }  // namespace lamina::node

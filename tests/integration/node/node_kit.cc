@@ -85,9 +85,12 @@ Laminad::~Laminad() {
   FileSystem::Real().RemoveTree(directory_).IgnoreError();
 }
 
-absl::Status Laminad::Start() {
+absl::Status Laminad::Start(const std::vector<std::string>& wrapper) {
   SpawnOptions options;
-  options.argv = {LAMINA_BIN_DIR "/laminad", "--config", config_path()};
+  options.argv = wrapper;
+  for (const std::string& word :
+       {std::string(LAMINA_BIN_DIR "/laminad"), std::string("--config"), config_path()})
+    options.argv.push_back(word);
   options.log_path = directory_ + "/laminad.log";
   ASSIGN_OR_RETURN(pid_, Spawn(options));
   const bool ready = Eventually([this] { return kill(pid_, 0) != 0 || Http("/readyz").status == 200; });

@@ -47,8 +47,9 @@ class Laminad {
       const std::string& paths = "", const std::string& parent = "/tmp");
   ~Laminad();  // ends it, removes its folder
 
-  // Until /readyz says so; failing that, an error with the end of its log.
-  absl::Status Start();
+  // Until /readyz says so; failing that, an error with the end of its log. `wrapper`: a command that runs the
+  // command that follows it, in the same process.
+  absl::Status Start(const std::vector<std::string>& wrapper = {});
   // With the signal; waits for its end and gives its exit code (128 + signal when killed).
   int Stop(int signal);
   pid_t pid() const { return pid_; }

@@ -31,6 +31,16 @@ class FakeHost : public Host {
     const auto it = processes_.find(pid);
     return it != processes_.end() && it->second.first == start_time;
   }
+  // The machine boots: no process lives on. Its pids may be given again.
+  void Reboot(const std::string& boot_id) {
+    MutexLock lock(mutex_);
+    boot_id_ = boot_id;
+    processes_.clear();
+  }
+  std::string BootId() override {
+    MutexLock lock(mutex_);
+    return boot_id_;
+  }
   uint64_t ResidentBytes(int64_t pid) override {
     MutexLock lock(mutex_);
     const auto it = processes_.find(pid);
@@ -69,6 +79,7 @@ class FakeHost : public Host {
 
  private:
   Mutex mutex_;
+  std::string boot_id_ GUARDED_BY(mutex_) = "first-boot";
   std::map<int64_t, std::pair<uint64_t, uint64_t>> processes_
       GUARDED_BY(mutex_);                                             // pid -> start time, residence
   std::map<std::string, vmm::FakeGuest*> guests_ GUARDED_BY(mutex_);  // by runtime directory

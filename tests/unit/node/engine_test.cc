@@ -1,4 +1,4 @@
-#include "node/node_state.h"
+#include "node/engine.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -54,7 +54,7 @@ class GatedFileSystem : public FaultyFileSystem {
   bool blocked_ GUARDED_BY(mutex_) = false;
 };
 
-class NodeStateTest : public ::testing::Test {
+class EngineTest : public ::testing::Test {
  protected:
   void SetUp() override {
     char directory[] = "/tmp/lamina-unit-node-XXXXXX";
@@ -77,7 +77,7 @@ class NodeStateTest : public ::testing::Test {
   // As after a crash: nothing but the files is left.
   void Restart() {
     node_.reset();
-    absl::StatusOr<std::unique_ptr<NodeState>> node = NodeState::Open(config_, fs_, host_, clock_);
+    absl::StatusOr<std::unique_ptr<Engine>> node = Engine::Open(config_, fs_, host_, clock_);
     ASSERT_OK(node);
     node_ = std::move(*node);
   }
@@ -94,14 +94,14 @@ class NodeStateTest : public ::testing::Test {
   absl::StatusOr<uint64_t> ClaimSet(const std::string& id, uint64_t bytes, const sizing::NumaNodes& nodes) {
     laminad::v1::ClaimRequest request = Request(id, bytes);
     request.mutable_numa_nodes()->Add(nodes.begin(), nodes.end());
-    const auto response = node_->Claim(request);
+    const auto response = node_->claims().Claim(request);
     if (!response.ok()) return response.status();
     return response->generation();
   }
   // What can be claimed of each NUMA node, in order, in MiB.
   std::vector<uint64_t> NodesLeft() {
     std::vector<uint64_t> left;
-    const lamina::node::v1::ClaimList list = node_->claims();
+    const lamina::node::v1::ClaimList list = node_->views().claims();
     for (const auto& node : list.numa_nodes()) left.push_back(node.available_bytes() / kMiB);
     return left;
   }
@@ -112,7 +112,7 @@ class NodeStateTest : public ::testing::Test {
     ASSERT_OK(node_->Reconcile());
   }
   absl::StatusOr<uint64_t> Claim(const std::string& id, uint64_t bytes, int64_t shim = kShim) {
-    const auto response = node_->Claim(Request(id, bytes, shim));
+    const auto response = node_->claims().Claim(Request(id, bytes, shim));
     if (!response.ok()) return response.status();
     return response->generation();
   }
@@ -122,22 +122,22 @@ class NodeStateTest : public ::testing::Test {
     request.set_generation(generation);
     request.set_vmm_pid(vmm);
     request.set_vmm_start_time(1);
-    return node_->Started(request);
+    return node_->claims().Started(request);
   }
   absl::Status Release(const std::string& id, uint64_t generation) {
     laminad::v1::ReleaseRequest request;
     request.set_sandbox_id(id);
     request.set_generation(generation);
-    return node_->Release(request);
+    return node_->claims().Release(request);
   }
   absl::Status Retarget(const std::string& id, uint64_t generation, uint64_t bytes) {
     laminad::v1::RetargetRequest request;
     request.set_sandbox_id(id);
     request.set_generation(generation);
     request.set_bytes(bytes);
-    return node_->Retarget(request);
+    return node_->claims().Retarget(request);
   }
-  uint64_t Claimed() { return node_->claims().claimed_bytes(); }
+  uint64_t Claimed() { return node_->views().claims().claimed_bytes(); }
 
   std::string directory_;
   Config config_;
@@ -145,19 +145,20 @@ class NodeStateTest : public ::testing::Test {
   FaultyFileSystem fs_{static_cast<FileSystem&>(slow_)};  // the cast: not a copy of its base
   FakeHost host_;
   FakeClock clock_;
-  std::unique_ptr<NodeState> node_;
+  std::unique_ptr<Engine> node_;
 };
 
-TEST_F(NodeStateTest, GrantsNothingBeforeItHasReconciled) {
+TEST_F(EngineTest, GrantsNothingBeforeItHasReconciled) {
   Restart();
-  EXPECT_FALSE(node_->ready());
+  EXPECT_FALSE(node_->views().ready());
   EXPECT_THAT(Claim("one", 1 * kMiB), testing::HasStatus(absl::StatusCode::kUnavailable));
-  EXPECT_THAT(node_->MetricsText(), HasSubstr("lamina_claims_refused_total{reason=\"not_ready\"} 1\n"));
+  EXPECT_THAT(node_->views().MetricsText(),
+              HasSubstr("lamina_claims_refused_total{reason=\"not_ready\"} 1\n"));
   ASSERT_OK(node_->Reconcile());
   EXPECT_OK(Claim("one", 1 * kMiB));
 }
 
-TEST_F(NodeStateTest, RefusesWithTheNumbers) {
+TEST_F(EngineTest, RefusesWithTheNumbers) {
   ASSERT_OK(Claim("one", 3 * kGiB));
   const auto refused = Claim("two", 2 * kGiB);
   EXPECT_THAT(refused, testing::HasStatus(absl::StatusCode::kResourceExhausted));
@@ -165,14 +166,14 @@ TEST_F(NodeStateTest, RefusesWithTheNumbers) {
   EXPECT_EQ(Claimed(), 3 * kGiB);
 }
 
-TEST_F(NodeStateTest, ARepeatedClaimIsTheSameClaim) {
+TEST_F(EngineTest, ARepeatedClaimIsTheSameClaim) {
   const auto first = Claim("one", 1 * kGiB);
   EXPECT_EQ(Claim("one", 1 * kGiB).value(), first.value());
   EXPECT_EQ(Claimed(), 1 * kGiB);
   EXPECT_THAT(Claim("one", 2 * kGiB), testing::HasStatus(absl::StatusCode::kAlreadyExists));
 }
 
-TEST_F(NodeStateTest, ClaimsAtTheSameTimeShareWrites) {
+TEST_F(EngineTest, ClaimsAtTheSameTimeShareWrites) {
   constexpr int kClaims = 64;
   fs_.calls = 0;
   ASSERT_OK(Claim("alone", 1 * kMiB));
@@ -183,7 +184,7 @@ TEST_F(NodeStateTest, ClaimsAtTheSameTimeShareWrites) {
     std::vector<std::jthread> threads;
     for (int i = 0; i < kClaims; ++i)
       threads.emplace_back([&, i] { EXPECT_OK(Claim("s" + std::to_string(i), 1 * kMiB)); });
-    slow_.WaitUntil([&] { return node_->sandboxes().sandboxes_size() == kClaims + 1; });
+    slow_.WaitUntil([&] { return node_->views().sandboxes().sandboxes_size() == kClaims + 1; });
     slow_.Unblock();
   }
   EXPECT_LE(fs_.calls, 2 * alone);  // the one that was being written, and one for all the others
@@ -194,7 +195,7 @@ TEST_F(NodeStateTest, ClaimsAtTheSameTimeShareWrites) {
 
 // Every write that a claim needs fails once: the claim is refused then, holds nothing, and is not there after
 // a crash.
-TEST_F(NodeStateTest, AClaimThatIsNotDurableIsNoClaim) {
+TEST_F(EngineTest, AClaimThatIsNotDurableIsNoClaim) {
   fs_.calls = 0;
   ASSERT_OK(Claim("probe", 1 * kMiB));
   const int writes = fs_.calls;
@@ -207,12 +208,12 @@ TEST_F(NodeStateTest, AClaimThatIsNotDurableIsNoClaim) {
     fs_.fail_at = -1;
     EXPECT_NOT_OK(claim) << fail_at;
     EXPECT_EQ(Claimed(), 0u) << fail_at;
-    EXPECT_EQ(node_->sandboxes().sandboxes_size(), 0) << fail_at;
+    EXPECT_EQ(node_->views().sandboxes().sandboxes_size(), 0) << fail_at;
   }
   EXPECT_OK(Claim("one", 1 * kGiB));
 }
 
-TEST_F(NodeStateTest, AReleaseThatIsNotDurableCanBeRepeated) {
+TEST_F(EngineTest, AReleaseThatIsNotDurableCanBeRepeated) {
   fs_.calls = 0;
   const auto probe = Claim("probe", 1 * kMiB);
   ASSERT_OK(Release("probe", *probe));
@@ -226,7 +227,7 @@ TEST_F(NodeStateTest, AReleaseThatIsNotDurableCanBeRepeated) {
   EXPECT_EQ(Claimed(), 0u);
 }
 
-TEST_F(NodeStateTest, AFailedRetargetChangesNothing) {
+TEST_F(EngineTest, AFailedRetargetChangesNothing) {
   const auto claim = Claim("one", 1 * kGiB);
   for (const uint64_t bytes : {2 * kGiB, 512 * kMiB}) {
     fs_.calls = 0;
@@ -247,7 +248,7 @@ TEST_F(NodeStateTest, AFailedRetargetChangesNothing) {
   EXPECT_EQ(Claimed(), 2 * kGiB);
 }
 
-TEST_F(NodeStateTest, AResizeChangesWhatIsShown) {
+TEST_F(EngineTest, AResizeChangesWhatIsShown) {
   const auto claim = Claim("one", 1 * kGiB);
   laminad::v1::RetargetRequest request;
   request.set_sandbox_id("one");
@@ -258,36 +259,37 @@ TEST_F(NodeStateTest, AResizeChangesWhatIsShown) {
   request.mutable_sizing()->set_limit_nano_cpus(2'500'000'000);
   request.mutable_sizing()->add_reasons("resized");
   const auto shows = [&](uint32_t vcpus) {
-    const lamina::node::v1::SandboxList list = node_->sandboxes();
+    const lamina::node::v1::SandboxList list = node_->views().sandboxes();
     return list.sandboxes_size() == 1 && list.sandboxes(0).vcpus() == vcpus;
   };
   fs_.calls = 0;
   fs_.fail_at = 0;
-  EXPECT_NOT_OK(node_->Retarget(request));
+  EXPECT_NOT_OK(node_->claims().Retarget(request));
   fs_.fail_at = -1;
   EXPECT_TRUE(shows(0));
   EXPECT_EQ(Claimed(), 1 * kGiB);
-  ASSERT_OK(node_->Retarget(request));
+  ASSERT_OK(node_->claims().Retarget(request));
   fs_.calls = 0;
-  ASSERT_OK(node_->Retarget(request));
+  ASSERT_OK(node_->claims().Retarget(request));
   EXPECT_EQ(fs_.calls, 0);  // repeated it finds everything as it is
   for (int restarted = 0; restarted < 2; ++restarted) {
     EXPECT_TRUE(shows(3));
-    EXPECT_THAT(node_->sandboxes().sandboxes(0).reasons(0), "resized");
-    EXPECT_EQ(node_->sandboxes().sandboxes(0).limit_cpus(), 2.5);
-    EXPECT_THAT(node_->MetricsText(), ::testing::ContainsRegex("lamina_sandbox_vcpus\\{[^}]*\\} 3\n"));
+    EXPECT_THAT(node_->views().sandboxes().sandboxes(0).reasons(0), "resized");
+    EXPECT_EQ(node_->views().sandboxes().sandboxes(0).limit_cpus(), 2.5);
+    EXPECT_THAT(node_->views().MetricsText(),
+                ::testing::ContainsRegex("lamina_sandbox_vcpus\\{[^}]*\\} 3\n"));
     Restart();
     ASSERT_OK(node_->Reconcile());
   }
   request.mutable_sizing()->set_vcpus(4);  // the size alone, at the same claim
-  ASSERT_OK(node_->Retarget(request));
+  ASSERT_OK(node_->claims().Retarget(request));
   EXPECT_TRUE(shows(4));
   ASSERT_OK(Retarget("one", *claim, 1 * kGiB));  // the claim alone
   EXPECT_TRUE(shows(4));
   EXPECT_EQ(Claimed(), 1 * kGiB);
 }
 
-TEST_F(NodeStateTest, IsReleasedOnlyWhenTheVmIsSeenDead) {
+TEST_F(EngineTest, IsReleasedOnlyWhenTheVmIsSeenDead) {
   const auto claim = Claim("one", 1 * kGiB);
   host_.Start(kVmm, 1);
   ASSERT_OK(Started("one", *claim));
@@ -302,7 +304,7 @@ TEST_F(NodeStateTest, IsReleasedOnlyWhenTheVmIsSeenDead) {
 }
 
 // The kernel gives a pid again: another process with the VM's number is not the VM.
-TEST_F(NodeStateTest, AReusedPidIsNotTheVm) {
+TEST_F(EngineTest, AReusedPidIsNotTheVm) {
   const auto claim = Claim("one", 1 * kGiB);
   host_.Start(kVmm, 1);
   ASSERT_OK(Started("one", *claim));
@@ -310,20 +312,20 @@ TEST_F(NodeStateTest, AReusedPidIsNotTheVm) {
   EXPECT_OK(Release("one", *claim));
 }
 
-TEST_F(NodeStateTest, CountsTheLargerOfPromiseAndResidence) {
+TEST_F(EngineTest, CountsTheLargerOfPromiseAndResidence) {
   const auto claim = Claim("one", 1 * kGiB);
   host_.Start(kVmm, 1, 256 * kMiB);
   ASSERT_OK(Started("one", *claim));
   ASSERT_OK(node_->Reconcile());
   EXPECT_EQ(Claimed(), 1 * kGiB);
-  EXPECT_EQ(node_->claims().claims(0).outstanding_bytes(), 768 * kMiB);
+  EXPECT_EQ(node_->views().claims().claims(0).outstanding_bytes(), 768 * kMiB);
   host_.Start(kVmm, 1, 3 * kGiB);
   ASSERT_OK(node_->Reconcile());
   EXPECT_EQ(Claimed(), 3 * kGiB);
   EXPECT_THAT(Claim("two", 2 * kGiB), testing::HasStatus(absl::StatusCode::kResourceExhausted));
 }
 
-TEST_F(NodeStateTest, ClaimsOfTheDeadAreDropped) {
+TEST_F(EngineTest, ClaimsOfTheDeadAreDropped) {
   host_.Start(101, 1);
   const auto built = Claim("built", 1 * kGiB, 101);
   const auto building = Claim("building", 512 * kMiB, 101);
@@ -338,7 +340,7 @@ TEST_F(NodeStateTest, ClaimsOfTheDeadAreDropped) {
   EXPECT_EQ(Claimed(), 256 * kMiB);
 }
 
-TEST_F(NodeStateTest, ADeadOwnersClaimIsNotInTheWay) {
+TEST_F(EngineTest, ADeadOwnersClaimIsNotInTheWay) {
   host_.Start(101, 1);
   ASSERT_OK(Claim("one", 1 * kGiB, 101));
   host_.End(101);
@@ -347,13 +349,13 @@ TEST_F(NodeStateTest, ADeadOwnersClaimIsNotInTheWay) {
   EXPECT_EQ(Claimed(), 2 * kGiB);
 }
 
-TEST_F(NodeStateTest, AShimThatIsNotSeenGetsNothing) {
+TEST_F(EngineTest, AShimThatIsNotSeenGetsNothing) {
   EXPECT_THAT(Claim("one", 1 * kMiB, 4242), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
   EXPECT_THAT(Claim("one", 1 * kMiB, 0), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
   EXPECT_EQ(Claimed(), 0u);
 }
 
-TEST_F(NodeStateTest, AfterACrashTheLedgerIsWhatItWas) {
+TEST_F(EngineTest, AfterACrashTheLedgerIsWhatItWas) {
   const auto kept = Claim("kept", 1 * kGiB);
   host_.Start(kVmm, 1, 2 * kGiB);
   ASSERT_OK(Started("kept", *kept));
@@ -366,7 +368,7 @@ TEST_F(NodeStateTest, AfterACrashTheLedgerIsWhatItWas) {
   EXPECT_THAT(Release("kept", *kept), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
 }
 
-TEST_F(NodeStateTest, AVmThatNobodyRecordedIsCounted) {
+TEST_F(EngineTest, AVmThatNobodyRecordedIsCounted) {
   persist::SandboxState state;
   state.sandbox_id = "seen";
   state.claim_bytes = state.memory_bytes = 3 * kGiB;
@@ -381,7 +383,7 @@ TEST_F(NodeStateTest, AVmThatNobodyRecordedIsCounted) {
   EXPECT_GT(Claim("next", 1 * kMiB).value(), 9u);
 }
 
-TEST_F(NodeStateTest, ADamagedSandboxStateStopsNobody) {
+TEST_F(EngineTest, ADamagedSandboxStateStopsNobody) {
   ASSERT_OK(FileSystem::Real().MakeDirectories(config_.paths.state_dir + "/sandboxes/broken", 0700));
   ASSERT_OK(FileSystem::Real().WriteAndSync(config_.paths.state_dir + "/sandboxes/broken/state.json",
                                             "nonsense", 0600));
@@ -391,7 +393,7 @@ TEST_F(NodeStateTest, ADamagedSandboxStateStopsNobody) {
 }
 
 // QEMU may run although nobody told laminad, and the one file that would say so cannot be read.
-TEST_F(NodeStateTest, ADamagedSandboxStateKeepsItsClaim) {
+TEST_F(EngineTest, ADamagedSandboxStateKeepsItsClaim) {
   host_.Start(101, 1);
   const auto claim = Claim("one", 1 * kGiB, 101);
   ASSERT_OK(claim);
@@ -407,28 +409,28 @@ TEST_F(NodeStateTest, ADamagedSandboxStateKeepsItsClaim) {
   EXPECT_EQ(Claimed(), 0u);
 }
 
-TEST_F(NodeStateTest, DamagedClaimsAreNotTakenForNone) {
+TEST_F(EngineTest, DamagedClaimsAreNotTakenForNone) {
   ASSERT_OK(Claim("one", 1 * kGiB));
   const std::string path = config_.paths.state_dir + "/claims.journal";
   ASSERT_OK(FileSystem::Real().WriteAndSync(path, "lamina-claims 99\n", 0600));
-  EXPECT_THAT(NodeState::Open(config_, fs_, host_, clock_),
+  EXPECT_THAT(Engine::Open(config_, fs_, host_, clock_),
               testing::HasStatus(absl::StatusCode::kFailedPrecondition));
   ASSERT_OK(FileSystem::Real().WriteAndSync(path, "lamina-claims 1", 0600));
-  EXPECT_THAT(NodeState::Open(config_, fs_, host_, clock_), testing::HasStatus(absl::StatusCode::kDataLoss));
+  EXPECT_THAT(Engine::Open(config_, fs_, host_, clock_), testing::HasStatus(absl::StatusCode::kDataLoss));
 }
 
-TEST_F(NodeStateTest, ANumaNodeHasItsPartOfTheCapacity) {
+TEST_F(EngineTest, ANumaNodeHasItsPartOfTheCapacity) {
   config_.memory.capacity_bytes = 5 * kGiB;
   config_.memory.reserve_bytes = 600 * kMiB;
   config_.memory.carve_out_bytes = 424 * kMiB;
   UseNumaNodes();
   EXPECT_THAT(NodesLeft(), ElementsAre(3072, 1024));
-  EXPECT_THAT(node_->MetricsText(),
+  EXPECT_THAT(node_->views().MetricsText(),
               AllOf(HasSubstr("\nlamina_numa_node_capacity_bytes{node=\"0\"} 3221225472\n"),
                     HasSubstr("\nlamina_numa_node_capacity_bytes{node=\"2\"} 1073741824\n")));
 }
 
-TEST_F(NodeStateTest, AMachineThatShowsNoNumaNodesGrantsNoSet) {
+TEST_F(EngineTest, AMachineThatShowsNoNumaNodesGrantsNoSet) {
   EXPECT_THAT(NodesLeft(), ElementsAre());
   const auto refused = ClaimSet("one", 1 * kGiB, {0});
   EXPECT_THAT(refused, testing::HasStatus(absl::StatusCode::kInvalidArgument));
@@ -436,7 +438,7 @@ TEST_F(NodeStateTest, AMachineThatShowsNoNumaNodesGrantsNoSet) {
   EXPECT_OK(Claim("one", 1 * kGiB));
 }
 
-TEST_F(NodeStateTest, ASetIsGrantedWholeOrNotAtAll) {
+TEST_F(EngineTest, ASetIsGrantedWholeOrNotAtAll) {
   UseNumaNodes();
   const auto both = ClaimSet("both", 1 * kGiB, {0, 2});
   ASSERT_OK(both);
@@ -448,18 +450,18 @@ TEST_F(NodeStateTest, ASetIsGrantedWholeOrNotAtAll) {
   EXPECT_THAT(NodesLeft(), ElementsAre(2560, 512));
   EXPECT_THAT(ClaimSet("more", 2 * kGiB, {0, 1}), testing::HasStatus(absl::StatusCode::kInvalidArgument));
   EXPECT_OK(ClaimSet("more", 2 * kGiB, {0}));
-  const lamina::node::v1::ClaimList list = node_->claims();
+  const lamina::node::v1::ClaimList list = node_->views().claims();
   ASSERT_EQ(list.claims_size(), 2);
   EXPECT_THAT(list.claims(0).numa_nodes(), ElementsAre(0, 2));
-  EXPECT_THAT(node_->sandboxes().sandboxes(1).numa_nodes(), ElementsAre(0));
-  EXPECT_THAT(node_->MetricsText(),
+  EXPECT_THAT(node_->views().sandboxes().sandboxes(1).numa_nodes(), ElementsAre(0));
+  EXPECT_THAT(node_->views().MetricsText(),
               AllOf(HasSubstr("\nlamina_numa_node_available_bytes{node=\"2\"} 536870912\n"),
                     HasSubstr("\nlamina_numa_node_claimed_bytes{node=\"0\"} 2684354560\n"),
                     HasSubstr("lamina_claims_refused_total{reason=\"no_memory\"} 1\n"),
                     HasSubstr("lamina_claims_refused_total{reason=\"invalid\"} 1\n")));
 }
 
-TEST_F(NodeStateTest, ANewSetReplacesTheOldUntilItsVmRuns) {
+TEST_F(EngineTest, ANewSetReplacesTheOldUntilItsVmRuns) {
   UseNumaNodes();
   const auto first = ClaimSet("one", 1 * kGiB, {2});
   EXPECT_EQ(ClaimSet("one", 1 * kGiB, {2}).value(), first.value());  // repeated: the same claim
@@ -478,7 +480,7 @@ TEST_F(NodeStateTest, ANewSetReplacesTheOldUntilItsVmRuns) {
 }
 
 // Taken, but not written down: the sandbox has neither the new set nor the old, also after a crash.
-TEST_F(NodeStateTest, ASetThatIsNotDurableIsNoSet) {
+TEST_F(EngineTest, ASetThatIsNotDurableIsNoSet) {
   UseNumaNodes();
   ASSERT_OK(ClaimSet("one", 1 * kGiB, {2}));
   fs_.calls = 0;
@@ -495,14 +497,14 @@ TEST_F(NodeStateTest, ASetThatIsNotDurableIsNoSet) {
   }
 }
 
-TEST_F(NodeStateTest, ASetComesBackAfterACrashAndMovesWithItsVm) {
+TEST_F(EngineTest, ASetComesBackAfterACrashAndMovesWithItsVm) {
   UseNumaNodes();
   const auto claim = ClaimSet("one", 1 * kGiB, {0, 2});
   host_.Start(kVmm, 1);
   ASSERT_OK(Started("one", *claim));
   for (int restarted = 0; restarted < 2; ++restarted) {
     EXPECT_THAT(NodesLeft(), ElementsAre(2560, 512));
-    EXPECT_THAT(node_->claims().claims(0).numa_nodes(), ElementsAre(0, 2));
+    EXPECT_THAT(node_->views().claims().claims(0).numa_nodes(), ElementsAre(0, 2));
     Restart();
     ASSERT_OK(node_->Reconcile());
   }
@@ -526,7 +528,7 @@ TEST_F(NodeStateTest, ASetComesBackAfterACrashAndMovesWithItsVm) {
 }
 
 // The journal is lost: the VM's own state says where it is bound.
-TEST_F(NodeStateTest, ASetThatNobodyRecordedIsCounted) {
+TEST_F(EngineTest, ASetThatNobodyRecordedIsCounted) {
   persist::SandboxState state;
   state.sandbox_id = "seen";
   state.claim_bytes = state.memory_bytes = 1 * kGiB;
@@ -540,12 +542,13 @@ TEST_F(NodeStateTest, ASetThatNobodyRecordedIsCounted) {
 }
 
 // A VM without a set may lie on any node, and others too: what is seen there decides whether a set is safe.
-TEST_F(NodeStateTest, ANumaNodeThatOthersHaveEatenIntoIsPromisedToNoSet) {
+TEST_F(EngineTest, ANumaNodeThatOthersHaveEatenIntoIsPromisedToNoSet) {
   UseNumaNodes(2 * kGiB);  // 768 MiB of min_available are this node's part
   const auto refused = ClaimSet("one", 2 * kGiB, {0});
   EXPECT_THAT(refused, testing::HasStatus(absl::StatusCode::kUnavailable));
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("node 0 has 1280MiB of memory left"));
-  EXPECT_THAT(node_->MetricsText(), HasSubstr("lamina_claims_refused_total{reason=\"pressure\"} 1\n"));
+  EXPECT_THAT(node_->views().MetricsText(),
+              HasSubstr("lamina_claims_refused_total{reason=\"pressure\"} 1\n"));
   const auto granted = ClaimSet("one", 1 * kGiB, {0});
   ASSERT_OK(granted);
   EXPECT_NOT_OK(ClaimSet("two", 512 * kMiB, {0}));  // promised already, and not used yet
@@ -556,43 +559,44 @@ TEST_F(NodeStateTest, ANumaNodeThatOthersHaveEatenIntoIsPromisedToNoSet) {
   EXPECT_OK(ClaimSet("three", 512 * kMiB, {0}));
 }
 
-TEST_F(NodeStateTest, PressureStopsGrantingUntilItIsOver) {
+TEST_F(EngineTest, PressureStopsGrantingUntilItIsOver) {
   host_.SetAvailable(512 * kMiB);
   ASSERT_OK(node_->Reconcile());
   EXPECT_THAT(Claim("one", 1 * kMiB), testing::HasStatus(absl::StatusCode::kUnavailable));
-  EXPECT_THAT(node_->status().pressure(), HasSubstr("512 MiB"));
+  EXPECT_THAT(node_->views().status().pressure(), HasSubstr("512 MiB"));
   host_.SetAvailable(8 * kGiB);
   ASSERT_OK(node_->Reconcile());
   EXPECT_OK(Claim("one", 1 * kMiB));
 }
 
-TEST_F(NodeStateTest, TheReserveIsNotForSandboxes) {
+TEST_F(EngineTest, TheReserveIsNotForSandboxes) {
   config_.memory.capacity_bytes = 0;
   config_.memory.reserve_bytes = 1 * kGiB;
   config_.memory.carve_out_bytes = 5 * kGiB;
   Restart();
-  EXPECT_EQ(node_->status().capacity_bytes(), 10 * kGiB);
+  EXPECT_EQ(node_->views().status().capacity_bytes(), 10 * kGiB);
   config_.memory.carve_out_bytes = 15 * kGiB;
-  EXPECT_THAT(NodeState::Open(config_, fs_, host_, clock_),
+  EXPECT_THAT(Engine::Open(config_, fs_, host_, clock_),
               testing::HasStatus(absl::StatusCode::kInvalidArgument));
 }
 
-TEST_F(NodeStateTest, ReadyIsCountedOnce) {
+TEST_F(EngineTest, ReadyIsCountedOnce) {
   const auto claim = Claim("one", 1 * kGiB);
   laminad::v1::ReadyRequest ready;
   ready.set_sandbox_id("one");
   ready.set_generation(*claim);
   (*ready.mutable_phase_seconds())["total"] = 0.5;
-  ASSERT_OK(node_->Ready(ready));
-  ASSERT_OK(node_->Ready(ready));
-  EXPECT_THAT(node_->MetricsText(), HasSubstr("lamina_sandbox_boot_seconds_count{phase=\"total\"} 1\n"));
+  ASSERT_OK(node_->claims().Ready(ready));
+  ASSERT_OK(node_->claims().Ready(ready));
+  EXPECT_THAT(node_->views().MetricsText(),
+              HasSubstr("lamina_sandbox_boot_seconds_count{phase=\"total\"} 1\n"));
   ready.set_generation(*claim + 1);
-  EXPECT_THAT(node_->Ready(ready), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(node_->claims().Ready(ready), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
   ready.set_sandbox_id("unknown");
-  EXPECT_THAT(node_->Ready(ready), testing::HasStatus(absl::StatusCode::kNotFound));
+  EXPECT_THAT(node_->claims().Ready(ready), testing::HasStatus(absl::StatusCode::kNotFound));
 }
 
-TEST_F(NodeStateTest, ManyAtOnceNeverGetMoreThanThereIs) {
+TEST_F(EngineTest, ManyAtOnceNeverGetMoreThanThereIs) {
   std::atomic<int> granted{0};
   {
     std::vector<std::jthread> threads;

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "base/units.h"
-#include "node/node_state.h"
+#include "node/engine.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/unit/node/fake_host.h"
@@ -32,7 +32,7 @@ class NodeBalloonsTest : public ::testing::Test {
   }
   void Restart() {
     node_.reset();
-    auto node = NodeState::Open(config_, fs_, host_, clock_);
+    auto node = Engine::Open(config_, fs_, host_, clock_);
     ASSERT_OK(node);
     node_ = std::move(*node);
     ASSERT_OK(node_->Reconcile());
@@ -45,7 +45,7 @@ class NodeBalloonsTest : public ::testing::Test {
     request.set_bytes(bytes);
     request.set_shim_pid(kShim);
     request.set_shim_start_time(1);
-    const auto response = node_->Claim(request);
+    const auto response = node_->claims().Claim(request);
     if (!response.ok()) return response.status();
     return response->generation();
   }
@@ -73,11 +73,11 @@ class NodeBalloonsTest : public ::testing::Test {
     started.set_generation(*generation);
     started.set_vmm_pid(pid);
     started.set_vmm_start_time(1);
-    EXPECT_OK(node_->Started(started));
+    EXPECT_OK(node_->claims().Started(started));
     return guest;
   }
   void End(const std::string& id) {
-    const lamina::node::v1::SandboxList list = node_->sandboxes();
+    const lamina::node::v1::SandboxList list = node_->views().sandboxes();
     for (const auto& sandbox : list.sandboxes()) {
       if (sandbox.id() == id) host_.End(sandbox.vmm_pid());
     }
@@ -85,11 +85,11 @@ class NodeBalloonsTest : public ::testing::Test {
     EXPECT_OK(store.Remove(id));
     laminad::v1::ReleaseRequest release;
     release.set_sandbox_id(id);
-    EXPECT_OK(node_->Release(release));
+    EXPECT_OK(node_->claims().Release(release));
   }
   int64_t Now() const { return UnixNanos(clock_.Wall()) / 1'000'000'000; }
   lamina::node::v1::Claim ClaimOf(const std::string& id) {
-    const lamina::node::v1::ClaimList list = node_->claims();
+    const lamina::node::v1::ClaimList list = node_->views().claims();
     for (const auto& claim : list.claims()) {
       if (claim.id() == id) return claim;
     }
@@ -102,7 +102,7 @@ class NodeBalloonsTest : public ::testing::Test {
   FaultyFileSystem fs_{FileSystem::Real()};
   FakeHost host_;
   FakeClock clock_;
-  std::unique_ptr<NodeState> node_;
+  std::unique_ptr<Engine> node_;
   int64_t next_pid_ = 1000;
 };
 
@@ -111,25 +111,25 @@ TEST_F(NodeBalloonsTest, ARoundMakesRoomForWhatDoesNotFit) {
   ASSERT_OK(node_->Reconcile());
   // They can give 1664 and 640 MiB.
   ASSERT_OK(Claim("new", 1536 * kMiB));
-  EXPECT_LE(node_->claims().claimed_bytes(), 4 * kGiB);
+  EXPECT_LE(node_->views().claims().claimed_bytes(), 4 * kGiB);
   const uint64_t gave_a = ClaimOf("a").lowered_bytes(), gave_b = ClaimOf("b").lowered_bytes();
   EXPECT_EQ(gave_a, a->base_bytes - a->actual_bytes);
   EXPECT_NEAR(static_cast<double>(gave_a) / static_cast<double>(gave_b), 1664.0 / 640,
               0.02);  // the same fraction
   EXPECT_GE(a->actual_bytes, 320 * kMiB);
   EXPECT_EQ(ClaimOf("a").floor_bytes(), 320 * kMiB + kVmm);
-  EXPECT_THAT(node_->MetricsText(), HasSubstr("lamina_balloon_rounds_total{result=\"freed\"} 1\n"));
+  EXPECT_THAT(node_->views().MetricsText(), HasSubstr("lamina_balloon_rounds_total{result=\"freed\"} 1\n"));
   // It survives a restart, and what the ended gives back is theirs again.
   Restart();
   EXPECT_EQ(ClaimOf("a").lowered_bytes(), gave_a);
-  EXPECT_LE(node_->claims().claimed_bytes(), 4 * kGiB);
+  EXPECT_LE(node_->views().claims().claimed_bytes(), 4 * kGiB);
   End("new");
   ASSERT_OK(node_->Reconcile());
   ASSERT_OK(node_->Reconcile());
   EXPECT_EQ(ClaimOf("a").lowered_bytes(), 0u);
   EXPECT_EQ(a->actual_bytes, a->base_bytes);
   EXPECT_EQ(b->actual_bytes, b->base_bytes);
-  EXPECT_EQ(node_->claims().claimed_bytes(), 3 * kGiB);
+  EXPECT_EQ(node_->views().claims().claimed_bytes(), 3 * kGiB);
 }
 
 TEST_F(NodeBalloonsTest, ARoundMakesRoomForAResize) {
@@ -139,22 +139,22 @@ TEST_F(NodeBalloonsTest, ARoundMakesRoomForAResize) {
   request.set_sandbox_id("b");
   request.set_generation(ClaimOf("b").generation());
   request.set_bytes(3 * kGiB);
-  ASSERT_OK(node_->Retarget(request));
+  ASSERT_OK(node_->claims().Retarget(request));
   EXPECT_EQ(ClaimOf("b").target_bytes(), 3 * kGiB);
   EXPECT_EQ(ClaimOf("b").lowered_bytes(), 0u);  // who asks gives nothing
   EXPECT_EQ(b->target_bytes, b->base_bytes);
   EXPECT_GE(ClaimOf("a").lowered_bytes(), 1 * kGiB);
-  EXPECT_LE(node_->claims().claimed_bytes(), 4 * kGiB);
+  EXPECT_LE(node_->views().claims().claimed_bytes(), 4 * kGiB);
   // More than the other can give: refused at once, and nothing has changed.
   const uint64_t gave = ClaimOf("a").lowered_bytes();
   request.set_bytes(4 * kGiB);
-  EXPECT_THAT(node_->Retarget(request),
+  EXPECT_THAT(node_->claims().Retarget(request),
               HasStatus(absl::StatusCode::kResourceExhausted, "1 running VMs could give"));
   EXPECT_EQ(ClaimOf("b").target_bytes(), 3 * kGiB);
   EXPECT_EQ(ClaimOf("a").lowered_bytes(), gave);
   Restart();
   EXPECT_EQ(ClaimOf("b").target_bytes(), 3 * kGiB);
-  EXPECT_LE(node_->claims().claimed_bytes(), 4 * kGiB);
+  EXPECT_LE(node_->views().claims().claimed_bytes(), 4 * kGiB);
 }
 
 TEST_F(NodeBalloonsTest, AResizeKeepsItsTime) {
@@ -166,7 +166,7 @@ TEST_F(NodeBalloonsTest, AResizeKeepsItsTime) {
   request.set_generation(ClaimOf("b").generation());
   request.set_bytes(2 * kGiB);
   const auto begin = clock_.Now();
-  EXPECT_THAT(node_->Retarget(request, begin + std::chrono::seconds(4)),
+  EXPECT_THAT(node_->claims().Retarget(request, begin + std::chrono::seconds(4)),
               HasStatus(absl::StatusCode::kResourceExhausted, "time was over"));
   EXPECT_LT(clock_.Now() - begin, std::chrono::seconds(4));
   EXPECT_EQ(slow->target_bytes, slow->base_bytes);
@@ -179,7 +179,7 @@ TEST_F(NodeBalloonsTest, NobodyIsLoweredInVain) {
   const auto refused = Claim("new", 3 * kGiB);
   EXPECT_THAT(refused, HasStatus(absl::StatusCode::kResourceExhausted, "1 running VMs could give 960MiB"));
   EXPECT_EQ(a->target_bytes, a->base_bytes);
-  EXPECT_THAT(node_->MetricsText(), HasSubstr("lamina_balloon_rounds_total{result=\"refused\"} 0\n"));
+  EXPECT_THAT(node_->views().MetricsText(), HasSubstr("lamina_balloon_rounds_total{result=\"refused\"} 0\n"));
 }
 
 // A node that is short gets nothing from balloons: where their pages lie is not known. The whole does.
@@ -194,7 +194,7 @@ TEST_F(NodeBalloonsTest, ASetHasARoundWhereTheWholeIsShort) {
   EXPECT_EQ(a->target_bytes, a->base_bytes);
   ASSERT_OK(Claim("new", 1536 * kMiB, {0}));
   EXPECT_LT(a->target_bytes, a->base_bytes);
-  EXPECT_LE(node_->claims().claimed_bytes(), 4 * kGiB);
+  EXPECT_LE(node_->views().claims().claimed_bytes(), 4 * kGiB);
 }
 
 TEST_F(NodeBalloonsTest, OldStatisticsGiveNothing) {
@@ -234,7 +234,7 @@ TEST_F(NodeBalloonsTest, OneThatMakesNoProgressIsPassedOver) {
   EXPECT_EQ(ClaimOf("lazy").lowered_bytes(), 0u);
   EXPECT_EQ(lazy->target_bytes, lazy->base_bytes);
   EXPECT_GE(good->actual_bytes, 192 * kMiB);
-  EXPECT_LE(node_->claims().claimed_bytes(), 4 * kGiB);
+  EXPECT_LE(node_->views().claims().claimed_bytes(), 4 * kGiB);
 }
 
 TEST_F(NodeBalloonsTest, OneThatNeverDoesIsNamedAndNotAskedAgain) {
@@ -268,7 +268,7 @@ TEST_F(NodeBalloonsTest, TheClaimsTimeIsKept) {
   request.set_shim_pid(kShim);
   request.set_shim_start_time(1);
   const auto begin = clock_.Now();
-  const auto refused = node_->Claim(request, begin + std::chrono::seconds(4));
+  const auto refused = node_->claims().Claim(request, begin + std::chrono::seconds(4));
   EXPECT_THAT(refused, HasStatus(absl::StatusCode::kResourceExhausted, "before the claim's time was over"));
   EXPECT_LT(clock_.Now() - begin, std::chrono::seconds(4));
   EXPECT_EQ(slow->target_bytes, slow->base_bytes);
@@ -292,8 +292,8 @@ TEST_F(NodeBalloonsTest, WhatAGuestTakesBackCountsAtOnce) {
   a->target_bytes = a->base_bytes;  // as a hostile guest's driver may
   ASSERT_OK(node_->Reconcile());
   ASSERT_OK(node_->Reconcile());
-  EXPECT_EQ(node_->claims().available_bytes(), 0u);
-  EXPECT_GT(node_->claims().claimed_bytes(), 4 * kGiB);
+  EXPECT_EQ(node_->views().claims().available_bytes(), 0u);
+  EXPECT_GT(node_->views().claims().claimed_bytes(), 4 * kGiB);
   EXPECT_TRUE(ClaimOf("a").uncooperative());
   a->stats_unix_seconds = Now();
   EXPECT_NOT_OK(Claim("another", 64 * kMiB));
@@ -306,7 +306,7 @@ TEST_F(NodeBalloonsTest, ARoundThatIsCutShortIsUndone) {
   Restart();
   ASSERT_OK(node_->Reconcile());
   EXPECT_EQ(a->actual_bytes, a->base_bytes);
-  EXPECT_EQ(node_->claims().claimed_bytes(), 3 * kGiB + kVmm);
+  EXPECT_EQ(node_->views().claims().claimed_bytes(), 3 * kGiB + kVmm);
 }
 
 TEST_F(NodeBalloonsTest, ALoweringThatIsNotDurableGrantsNothing) {
@@ -317,7 +317,7 @@ TEST_F(NodeBalloonsTest, ALoweringThatIsNotDurableGrantsNothing) {
   EXPECT_NOT_OK(Claim("new", 2 * kGiB));
   fs_.fail_at = -1;
   EXPECT_EQ(ClaimOf("a").lowered_bytes(), 0u);
-  EXPECT_EQ(node_->claims().claimed_bytes(), 3 * kGiB + kVmm);
+  EXPECT_EQ(node_->views().claims().claimed_bytes(), 3 * kGiB + kVmm);
   ASSERT_OK(node_->Reconcile());
   ASSERT_OK(node_->Reconcile());
   EXPECT_EQ(a->actual_bytes, a->base_bytes);

@@ -1,17 +1,40 @@
-// What a NodeState tells people.
+#include "node/views.h"
+
 #include <algorithm>
 
 #include "base/status.h"
-#include "node/node_state.h"
 
 namespace lamina::node {
+namespace {
 
-lamina::node::v1::StatusResponse NodeState::status() const {
-  const sizing::LedgerTotals totals = ledger_.totals();
+void AddLayers(const layers::LayerStore& store, metrics::NodeSample& sample) {
+  for (const layers::ArenaInfo& arena : store.arenas()) {
+    sample.arenas.push_back({arena.id, arena.bytes, arena.held_bytes, arena.payload_bytes});
+  }
+  const layers::StoreCounters counters = store.counters();
+  sample.layers_placed_vpmem = counters.placed_vpmem;
+  sample.layers_placed_scsi = counters.placed_scsi;
+  sample.layer_conversions = counters.conversions;
+  sample.layer_conversion_failures = counters.conversion_failures;
+  sample.layer_reuses = counters.reuses;
+  sample.layer_evictions = counters.evictions;
+  sample.layers_rebuilt = counters.rebuilt;
+  for (const layers::ConversionInfo& one : store.conversions()) {
+    ++sample.layers_converting;
+    sample.converting_bytes += one.bytes;
+    sample.converting_seconds = std::max(sample.converting_seconds, one.seconds);
+  }
+}
+
+}  // namespace
+
+lamina::node::v1::StatusResponse Views::status() const {
+  const sizing::LedgerTotals totals = book_.ledger().totals();
   lamina::node::v1::StatusResponse out;
   out.set_version(LAMINA_VERSION);
-  out.set_ready(ready_);
-  out.set_pressure(ledger_.pressure());
+  out.set_ready(engine_.ready());
+  out.set_pressure(book_.ledger().pressure());
+  if (const absl::Status state = book_.state(); !state.ok()) out.set_pressure(Message(state));
   out.set_capacity_bytes(totals.capacity_bytes);
   out.set_claimed_bytes(totals.claimed_bytes);
   out.set_available_bytes(totals.available_bytes);
@@ -20,10 +43,9 @@ lamina::node::v1::StatusResponse NodeState::status() const {
   return out;
 }
 
-lamina::node::v1::SandboxList NodeState::sandboxes() const {
-  MutexLock lock(mutex_);
+lamina::node::v1::SandboxList Views::sandboxes() const {
   lamina::node::v1::SandboxList list;
-  for (const auto& [id, record] : records_) {
+  for (const auto& [id, record] : book_.All()) {
     const laminad::v1::SizingReport& sizing = record.claim().sizing();
     auto* out = list.add_sandboxes();
     out->set_id(id);
@@ -49,17 +71,17 @@ lamina::node::v1::SandboxList NodeState::sandboxes() const {
   return list;
 }
 
-lamina::node::v1::ClaimList NodeState::claims() const {
-  MutexLock lock(mutex_);
-  const sizing::LedgerTotals totals = ledger_.totals();
+lamina::node::v1::ClaimList Views::claims() const {
+  const ClaimRecords records = book_.All();
+  const sizing::LedgerTotals totals = book_.ledger().totals();
   lamina::node::v1::ClaimList list;
   list.set_capacity_bytes(totals.capacity_bytes);
   list.set_claimed_bytes(totals.claimed_bytes);
   list.set_available_bytes(totals.available_bytes);
   list.set_resident_bytes(totals.resident_bytes);
-  list.set_reserve_bytes(config_.memory.reserve_bytes);
-  list.set_carve_out_bytes(config_.memory.carve_out_bytes);
-  for (const auto& [number, node] : ledger_.nodes()) {
+  list.set_reserve_bytes(config_.reserve_bytes);
+  list.set_carve_out_bytes(config_.carve_out_bytes);
+  for (const auto& [number, node] : book_.ledger().nodes()) {
     auto* out = list.add_numa_nodes();
     out->set_node(number);
     out->set_capacity_bytes(node.capacity_bytes);
@@ -67,7 +89,7 @@ lamina::node::v1::ClaimList NodeState::claims() const {
     out->set_available_bytes(node.available_bytes);
   }
   const int64_t now = UnixNanos(clock_.Wall());
-  for (const sizing::LedgerEntry& entry : ledger_.entries()) {
+  for (const sizing::LedgerEntry& entry : book_.ledger().entries()) {
     auto* out = list.add_claims();
     out->set_id(entry.id);
     out->set_generation(entry.generation);
@@ -83,8 +105,8 @@ lamina::node::v1::ClaimList NodeState::claims() const {
       out->set_floor_bytes(claim > base - floor ? claim - (base - floor) : 0);
       out->set_uncooperative(figures->uncooperative);
     }
-    const auto it = records_.find(entry.id);
-    if (it == records_.end()) continue;
+    const auto it = records.find(entry.id);
+    if (it == records.end()) continue;
     out->set_namespace_(it->second.claim().pod_namespace());
     out->set_pod(it->second.claim().pod_name());
     out->set_lowered_bytes(it->second.lowered_bytes());
@@ -93,47 +115,29 @@ lamina::node::v1::ClaimList NodeState::claims() const {
   return list;
 }
 
-std::string NodeState::MetricsText() const {
+std::string Views::MetricsText() const {
   metrics::NodeSample sample;
-  const sizing::LedgerTotals totals = ledger_.totals();
+  const sizing::LedgerTotals totals = book_.ledger().totals();
   sample.version = LAMINA_VERSION;
   sample.capacity_bytes = totals.capacity_bytes;
   sample.claimed_bytes = totals.claimed_bytes;
   sample.available_bytes = totals.available_bytes;
   sample.resident_bytes = totals.resident_bytes;
-  sample.reserve_bytes = config_.memory.reserve_bytes;
-  sample.carve_out_bytes = config_.memory.carve_out_bytes;
-  sample.pressure = !ledger_.pressure().empty();
-  for (const auto& [number, node] : ledger_.nodes()) {
+  sample.reserve_bytes = config_.reserve_bytes;
+  sample.carve_out_bytes = config_.carve_out_bytes;
+  sample.pressure = !book_.ledger().pressure().empty();
+  for (const auto& [number, node] : book_.ledger().nodes()) {
     sample.numa_nodes.push_back(
         {std::to_string(number), node.capacity_bytes, node.claimed_bytes, node.available_bytes});
   }
-  {
-    MutexLock lock(mutex_);
-    for (const auto& [id, record] : records_) sample.lowered_bytes += record.lowered_bytes();
-  }
+  for (const auto& [id, record] : book_.All()) sample.lowered_bytes += record.lowered_bytes();
   const lamina::node::v1::SandboxList all = sandboxes();
   for (const auto& s : all.sandboxes()) {
     sample.sandboxes.push_back({s.pod(), s.namespace_(), s.id(), s.memory_bytes(), s.limit_memory_bytes(),
                                 s.overhead_memory_bytes(), static_cast<double>(s.vcpus()), s.limit_cpus(),
                                 s.overhead_cpus()});
   }
-  for (const layers::ArenaInfo& arena : layers_->arenas()) {
-    sample.arenas.push_back({arena.id, arena.bytes, arena.held_bytes, arena.payload_bytes});
-  }
-  const layers::StoreCounters counters = layers_->counters();
-  sample.layers_placed_vpmem = counters.placed_vpmem;
-  sample.layers_placed_scsi = counters.placed_scsi;
-  sample.layer_conversions = counters.conversions;
-  sample.layer_conversion_failures = counters.conversion_failures;
-  sample.layer_reuses = counters.reuses;
-  sample.layer_evictions = counters.evictions;
-  sample.layers_rebuilt = counters.rebuilt;
-  for (const layers::ConversionInfo& one : layers_->conversions()) {
-    ++sample.layers_converting;
-    sample.converting_bytes += one.bytes;
-    sample.converting_seconds = std::max(sample.converting_seconds, one.seconds);
-  }
+  if (const layers::LayerStore* const store = layers_.store(); store != nullptr) AddLayers(*store, sample);
   return metrics_.Text(sample);
 }
 
