@@ -5,7 +5,6 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
 #include <cerrno>
 #include <cstring>
@@ -16,6 +15,7 @@
 #include "base/status.h"
 #include "base/ttrpc/frame.h"
 #include "base/ttrpc/thread.h"
+#include "base/unix_socket.h"
 #include "proto/ttrpc.pb.h"
 
 namespace lamina::ttrpc {
@@ -235,20 +235,11 @@ std::unique_ptr<Client> Client::FromFd(UniqueFd fd, std::string name) {
 }
 
 absl::StatusOr<std::unique_ptr<Client>> Client::Dial(const std::string& path, std::string name) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) {
-    return InvalidArgument("{}: socket path {} is longer than {} bytes", name, path,
-                           sizeof address.sun_path - 1);
-  }
-  memcpy(address.sun_path, path.data(), path.size());
-  UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  if (!fd) return ErrnoStatus(errno, "socket");
-  if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
-    return MakeStatus(absl::StatusCode::kUnavailable, "{}: nobody answers at {}: {}", name, path,
-                      strerror(errno));
-  }
-  return FromFd(std::move(fd), std::move(name));
+  absl::StatusOr<UniqueFd> fd = ConnectUnix(path);
+  if (fd.status().code() == absl::StatusCode::kNotFound)
+    return MakeStatus(absl::StatusCode::kUnavailable, "{}: {}", name, Message(fd.status()));
+  if (!fd.ok()) return Annotate(fd.status(), name);
+  return FromFd(std::move(*fd), std::move(name));
 }
 
 absl::Status Client::Call(std::string_view service, std::string_view method,

@@ -5,12 +5,9 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 
 #include <atomic>
 #include <cerrno>
-#include <cstring>
 #include <deque>
 #include <map>
 #include <utility>
@@ -19,6 +16,7 @@
 #include "base/status.h"
 #include "base/ttrpc/frame.h"
 #include "base/ttrpc/thread.h"
+#include "base/unix_socket.h"
 #include "proto/ttrpc.pb.h"
 
 namespace lamina::ttrpc {
@@ -453,23 +451,8 @@ void Server::Register(std::string service, std::string method, Handler handler) 
 }
 
 absl::Status Server::Listen(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) {
-    return InvalidArgument("listen: socket path {} is longer than {} bytes", path,
-                           sizeof address.sun_path - 1);
-  }
-  memcpy(address.sun_path, path.data(), path.size());
-  UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!fd) return ErrnoStatus(errno, "socket");
-  if (unlink(path.c_str()) != 0 && errno != ENOENT) return ErrnoStatus(errno, "remove " + path);
-  // The mode comes from the descriptor (fchmod before bind), so nobody connects in between.
-  fchmod(fd.get(), 0600);
-  if (bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
-    return ErrnoStatus(errno, "bind " + path);
-  }
-  if (listen(fd.get(), 128) != 0) return ErrnoStatus(errno, "listen at " + path);
-  return ListenFd(std::move(fd));
+  ASSIGN_OR_RETURN(UniqueFd listener, ListenUnix(path));
+  return ListenFd(std::move(listener));
 }
 
 absl::Status Server::ListenFd(UniqueFd listener) { return impl_->AddListener(std::move(listener)); }

@@ -3,13 +3,13 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 
 #include "base/status.h"
+#include "base/unix_socket.h"
 #include "guest/agent/files.h"
 
 namespace lamina::guest {
@@ -91,17 +91,7 @@ absl::StatusOr<pid_t> ReadPidFile(const std::string& path) {
 }
 
 absl::StatusOr<ConsoleSocket> ConsoleSocket::Listen(std::string path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) return InvalidArgument("socket path too long: {}", path);
-  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
-  UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!fd) return ErrnoStatus(errno, "console socket");
-  unlink(path.c_str());
-  if (bind(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
-      listen(fd.get(), 1) != 0) {
-    return ErrnoStatus(errno, "listen on " + path);
-  }
+  ASSIGN_OR_RETURN(UniqueFd fd, ListenUnix(path, 1));
   return ConsoleSocket(std::move(path), std::move(fd));
 }
 

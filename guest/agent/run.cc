@@ -6,12 +6,10 @@
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -21,6 +19,7 @@
 #include "base/status.h"
 #include "base/ttrpc/server.h"
 #include "base/unique_fd.h"
+#include "base/unix_socket.h"
 #include "guest/agent/agent.h"
 #include "guest/agent/boot.h"
 #include "guest/agent/devices.h"
@@ -80,17 +79,7 @@ absl::StatusOr<UniqueFd> OpenPort(DeviceMonitor& monitor, const char* name,
 }
 
 absl::StatusOr<UniqueFd> AcceptOne(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof address.sun_path)
-    return InvalidArgument("socket path \"{}\": 1 to 107 bytes", path);
-  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
-  UniqueFd listener(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  unlink(path.c_str());
-  if (!listener || bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
-      listen(listener.get(), 1) != 0) {
-    return ErrnoStatus(errno, "listen on " + path);
-  }
+  ASSIGN_OR_RETURN(const UniqueFd listener, ListenUnix(path, 1));
   UniqueFd stream(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
   unlink(path.c_str());
   if (!stream) return ErrnoStatus(errno, "accept on " + path);

@@ -7,8 +7,6 @@
 #include <fmt/format.h>
 #include <signal.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -21,6 +19,7 @@
 #include "base/file_system.h"
 #include "base/ttrpc/frame.h"
 #include "base/units.h"
+#include "base/unix_socket.h"
 #include "proto/ttrpc.pb.h"
 #include "tests/integration/node/node_kit.h"
 
@@ -75,13 +74,11 @@ class Load {
   // `claims_per_second` of all clients; 0: each calls again at once.
   Load(const Laminad& laminad, double claims_per_second)
       : interval_(claims_per_second == 0 ? 0 : kClients / claims_per_second), epoll_(epoll_create1(0)) {
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    strncpy(address.sun_path, (laminad.directory() + "/run/shim.sock").c_str(), sizeof address.sun_path - 1);
     for (int i = 0; i < kClients; ++i) {
       Client& client = clients_.emplace_back();
-      client.fd = UniqueFd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-      if (connect(client.fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) abort();
+      absl::StatusOr<UniqueFd> fd = ConnectUnix(laminad.directory() + "/run/shim.sock");
+      if (!fd.ok()) abort();
+      client.fd = std::move(*fd);
       client.sandbox_id = fmt::format("client-{:057}", i);
       client.claim = laminad.ClaimOf(client.sandbox_id, 256 * kMiB).SerializeAsString();
       epoll_event event{};

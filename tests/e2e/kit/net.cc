@@ -7,13 +7,13 @@
 #include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <functional>
 
 #include "base/status.h"
+#include "base/unix_socket.h"
 
 namespace lamina::e2e {
 namespace {
@@ -94,16 +94,7 @@ absl::StatusOr<UniqueFd> Connect(const std::string& ipv4, uint16_t port, Deadlin
   return fd;
 }
 
-absl::Status ProbeUnixSocket(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) return InvalidArgument("{} is too long for a socket", path);
-  path.copy(address.sun_path, path.size());
-  const UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  if (!fd || connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0)
-    return ErrnoStatus(errno, "connect to " + path);
-  return absl::OkStatus();
-}
+absl::Status ProbeUnixSocket(const std::string& path) { return ConnectUnix(path).status(); }
 
 absl::Status SendAll(int fd, std::string_view data, Deadline deadline) {
   while (!data.empty()) {

@@ -6,19 +6,17 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 #include <filesystem>
 
 #include "base/file_system.h"
 #include "base/status.h"
 #include "base/subprocess.h"
+#include "base/unix_socket.h"
 #include "guest/protocol/greeting.h"
 #include "tests/testing/status_matchers.h"
 
@@ -53,15 +51,6 @@ absl::Status Until(steady_clock::time_point deadline, pid_t pid, const char* wha
     poll(nullptr, 0, 10);
   }
   return absl::OkStatus();
-}
-
-UniqueFd ConnectTo(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  std::strncpy(address.sun_path, path.c_str(), sizeof address.sun_path - 1);
-  UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  if (connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) return UniqueFd();
-  return fd;
 }
 
 void End(pid_t& pid) {
@@ -218,7 +207,7 @@ absl::Status GuestVm::Start(const VmOptions& options) {
 
 absl::Status GuestVm::Connect() {
   RETURN_IF_ERROR(Until(steady_clock::now() + std::chrono::seconds(60), qemu_, "QEMU's monitor", [&] {
-    if (!qmp_) qmp_ = ConnectTo(directory_ + "/qmp");
+    if (!qmp_) qmp_ = ConnectUnix(directory_ + "/qmp").value_or(UniqueFd());
     return static_cast<bool>(qmp_);
   }));
   RETURN_IF_ERROR(ConnectPorts(std::chrono::seconds(60)));
@@ -229,8 +218,8 @@ absl::Status GuestVm::ConnectPorts(std::chrono::seconds hello_timeout) {
   const auto deadline = steady_clock::now() + std::chrono::seconds(60);
   UniqueFd rpc, stdio;
   RETURN_IF_ERROR(Until(deadline, qemu_, "the guest's ports", [&] {
-    if (!rpc) rpc = ConnectTo(directory_ + "/rpc");
-    if (!stdio) stdio = ConnectTo(directory_ + "/stdio");
+    if (!rpc) rpc = ConnectUnix(directory_ + "/rpc").value_or(UniqueFd());
+    if (!stdio) stdio = ConnectUnix(directory_ + "/stdio").value_or(UniqueFd());
     return rpc && stdio;
   }));
   client_ = ttrpc::Client::FromFd(std::move(rpc), "agent");
@@ -244,7 +233,7 @@ absl::Status GuestVm::Reconnect() {
   client_.reset();
   mux_.reset();
   {
-    UniqueFd cut = ConnectTo(directory_ + "/rpc");
+    UniqueFd cut = ConnectUnix(directory_ + "/rpc").value_or(UniqueFd());
     const char half[] = {0, 0, 1, 0, 0, 0, 0, 1, 1, 0, 'h', 'a', 'l', 'f'};
     if (!cut || write(cut.get(), half, sizeof half) != sizeof half)
       return ErrnoStatus(errno, "write half a frame");

@@ -5,18 +5,16 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "base/subprocess.h"
 #include "base/ttrpc/client.h"
+#include "base/unix_socket.h"
 #include "guest/protocol/stdio_mux.h"
 #include "proto/agent.pb.h"
 #include "tests/integration/guest/pod.h"
@@ -79,11 +77,7 @@ class PlainAgentTest : public ::testing::Test {
 
   UniqueFd Connect(const std::string& path) {
     for (int i = 0; i < 500; ++i) {
-      sockaddr_un address{};
-      address.sun_family = AF_UNIX;
-      std::strncpy(address.sun_path, path.c_str(), sizeof address.sun_path - 1);
-      UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-      if (connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0) return fd;
+      if (absl::StatusOr<UniqueFd> fd = ConnectUnix(path); fd.ok()) return std::move(*fd);
       poll(nullptr, 0, 10);
     }
     return UniqueFd();

@@ -4,10 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -20,6 +18,7 @@
 #include "base/subprocess.h"
 #include "base/unique_fd.h"
 #include "base/units.h"
+#include "base/unix_socket.h"
 #include "tests/integration/node/node_kit.h"
 #include "tests/testing/status_matchers.h"
 
@@ -139,13 +138,7 @@ TEST_F(BadLayers, AFileThatVanishesMeanwhileFailsOrIsLeftOutAndTheNextOneGetsThe
 
 TEST_F(BadLayers, SpecialFilesAndLongNamesAreKeptAndATooLongOneIsNamed) {
   const std::string layer = MakeLayer("odd", 100);
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  const std::string socket_path = layer + "/socket";
-  ASSERT_LT(socket_path.size(), sizeof address.sun_path);
-  socket_path.copy(address.sun_path, socket_path.size());
-  UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  ASSERT_EQ(bind(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  ASSERT_TRUE(ListenUnix(layer + "/socket").ok());
   ASSERT_EQ(mkfifo((layer + "/fifo").c_str(), 0600), 0);
   ASSERT_EQ(mknod((layer + "/null").c_str(), S_IFCHR | 0600, makedev(1, 3)), 0);
   const std::string longest(NAME_MAX - 1, 'n');

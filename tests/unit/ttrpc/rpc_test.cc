@@ -1,7 +1,6 @@
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -13,6 +12,7 @@
 #include "base/ttrpc/client.h"
 #include "base/ttrpc/frame.h"
 #include "base/ttrpc/server.h"
+#include "base/unix_socket.h"
 #include "proto/agent.pb.h"
 #include "proto/ttrpc.pb.h"
 #include "tests/testing/pty_port.h"
@@ -243,11 +243,9 @@ TEST_F(Rpc, DestroyingTheClientFailsItsCalls) {
 }
 
 TEST_F(Rpc, GarbageClosesOnlyItsConnection) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  path_.copy(address.sun_path, sizeof address.sun_path - 1);
-  UniqueFd fd(socket(AF_UNIX, SOCK_STREAM, 0));
-  ASSERT_EQ(connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  const absl::StatusOr<UniqueFd> peer = ConnectUnix(path_);
+  ASSERT_OK(peer);
+  const UniqueFd& fd = *peer;
   ASSERT_GT(send(fd.get(), "this is no frame at all", 23, MSG_NOSIGNAL), 0);
   char byte;
   EXPECT_EQ(read(fd.get(), &byte, 1), 0);  // closed
@@ -255,11 +253,9 @@ TEST_F(Rpc, GarbageClosesOnlyItsConnection) {
 }
 
 TEST_F(Rpc, APeerThatNeverReadsStallsNobody) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  path_.copy(address.sun_path, sizeof address.sun_path - 1);
-  UniqueFd fd(socket(AF_UNIX, SOCK_STREAM, 0));
-  ASSERT_EQ(connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  const absl::StatusOr<UniqueFd> peer = ConnectUnix(path_);
+  ASSERT_OK(peer);
+  const UniqueFd& fd = *peer;
   Frame frame;
   frame.stream_id = 1;
   frame.payload = std::string(
@@ -277,7 +273,7 @@ TEST(Client, NobodyThere) {
   EXPECT_THAT(Client::Dial("/nonexistent/x.sock", "laminad").status(),
               HasStatus(absl::StatusCode::kUnavailable, "/nonexistent/x.sock"));
   EXPECT_THAT(Client::Dial(std::string(200, 'x'), "laminad").status(),
-              HasStatus(absl::StatusCode::kInvalidArgument, "longer"));
+              HasStatus(absl::StatusCode::kInvalidArgument, "200 bytes"));
 }
 
 TEST(Client, GarbageFromThePeerEndsTheConnection) {
