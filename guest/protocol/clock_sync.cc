@@ -109,8 +109,9 @@ void ClockKeeper::Run(ttrpc::Caller& agent, const ClockKeeperOptions& options, S
       if (state.stopping) return;
     }
     const auto left = Sync(agent, Clock::Real(), stopping);
-    if (!left.ok() && !told && !stopping())
-      LogWarning("the guest's clock is not kept: {}", Message(left.status()));
+    if (left.status().code() == absl::StatusCode::kCancelled)
+      return;  // whoever owns the connection closed it
+    if (!left.ok() && !told) LogWarning("the guest's clock is not kept: {}", Message(left.status()));
     told = !left.ok();
     next = std::chrono::steady_clock::now() + options.interval;
   }

@@ -26,8 +26,8 @@ struct ClockKeeperOptions {
   std::chrono::milliseconds interval{30'000};
 };
 
-// Keeps the guest's clock near the host's for as long as it lives; one thread. What fails is logged, once
-// until it works again, and tried at the next turn.
+// Keeps the guest's clock near the host's for as long as it lives, or until a call is answered Cancelled: one
+// thread. What fails else is logged, once until it works again, and tried at the next turn.
 class ClockKeeper {
  public:
   // `agent` outlives the keeper. ResourceExhausted when there is no thread to be had.

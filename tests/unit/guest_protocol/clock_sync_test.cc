@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <future>
+#include <thread>
 
 #include "base/ttrpc/fake_caller.h"
 #include "guest/protocol/contract.h"
@@ -123,6 +124,20 @@ TEST(ClockKeeper, LooksAgainAndEndsAtOnce) {
   const auto keeper = ClockKeeper::Start(caller, {.first = milliseconds(1), .interval = milliseconds(1)});
   ASSERT_OK(keeper);
   mended_twice.get_future().get();
+}
+
+TEST(ClockKeeper, EndsWithItsConnection) {
+  ttrpc::FakeCaller caller;
+  std::promise<void> asked;
+  caller.Handle(kAdjustClock, [&](const AdjustClockRequest&) -> absl::StatusOr<AdjustClockResponse> {
+    asked.set_value();  // a second call would throw
+    return absl::CancelledError("closed");
+  });
+  const auto keeper = ClockKeeper::Start(caller, {.first = milliseconds(1), .interval = milliseconds(1)});
+  ASSERT_OK(keeper);
+  asked.get_future().get();
+  std::this_thread::sleep_for(milliseconds(50));
+  EXPECT_EQ(caller.Count("AdjustClock"), 1);
 }
 
 TEST(ClockKeeper, ItsEndDoesNotWaitForTheNextTurn) {
