@@ -1,18 +1,19 @@
 #include "cri/pod_vm.h"
 
-#include <sys/socket.h>
-#include <sys/un.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
-#include <cstring>
 #include <map>
+#include <utility>
 
 #include "base/file_system.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "base/ttrpc/client.h"
+#include "base/units.h"
+#include "base/unix_socket.h"
 #include "cri/cgroup.h"
 #include "cri/network.h"
 #include "cri/pod_files.h"
@@ -33,18 +34,6 @@ constexpr std::chrono::seconds kKillTimeout{10};
 constexpr int kTapFd = 3;
 constexpr size_t kMaxBootArenas = 8;
 constexpr char kCgroupRoot[] = "/sys/fs/cgroup";
-
-absl::StatusOr<UniqueFd> ConnectUnix(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) return InvalidArgument("socket path {} is too long", path);
-  memcpy(address.sun_path, path.data(), path.size());
-  UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  if (!fd || connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
-    return ErrnoStatus(errno, "connect to " + path);
-  }
-  return fd;
-}
 
 }  // namespace
 
@@ -75,6 +64,7 @@ PodVm::PodVm(const Config& config, StateBook& book, LaminadClient& laminad, VmDo
       book_(book),
       laminad_(laminad),
       doors_(std::move(doors)),
+      abort_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       link_({.dial = [this]() -> absl::StatusOr<std::unique_ptr<ttrpc::Caller>> {
                ASSIGN_OR_RETURN(auto agent, doors_.dial_agent(rpc_socket_));
                return guest::WithGuestErrors(std::move(agent));
@@ -94,6 +84,8 @@ void PodVm::Abort() {
     MutexLock lock(mutex_);
     aborted_ = true;
   }
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t n = write(abort_.get(), &one, sizeof one);
   link_.Close();
 }
 
@@ -147,7 +139,18 @@ absl::Status PodVm::MakeCgroup(Recipe& recipe) {
   const HostCgroup planned = HostCgroupAt(kCgroupRoot, recipe.size.cgroup_path);
   RETURN_IF_ERROR(book_.Change([&](SandboxState& state) { state.cgroup_dirs = planned.dirs; }));
   ASSIGN_OR_RETURN(recipe.cgroup, MakeHostCgroup(kCgroupRoot, recipe.size.cgroup_path));
+  // The work that a guest makes for this process (its frames, its streams) is the pod's, not containerd's.
+  home_ = OwnCgroup(kCgroupRoot, FileSystem::Real().Read("/proc/self/cgroup", 64 * kKiB).value_or(""));
+  const absl::Status joined = JoinHostCgroup(recipe.cgroup);
+  if (!joined.ok())
+    LogWarning("sandbox {}: its shim stays outside of its cgroup: {}", recipe.state.sandbox_id,
+               Message(joined));
   return absl::OkStatus();
+}
+
+void PodVm::LeaveCgroup() {
+  const absl::Status left = JoinHostCgroup(std::exchange(home_, {}));
+  if (!left.ok()) LogWarning("the shim does not get out of its pod's cgroup: {}", Message(left));
 }
 
 absl::Status PodVm::MakeNetwork(Recipe& recipe) {
@@ -205,6 +208,7 @@ absl::Status PodVm::LaunchVm(Recipe& recipe) {
     vm.mac = recipe.network.mac;
     options.tap_fd = recipe.network.tap.get();
   }
+  options.cancel_fd = abort_.get();
   options.on_started = [&](pid_t pid, uint64_t start_time) {
     return book_.Change([&](SandboxState& state) {
       state.vmm = {pid, start_time};
