@@ -284,7 +284,11 @@ absl::Status Containers::RoomForStreams() const {
 }
 
 absl::StatusOr<std::shared_ptr<ProcessStdio>> Containers::OpenStdio(const StdioPaths& paths) {
-  return ProcessStdio::Open(paths, parts_.vm.mux(), next_stream_.fetch_add(3));
+  auto stdio = ProcessStdio::Open(paths, parts_.vm.mux(), next_stream_.fetch_add(3));
+  const absl::Status port = parts_.vm.mux().status();
+  // No container of such a guest can be heard any more.
+  if (!port.ok() && parts_.vm.Alive().ok()) parts_.end_pod(Annotate(port, "the guest's stdio port is lost"));
+  return stdio;
 }
 
 absl::Status Containers::CreateExec(const containerd::ExecProcessRequest& request, Deadline deadline) {

@@ -45,7 +45,7 @@ class Containers {
     // Ends the whole pod, with a reason, when there is no other way to keep a promise. Called on any thread.
     std::function<void(const absl::Status&)> end_pod;
     // From SIGKILL to the end that the guest must have told by then.
-    std::chrono::milliseconds kill_bound = std::chrono::seconds(20);
+    std::chrono::milliseconds kill_bound = std::chrono::seconds(15);
   };
   explicit Containers(Parts parts) : parts_(std::move(parts)) {}
   ~Containers();

@@ -13,6 +13,7 @@ constexpr size_t kMaxQueued = 1024;
 constexpr std::chrono::seconds kCallTimeout{5};
 constexpr std::chrono::seconds kRetryAfter{1};
 constexpr int kRefusals = 5;
+constexpr size_t kStackBytes = 64 * 1024;
 
 }  // namespace
 
@@ -20,6 +21,7 @@ struct EventPublisher::State {
   std::string address, ns;
   Mutex mutex;
   CondVar changed;
+  bool running GUARDED_BY(mutex) = false;  // the thread that sends
   bool stopping GUARDED_BY(mutex) = false;
   bool sending GUARDED_BY(mutex) = false;
   std::deque<containerd::ForwardRequest> queue GUARDED_BY(mutex);
@@ -28,8 +30,6 @@ struct EventPublisher::State {
 EventPublisher::EventPublisher(std::string address, std::string ns) : state_(std::make_shared<State>()) {
   state_->address = std::move(address);
   state_->ns = std::move(ns);
-  if (state_->address.empty()) return;
-  ttrpc::StartThread(64 * 1024, [state = state_] { Run(state); }).IgnoreError();
 }
 
 EventPublisher::~EventPublisher() {
@@ -57,6 +57,11 @@ void EventPublisher::Publish(const std::string& topic, const std::string& type_u
   }
   state_->queue.push_back(std::move(request));
   state_->changed.NotifyAll();
+  if (state_->running) return;
+  // Without a thread the events wait, and the next one tries again.
+  const absl::Status started = ttrpc::StartThread(kStackBytes, [state = state_] { Run(state); });
+  state_->running = started.ok();
+  if (!started.ok()) LogWarning("containerd is not told of {} yet: {}", topic, Message(started));
 }
 
 void EventPublisher::Flush(std::chrono::milliseconds timeout) {

@@ -12,6 +12,7 @@
 #include "guest/protocol/contract.h"
 #include "proto/agent.pb.h"
 #include "sizing/annotations.h"
+#include "sizing/from_config.h"
 
 namespace lamina::cri {
 namespace {
@@ -27,19 +28,10 @@ constexpr size_t kWatchStackBytes = 128 * 1024;
 constexpr char kCgroupRoot[] = "/sys/fs/cgroup";
 
 sizing::PlanInput InputFrom(const Config& config) {
-  sizing::PlanInput input;
-  input.overhead_nano_cpus = config.sizing.overhead_nano_cpus;
-  input.overhead_memory_bytes = config.sizing.overhead_memory_bytes;
-  input.default_nano_cpus = config.sizing.default_nano_cpus;
-  input.default_memory_bytes = config.sizing.default_memory_bytes;
-  input.min_memory_bytes = config.sizing.min_memory_bytes;
-  input.max_vcpus =
-      config.sizing.max_vcpus != 0 ? config.sizing.max_vcpus : static_cast<uint32_t>(get_nprocs_conf());
-  struct sysinfo info {};
-  sysinfo(&info);
-  input.max_memory_bytes =
-      config.sizing.max_memory_bytes != 0 ? config.sizing.max_memory_bytes : info.totalram * info.mem_unit;
-  return input;
+  struct sysinfo host {};
+  sysinfo(&host);
+  return sizing::PlanInputFrom(config, static_cast<uint32_t>(get_nprocs_conf()),
+                               uint64_t{host.totalram} * host.mem_unit);
 }
 
 persist::LimitsState ToState(const sizing::Limits& limits) {

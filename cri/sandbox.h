@@ -30,7 +30,7 @@ class Sandbox {
   struct Seams {
     LaminadClient laminad;
     VmDoors doors;
-    std::chrono::milliseconds kill_bound = std::chrono::seconds(20);
+    std::chrono::milliseconds kill_bound = std::chrono::seconds(15);
 
     static Seams Real(const Config& config);
   };

@@ -187,6 +187,36 @@ TEST_F(FailureTest, TheShimDies) {
   }));
 }
 
+// A guest that says nothing any more: the pod's end does not depend on it.
+TEST_F(FailureTest, AVmThatStandsStillIsEndedWithItsPod) {
+  PodSpec spec;
+  spec.name = "frozen";
+  ASSERT_OK_AND_ASSIGN(ScopedPod pod, ScopedPod::Run(spec));
+  ASSERT_OK(Cri().RunContainer(pod.id(), Sleeper()));
+  const int qemu = PidOf(pod.id(), "qemu-system");
+  ASSERT_NE(qemu, 0);
+  ASSERT_EQ(kill(qemu, SIGSTOP), 0);
+  ASSERT_OK(Cri().StopPod(pod.id()));
+  EXPECT_EQ(PidOf(pod.id(), "qemu-system"), 0);
+  EXPECT_OK(pod.Remove());
+}
+
+// containerd has no connection to it any more, and calls `delete`.
+TEST_F(FailureTest, AShimThatStandsStillIsEndedWithItsPod) {
+  PodSpec spec;
+  spec.name = "stuck";
+  ASSERT_OK_AND_ASSIGN(const ScopedPod pod, ScopedPod::Run(spec));
+  const int shim = PidOf(pod.id(), "containerd-shim-lamina-v2");
+  ASSERT_NE(shim, 0);
+  ASSERT_EQ(kill(shim, SIGSTOP), 0);
+  ASSERT_OK(TestNode().StopContainerd(SIGKILL));
+  ASSERT_OK(TestNode().StartContainerd());
+  EXPECT_OK(Eventually(In(seconds(30)), [&]() -> absl::Status {
+    if (PidOf(pod.id(), "containerd-shim-lamina-v2") != 0) return absl::InternalError("the shim lives on");
+    return PidOf(pod.id(), "qemu-system") == 0 ? absl::OkStatus() : absl::InternalError("its QEMU lives on");
+  }));
+}
+
 TEST_F(FailureTest, ContainerdRestartsUnderALivePod) {
   PodSpec spec;
   spec.name = "survivor";
