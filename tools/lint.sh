@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The code's form: clang-format, who may include whom, shell scripts, YAML, file sizes.
+# The code's form: clang-format, who may include whom, sizes, pages, shell scripts, YAML.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 failed=0
@@ -9,6 +9,7 @@ if [ ${#sources[@]} -gt 0 ]; then
   printf '%s\n' "${sources[@]}" | xargs -n 20 -P "$(nproc)" clang-format --dry-run --Werror || failed=1
 fi
 tools/check_includes.py || failed=1
+tools/check_form.py || failed=1
 mapfile -t scripts < <(git ls-files '*.sh' dev .ci/run)
 shellcheck -x "${scripts[@]}" || failed=1
 mapfile -t yaml < <(git ls-files '*.yaml' '*.yml' | grep -v '/templates/' || true)
