@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "base/mutex.h"
+#include "base/printable.h"
 #include "base/status.h"
 #include "base/ttrpc/frame.h"
 #include "base/ttrpc/thread.h"
@@ -25,6 +26,7 @@ using std::chrono::steady_clock;
 using Deadline = std::optional<steady_clock::time_point>;
 
 constexpr size_t kReaderStackBytes = 64 * 1024;
+constexpr size_t kMaxErrorBytes = 512;  // of a peer's error: it goes into logs, events and other answers
 
 // Milliseconds for poll(2); -1 without a deadline, 0 when it has passed.
 int PollTimeout(const Deadline& deadline) {
@@ -43,10 +45,16 @@ class Client::Impl : public std::enable_shared_from_this<Client::Impl> {
     fcntl(fd_.get(), F_SETFL, fcntl(fd_.get(), F_GETFL) | O_NONBLOCK);
   }
 
-  void Start() {
-    const absl::Status status =
-        StartThread(kReaderStackBytes, [self = shared_from_this()] { self->ReadLoop(); });
-    if (!status.ok()) Lose(status);
+  // On error every call answers that error.
+  absl::Status Start() {
+    absl::Status status =
+        wake_ ? StartThread(kReaderStackBytes, [self = shared_from_this()] { self->ReadLoop(); })
+              : absl::ResourceExhaustedError("no free descriptor (eventfd)");
+    if (!status.ok()) {
+      status = Annotate(status, name_);
+      Lose(status);
+    }
+    return status;
   }
 
   void Close() {
@@ -119,7 +127,7 @@ class Client::Impl : public std::enable_shared_from_this<Client::Impl> {
       const int code = answer.status().code();
       return absl::Status(
           code >= 1 && code <= 16 ? static_cast<absl::StatusCode>(code) : absl::StatusCode::kUnknown,
-          answer.status().message());
+          Printable(answer.status().message(), kMaxErrorBytes));
     }
     if (response != nullptr && !response->ParseFromString(answer.payload())) {
       return MakeStatus(absl::StatusCode::kInternal, "{}: the payload of the answer to {} does not parse",
@@ -230,7 +238,7 @@ Client::~Client() { impl_->Close(); }
 
 std::unique_ptr<Client> Client::FromFd(UniqueFd fd, std::string name) {
   auto impl = std::make_shared<Impl>(std::move(fd), std::move(name));
-  impl->Start();
+  impl->Start().IgnoreError();  // said by each call
   return std::unique_ptr<Client>(new Client(std::move(impl)));
 }
 
@@ -239,7 +247,9 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Dial(const std::string& path, st
   if (fd.status().code() == absl::StatusCode::kNotFound)
     return MakeStatus(absl::StatusCode::kUnavailable, "{}: {}", name, Message(fd.status()));
   if (!fd.ok()) return Annotate(fd.status(), name);
-  return FromFd(std::move(*fd), std::move(name));
+  auto impl = std::make_shared<Impl>(std::move(*fd), std::move(name));
+  RETURN_IF_ERROR(impl->Start());
+  return std::unique_ptr<Client>(new Client(std::move(impl)));
 }
 
 absl::Status Client::Call(std::string_view service, std::string_view method,

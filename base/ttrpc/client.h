@@ -14,14 +14,16 @@ namespace lamina::ttrpc {
 class Client : public Caller {
  public:
   // Owns a connected stream socket (or the host end of a virtio-serial port). `name` stands in errors
-  // ("laminad", "agent").
+  // ("laminad", "agent"). Where its reader cannot be started (ResourceExhausted) every call answers so.
   static std::unique_ptr<Client> FromFd(UniqueFd fd, std::string name);
-  // Unavailable when nobody listens at the unix socket `path`.
+  // Unavailable when nobody listens at the unix socket `path`; ResourceExhausted when the reader cannot be
+  // started.
   static absl::StatusOr<std::unique_ptr<Client>> Dial(const std::string& path, std::string name);
   ~Client() override;  // fails the calls under way with Cancelled
 
   // The timeout is sent along as timeout_nano; a late answer is dropped. A peer that does not read holds the
-  // caller at most until the deadline.
+  // caller at most until the deadline. The message of a peer's error comes Printable, at most 512 bytes of
+  // it.
   absl::Status Call(std::string_view service, std::string_view method,
                     const google::protobuf::MessageLite& request, google::protobuf::MessageLite* response,
                     std::chrono::nanoseconds timeout,

@@ -12,6 +12,7 @@
 #include <map>
 #include <utility>
 
+#include "base/log.h"
 #include "base/mutex.h"
 #include "base/status.h"
 #include "base/ttrpc/frame.h"
@@ -28,8 +29,9 @@ constexpr size_t kLoopStackBytes = 128 * 1024;
 constexpr size_t kMaxQueuedBytes = 16 << 20;  // a peer that does not read this much is dropped
 constexpr std::chrono::milliseconds kLinger{500};
 constexpr auto kTakenTimeout =
-    std::chrono::seconds(1);     // a host that takes nothing holds up nothing for longer
-constexpr int kPortPollMs = 20;  // a virtio-serial port without a peer: how often to look again
+    std::chrono::seconds(1);       // a host that takes nothing holds up nothing for longer
+constexpr int kPortPollMs = 20;    // a virtio-serial port without a peer: how often to look again
+constexpr int kPausePollMs = 100;  // a listener without a free descriptor: how often to try again
 
 struct Connection {
   explicit Connection(UniqueFd f) : fd(std::move(f)) {}
@@ -48,6 +50,13 @@ struct Connection {
   std::stop_source gone;   // requested once no answer is sent on it any more
 };
 
+struct Listener {
+  UniqueFd fd;
+  // Not watched, tried from time to time: who waits to be accepted stays ready to read, and the loop would
+  // spin.
+  bool paused = false;
+};
+
 }  // namespace
 
 class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
@@ -56,7 +65,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
       : options_(options),
         epoll_(epoll_create1(EPOLL_CLOEXEC)),
         wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
-    Watch(wake_.get(), EPOLLIN);
+    wake_status_ = Watch(wake_.get(), EPOLLIN);
   }
 
   void Register(std::string service, std::string method, Handler handler) {
@@ -68,17 +77,28 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
     MutexLock lock(mutex_);
     if (stopping_) return absl::CancelledError("the server is stopping");
     const int fd = listener.get();
-    listeners_[fd] = std::move(listener);
-    Watch(fd, EPOLLIN);
-    return EnsureLoop();
+    absl::Status status = Watch(fd, EPOLLIN);
+    if (status.ok()) status = EnsureLoop();
+    if (status.ok()) {
+      listeners_[fd] = {std::move(listener)};
+    } else {
+      Unwatch(fd);
+    }
+    return status;
   }
 
   absl::Status AddStream(UniqueFd stream, bool persistent) {
     fcntl(stream.get(), F_SETFL, fcntl(stream.get(), F_GETFL) | O_NONBLOCK);
     MutexLock lock(mutex_);
     if (stopping_) return absl::CancelledError("the server is stopping");
-    AddConnection(std::move(stream), persistent);
-    return EnsureLoop();
+    const int fd = stream.get();
+    RETURN_IF_ERROR(AddConnection(std::move(stream), persistent));
+    const absl::Status status = EnsureLoop();
+    if (!status.ok()) {
+      Unwatch(fd);
+      connections_.erase(fd);
+    }
+    return status;
   }
 
   void Stop() {
@@ -104,19 +124,23 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
     Request request;
   };
 
-  void Watch(int fd, uint32_t events) {
+  // Also fails when the server has no epoll: nothing is served without.
+  absl::Status Watch(int fd, uint32_t events) {
     epoll_event event{};
     event.events = events;
     event.data.fd = fd;
-    epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event);
+    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0) return absl::OkStatus();
+    return ErrnoStatus(errno, "watch a descriptor (epoll_ctl)");
   }
+
+  void Unwatch(int fd) { epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr); }
 
   void Wake() {
     const uint64_t one = 1;
     [[maybe_unused]] const ssize_t n = write(wake_.get(), &one, sizeof one);
   }
 
-  void AddConnection(UniqueFd fd, bool persistent) REQUIRES(mutex_) {
+  absl::Status AddConnection(UniqueFd fd, bool persistent) REQUIRES(mutex_) {
     auto connection = std::make_shared<Connection>(std::move(fd));
     connection->persistent = persistent;
     ucred credentials{};
@@ -128,11 +152,33 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
     // A virtio-serial port may hold a request before its kernel has heard that the host is there. To read it
     // then would look, at the next read's 0, as if that host had gone, and nobody would be answered.
     connection->idle_port = persistent;
+    if (!persistent) RETURN_IF_ERROR(Watch(number, EPOLLIN));
     connections_[number] = std::move(connection);
-    if (!persistent) Watch(number, EPOLLIN);
+    return absl::OkStatus();
+  }
+
+  // Takes one who waits, if there is one. Without a descriptor for him the listener is paused.
+  void Accept(Listener& listener) REQUIRES(mutex_) {
+    const int fd = listener.fd.get();
+    UniqueFd accepted(accept4(fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    const int error = errno;
+    const bool full =
+        !accepted && (error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS);
+    if (full && !listener.paused) {
+      LogWarning("{}; other calls go on, and who waits is taken when it can be done",
+                 Message(ErrnoStatus(error, "accept a connection")));
+      listener.paused = true;
+      Unwatch(fd);
+    } else if (!full && listener.paused) {
+      listener.paused = !Watch(fd, EPOLLIN).ok();
+    }
+    if (!accepted) return;
+    const absl::Status status = AddConnection(std::move(accepted), false);
+    if (!status.ok()) LogWarning("a connection is closed unserved: {}", Message(status));
   }
 
   absl::Status EnsureLoop() REQUIRES(mutex_) {
+    RETURN_IF_ERROR(wake_status_);
     if (loop_running_) {
       Wake();
       return absl::OkStatus();
@@ -147,21 +193,24 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
     epoll_event events[32];
     std::string buffer(16 * 1024, '\0');
     for (;;) {
-      bool idle_port = false;
+      int timeout = -1;
       {
         MutexLock lock(mutex_);
         if (stopping_) break;
+        for (auto& [fd, listener] : listeners_) {
+          if (listener.paused) Accept(listener);
+          if (listener.paused) timeout = kPausePollMs;
+        }
         for (auto& [fd, connection] : connections_) {
           if (!connection->idle_port) continue;
-          idle_port = true;
+          timeout = kPortPollMs;
           pollfd poll_fd{fd, POLLIN, 0};
           if (poll(&poll_fd, 1, 0) > 0 && (poll_fd.revents & POLLHUP) == 0) {
-            connection->idle_port = false;
-            Watch(fd, EPOLLIN);
+            connection->idle_port = !Watch(fd, EPOLLIN).ok();
           }
         }
       }
-      const int count = epoll_wait(epoll_.get(), events, 32, idle_port ? kPortPollMs : -1);
+      const int count = epoll_wait(epoll_.get(), events, 32, timeout);
       for (int i = 0; i < count; ++i) {
         const int fd = events[i].data.fd;
         if (fd == wake_.get()) {
@@ -172,9 +221,8 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
         std::shared_ptr<Connection> connection;
         {
           MutexLock lock(mutex_);
-          if (listeners_.count(fd) != 0) {
-            const int accepted = accept4(fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
-            if (accepted >= 0) AddConnection(UniqueFd(accepted), false);
+          if (const auto listener = listeners_.find(fd); listener != listeners_.end()) {
+            Accept(listener->second);
             continue;
           }
           const auto it = connections_.find(fd);
@@ -198,7 +246,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
       {
         MutexLock connection_lock(connection->mutex);
         connection->closed = true;
-        epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+        Unwatch(fd);
         if (!connection->persistent) shutdown(fd, SHUT_RDWR);
       }
       connection->gone.request_stop();
@@ -224,7 +272,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
         connection->want_write = false;
       }
       connection->idle_port = true;
-      epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection->fd.get(), nullptr);
+      Unwatch(connection->fd.get());
       return true;
     }
     connection->reader.Feed({buffer.data(), static_cast<size_t>(n)});
@@ -269,7 +317,8 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
         StartThread(options_.thread_stack_bytes, [self = shared_from_this()] { self->Worker(); });
     if (status.ok()) {
       ++idle_;  // it takes one piece of work as its first act
-    } else if (idle_ == 0 && busy_ == 0) {
+    } else {
+      // Those who are busy may be so for hours (Wait): it would stay queued, and nobody would know.
       queue_.pop_back();
       Answer(*connection, epoch, frame.stream_id, status);
     }
@@ -411,7 +460,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
   }
 
   void Drop(const std::shared_ptr<Connection>& connection) {
-    epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection->fd.get(), nullptr);
+    Unwatch(connection->fd.get());
     {
       MutexLock lock(connection->mutex);
       connection->closed = true;
@@ -426,6 +475,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
 
   const ServerOptions options_;
   const UniqueFd epoll_, wake_;
+  absl::Status wake_status_;                                        // fixed before serving
   std::map<std::string, std::map<std::string, Handler>> handlers_;  // fixed before serving
 
   Mutex mutex_;  // before a connection's mutex
@@ -435,7 +485,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
   size_t busy_ GUARDED_BY(mutex_) = 0;
   size_t idle_ GUARDED_BY(mutex_) = 0;  // threads that wait for work or are about to
   std::deque<Work> queue_ GUARDED_BY(mutex_);
-  std::map<int, UniqueFd> listeners_ GUARDED_BY(mutex_);
+  std::map<int, Listener> listeners_ GUARDED_BY(mutex_);
   std::map<int, std::shared_ptr<Connection>> connections_ GUARDED_BY(mutex_);
 };
 

@@ -39,8 +39,9 @@ struct ServerOptions {
   size_t idle_threads = 2;  // finished call threads kept for reuse; others end after half a second
 };
 
-// Thread-safe. Unknown service or method: Unimplemented with its name. A handler's exception is not caught:
-// handlers return Status.
+// Thread-safe. Unknown service or method: Unimplemented with its name. A call for which no thread can be
+// started: ResourceExhausted; others go on. Without a free descriptor nobody new is accepted until there is
+// one. A handler's exception is not caught: handlers return Status.
 class Server {
  public:
   explicit Server(ServerOptions options = {});
@@ -71,7 +72,7 @@ class Server {
   }
 
   // Listens on a unix socket at `path` (mode 0600; a stale socket file is replaced) and serves in background
-  // threads.
+  // threads. As with the two below, nothing is served on error.
   absl::Status Listen(const std::string& path);
   // Serves an already listening socket (owned).
   absl::Status ListenFd(UniqueFd listener);
