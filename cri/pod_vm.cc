@@ -18,6 +18,7 @@
 #include "cri/pod_files.h"
 #include "cri/volumes.h"
 #include "guest/protocol/contract.h"
+#include "guest/protocol/guest_errors.h"
 
 namespace lamina::cri {
 namespace {
@@ -74,7 +75,10 @@ PodVm::PodVm(const Config& config, StateBook& book, LaminadClient& laminad, VmDo
       book_(book),
       laminad_(laminad),
       doors_(std::move(doors)),
-      link_({.dial = [this] { return doors_.dial_agent(rpc_socket_); },
+      link_({.dial = [this]() -> absl::StatusOr<std::unique_ptr<ttrpc::Caller>> {
+               ASSIGN_OR_RETURN(auto agent, doors_.dial_agent(rpc_socket_));
+               return guest::WithGuestErrors(std::move(agent));
+             },
              .alive = [this] { return Alive(); },
              .given_up = std::move(given_up)}) {}
 
@@ -242,10 +246,12 @@ absl::Status PodVm::ConfigureGuest(Recipe& recipe) {
   configure.set_shared_tag(recipe.vm.virtiofs_tag);
   RETURN_IF_ERROR(Annotate(ttrpc::Call(link_, guest::kConfigureSandbox, configure, kAgentTimeout).status(),
                            "configure the guest"));
+  ASSIGN_OR_RETURN(clock_keeper_, guest::ClockKeeper::Start(link_, doors_.clock));
   return book_.Change([](SandboxState& state) { state.life_cycle = persist::LifeCycle::kReady; });
 }
 
 void PodVm::Drop() {
+  clock_keeper_.reset();
   mux_.reset();
   vm_.reset();
   virtiofsd_pidfd_.reset();

@@ -17,6 +17,7 @@
 #include "cri/oci_spec.h"
 #include "cri/pod_size.h"
 #include "cri/state_book.h"
+#include "guest/protocol/clock_sync.h"
 #include "guest/protocol/stdio_mux.h"
 #include "vmm/hypervisor.h"
 
@@ -31,6 +32,8 @@ struct VmDoors {
   // Connections to the agent's ports, by the path of the socket.
   std::function<absl::StatusOr<std::unique_ptr<ttrpc::Caller>>(const std::string&)> dial_agent;
   std::function<absl::StatusOr<UniqueFd>(const std::string&)> dial_stdio;
+
+  guest::ClockKeeperOptions clock = {};
 
   static VmDoors Real();
 };
@@ -91,6 +94,7 @@ class PodVm {
   std::unique_ptr<vmm::Vm> vm_;  // set once, by Start
   UniqueFd virtiofsd_pidfd_;
   std::unique_ptr<guest::StdioMux> mux_;
+  std::unique_ptr<guest::ClockKeeper> clock_keeper_;  // ends before the link that it calls
 };
 
 }  // namespace lamina::cri

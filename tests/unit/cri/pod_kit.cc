@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "base/clock.h"
 #include "cri/cleanup.h"
 #include "guest/protocol/contract.h"
 #include "tests/testing/status_matchers.h"
@@ -64,6 +65,11 @@ FakeGuest::FakeGuest() {
     hello.set_protocol_version(guest::kProtocolVersion);
     hello.set_mem_total_bytes(1 << 30);
     return hello;
+  });
+  calls->Handle(guest::kAdjustClock, [](const AdjustClockRequest&) -> absl::StatusOr<AdjustClockResponse> {
+    AdjustClockResponse answer;
+    answer.set_unix_nanos(UnixNanos(Clock::Real().Wall()));
+    return answer;
   });
   calls->Handle(guest::kMountLayers,
                 [this](const MountLayersRequest& r) -> absl::StatusOr<MountLayersResponse> {
@@ -209,7 +215,8 @@ void PodTest::MakeSandbox() {
                           return absl::InternalError("socketpair");
                         stdio_ends_.emplace_back(ends[0]);
                         return UniqueFd(ends[1]);
-                      }},
+                      },
+                      {.first = std::chrono::hours(24)}},  // else it took the fault meant for another call
                      kill_bound_});
 }
 
