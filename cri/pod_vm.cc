@@ -19,7 +19,6 @@
 #include "cri/pod_files.h"
 #include "cri/volumes.h"
 #include "guest/protocol/contract.h"
-#include "guest/protocol/guest_errors.h"
 
 namespace lamina::cri {
 namespace {
@@ -65,10 +64,7 @@ PodVm::PodVm(const Config& config, StateBook& book, LaminadClient& laminad, VmDo
       laminad_(laminad),
       doors_(std::move(doors)),
       abort_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-      link_({.dial = [this]() -> absl::StatusOr<std::unique_ptr<ttrpc::Caller>> {
-               ASSIGN_OR_RETURN(auto agent, doors_.dial_agent(rpc_socket_));
-               return guest::WithGuestErrors(std::move(agent));
-             },
+      link_({.dial = [this] { return doors_.dial_agent(rpc_socket_); },
              .alive = [this] { return Alive(); },
              .given_up = std::move(given_up)}) {}
 

@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "absl/strings/escaping.h"
+#include "base/printable.h"
 #include "base/status.h"
 #include "guest/protocol/clock_sync.h"
 #include "guest/protocol/contract.h"
@@ -23,8 +23,7 @@ absl::StatusOr<agent::v1::HelloResponse> Greet(ttrpc::Caller& agent, std::chrono
   if (answer.protocol_version() != kProtocolVersion) {
     return MakeStatus(absl::StatusCode::kFailedPrecondition,
                       "the guest image's agent {} speaks protocol {}, this host {}: rebuild the guest image",
-                      absl::CEscape(answer.agent_version().substr(0, 32)), answer.protocol_version(),
-                      kProtocolVersion);
+                      Printable(answer.agent_version(), 32), answer.protocol_version(), kProtocolVersion);
   }
   // Only now: a time that was told with the hello would have waited in the port for as long as the boot took.
   RETURN_IF_ERROR(Annotate(SyncClock(agent).status(), "set the guest's clock"));
