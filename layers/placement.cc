@@ -31,7 +31,9 @@ bool MayGrow(const LayerRecords& records, const StoreOptions& options, const std
 absl::StatusOr<Room> RoomInNewArena(LayerRecords& records, const StoreOptions& options,
                                     const RoomRequest& request, Devices& devices) {
   ArenaRecord arena;
-  arena.id = fmt::format("arena-{}", records.next_arena);
+  const auto id = [&] { return fmt::format("arena-{}", records.next_arena); };
+  while (records.arenas.count(id()) != 0) ++records.next_arena;  // whatever an index said
+  arena.id = id();
   arena.domain = request.domain;
   arena.path = ArenaPath(options.dir, arena.id);
   arena.bytes = options.arena_bytes;

@@ -92,6 +92,15 @@ TEST_F(LayerBookTest, RoomIsLookedForInTurn) {
   EXPECT_EQ(IndexOf(records_).arenas.size(), 1u);
 }
 
+TEST_F(LayerBookTest, ANewArenaTakesNoOthersName) {
+  Put(Digest('a'), 16 * kMiB, "living");
+  records_.next_arena = 1;
+  Chores chores;
+  EXPECT_EQ(KindOf({{}, 1}, kMiB, chores), Kind::kNewArena);
+  EXPECT_EQ(arena().regions.at(Digest('a')).users.count("living"), 1u);
+  EXPECT_EQ(records_.arenas.count("arena-2"), 1u);
+}
+
 TEST_F(LayerBookTest, PinsKeepALayerAndTheLastOneDropsADamagedOne) {
   RegionRecord& region = Put(Digest('a'), kMiB, "");
   const Handle handle = region.region.handle;
