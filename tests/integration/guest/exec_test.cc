@@ -1,9 +1,5 @@
-#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-
-#include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "tests/integration/guest/pod.h"
 #include "tests/testing/status_matchers.h"
@@ -81,58 +77,6 @@ TEST_F(ExecTest, UnknownOnesAreNotFound) {
   request.set_exec_id("x");
   request.set_process_json(ProcessJson({"/bin/true"}));
   EXPECT_THAT(vm_.Call(kExecCreate, request), testing::HasStatus(absl::StatusCode::kNotFound));
-}
-
-// What Lamina adds to a bare `crun exec`: streams, a process file, four calls. Both are timed in the same
-// guest, so both pay the same emulation; the bare one runs in a privileged container that sees the guest's
-// own root.
-TEST_F(ExecTest, TrueTakesAtMostThreeBareRuns) {
-  ContainerOptions options;
-  constexpr int kRuns = 10;
-  options.args = {
-      "/bin/sh", "-c",
-      fmt::format("read start x < /guest/proc/uptime; i=0; while [ $i -lt {} ]; do i=$((i+1)); "
-                  "chroot /guest /usr/bin/crun --root /run/lamina/crun --cgroup-manager=cgroupfs exec {} "
-                  "/bin/true || exit 1; done; read end x < /guest/proc/uptime; echo $start $end",
-                  kRuns, container_->id())};
-  options.change_spec = [](std::string& text) {
-    auto spec = nlohmann::json::parse(text);
-    spec["linux"]["namespaces"] = {{{"type", "mount"}}};
-    spec["linux"].erase("seccomp");
-    spec["linux"].erase("maskedPaths");
-    spec["linux"].erase("readonlyPaths");
-    spec["mounts"] = {
-        {{"destination", "/guest"}, {"type", "bind"}, {"source", "/"}, {"options", {"rbind", "rw"}}}};
-    spec["process"]["noNewPrivileges"] = false;
-    nlohmann::json all = nlohmann::json::array();
-    for (const char* name :
-         {"CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID", "SETPCAP", "SYS_ADMIN", "SYS_CHROOT",
-          "SYS_PTRACE", "SYS_RESOURCE", "MKNOD", "NET_RAW", "NET_ADMIN", "BPF"}) {
-      all.push_back(std::string("CAP_") + name);
-    }
-    spec["process"]["capabilities"] = {
-        {"bounding", all}, {"effective", all}, {"permitted", all}, {"inheritable", all}};
-    text = spec.dump();
-  };
-  TestContainer bare(vm_, options);
-  ASSERT_OK(bare.created());
-  ASSERT_OK(bare.Start());
-  ASSERT_EQ(bare.Wait().exit_status(), 0u) << bare.err().ToEnd();
-  const std::string times = bare.out().ToEnd();
-  double start_seconds = 0, end_seconds = 0;
-  ASSERT_EQ(sscanf(times.c_str(), "%lf %lf", &start_seconds, &end_seconds), 2) << times;
-  const double bare_seconds = (end_seconds - start_seconds) / kRuns;
-
-  std::vector<double> ours;
-  for (int i = 0; i < kRuns; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    ASSERT_EQ(container_->Exec({"/bin/true"}).exit_status, 0u);
-    ours.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  }
-  std::sort(ours.begin(), ours.end());
-  printf("exec of true: median %.3f s, fastest %.3f s; bare crun exec %.3f s\n", ours[kRuns / 2], ours[0],
-         bare_seconds);
-  EXPECT_LT(ours[kRuns / 2], 3 * bare_seconds);
 }
 
 }  // namespace

@@ -138,7 +138,7 @@ TEST_F(BadLayers, AFileThatVanishesMeanwhileFailsOrIsLeftOutAndTheNextOneGetsThe
 
 TEST_F(BadLayers, SpecialFilesAndLongNamesAreKeptAndATooLongOneIsNamed) {
   const std::string layer = MakeLayer("odd", 100);
-  ASSERT_TRUE(ListenUnix(layer + "/socket").ok());
+  ASSERT_OK(ListenUnix(layer + "/socket"));
   ASSERT_EQ(mkfifo((layer + "/fifo").c_str(), 0600), 0);
   ASSERT_EQ(mknod((layer + "/null").c_str(), S_IFCHR | 0600, makedev(1, 3)), 0);
   const std::string longest(NAME_MAX - 1, 'n');

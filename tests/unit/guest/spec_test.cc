@@ -134,11 +134,11 @@ TEST(Spec, WhatItTakesOfTheSharedDirectoryIsNamedOnce) {
                     {{"destination", "/g"}},
                     "no mount"};
   auto prepared = PrepareSpec(spec.dump(), {.container_id = "c1", .rootfs = "/run/lamina/shared/root/x"});
-  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  ASSERT_OK(prepared);
   EXPECT_EQ(prepared->shared_names, (std::vector<std::string>{"root", "c1-0", "c1-1"}));
   spec["mounts"] = "none";
   prepared = PrepareSpec(spec.dump(), {.container_id = "c1", .rootfs = "/r"});
-  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  ASSERT_OK(prepared);
   EXPECT_TRUE(prepared->shared_names.empty());
 }
 

@@ -1,4 +1,5 @@
 // Each durability call of a store's life fails once; nothing may be leaked, nothing lost that was promised.
+#include "tests/testing/dying_file_system.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/unit/layers/store_fixture.h"
 
@@ -62,44 +63,25 @@ TEST_F(LayerStoreFaultTest, EveryCallFailsOnce) {
   }
 }
 
-TEST_F(LayerStoreFaultTest, DeathAfterEveryCallLeavesWhatOpenCanRead) {
+class LayerStoreDeathTest : public LayerStoreFaultTest, public ::testing::WithParamInterface<bool> {};
+
+// Killed at a call, or without power: then what was not synced is gone, too.
+TEST_P(LayerStoreDeathTest, AfterEveryCallLeavesWhatOpenCanRead) {
   bool clean = false;
   for (int fail_at = 1; !clean; ++fail_at) {
     ASSERT_LT(fail_at, 200);
     options_.dir = root_ + "/store" + std::to_string(fail_at);
-    // From the fault on nothing reaches the disk, as if the process had died there.
-    class DyingFileSystem : public FaultyFileSystem {
-     public:
-      DyingFileSystem(FileSystem& real, int at) : FaultyFileSystem(real), at_(at) {}
-      absl::Status WriteAndSync(const std::string& p, std::string_view d, int m) override {
-        Die();
-        return FaultyFileSystem::WriteAndSync(p, d, m);
-      }
-      absl::Status Rename(const std::string& a, const std::string& b) override {
-        Die();
-        return FaultyFileSystem::Rename(a, b);
-      }
-      absl::Status SyncDirectory(const std::string& p) override {
-        Die();
-        return FaultyFileSystem::SyncDirectory(p);
-      }
-      absl::Status Remove(const std::string& p) override {
-        Die();
-        return FaultyFileSystem::Remove(p);
-      }
-
-     private:
-      void Die() {
-        if (calls >= at_) fail_at = calls;
-      }
-      const int at_;
-    } dying(FileSystem::Real(), fail_at);
+    std::filesystem::create_directories(options_.dir);
+    testing::DyingFileSystem dying;
+    dying.die_at = fail_at;
+    dying.part = 0.5;
     std::vector<Placement> placed;
     {
       auto opened = Open(dying);
       ASSERT_OK(opened);
       clean = Live(**opened, &placed);
     }
+    if (GetParam()) dying.LosePower();
     auto again = Open();
     ASSERT_OK(again) << fail_at << ": " << again.status();
     // Whoever was answered is known.
@@ -118,6 +100,7 @@ TEST_F(LayerStoreFaultTest, DeathAfterEveryCallLeavesWhatOpenCanRead) {
     EXPECT_EQ(Files(), std::set<std::string>{"index.json"}) << fail_at;
   }
 }
+INSTANTIATE_TEST_SUITE_P(Power, LayerStoreDeathTest, ::testing::Bool());
 
 }  // namespace
 }  // namespace lamina::layers

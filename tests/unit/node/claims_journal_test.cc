@@ -7,6 +7,7 @@
 #include <random>
 #include <thread>
 
+#include "tests/testing/dying_file_system.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
 
@@ -14,6 +15,7 @@ namespace lamina::node {
 namespace {
 
 using laminad::v1::ClaimRecord;
+using testing::DyingFileSystem;
 using testing::HasStatus;
 using testing::TempDir;
 
@@ -34,48 +36,6 @@ std::map<std::string, uint64_t> Bytes(const ClaimRecords& records) {
   for (const auto& [id, record] : records) bytes[id] = record.claim().bytes();
   return bytes;
 }
-
-// A machine that stops at one of its writes: that one may have got through in part, none does after it.
-class CrashingFileSystem : public FaultyFileSystem {
- public:
-  CrashingFileSystem() : FaultyFileSystem(FileSystem::Real()) {}
-  int crash_at = INT32_MAX;
-  double part = 0;  // of the write under way, that reached the disk
-  int seen = 0;
-  std::string stopped_at;
-
-  absl::Status WriteAndSync(const std::string& path, std::string_view data, int mode) override {
-    if (Stops("write")) return seen == crash_at + 1 ? Part(path, data, false) : error;
-    return FileSystem::Real().WriteAndSync(path, data, mode);
-  }
-  absl::Status AppendAndSync(const std::string& path, std::string_view data) override {
-    if (Stops("append")) return seen == crash_at + 1 ? Part(path, data, true) : error;
-    return FileSystem::Real().AppendAndSync(path, data);
-  }
-  absl::Status Rename(const std::string& from, const std::string& to) override {
-    return Stops("rename") ? error : FileSystem::Real().Rename(from, to);
-  }
-  absl::Status SyncDirectory(const std::string& path) override {
-    return Stops("sync") ? error : FileSystem::Real().SyncDirectory(path);
-  }
-  absl::Status Remove(const std::string& path) override {
-    return Stops("remove") ? error : FileSystem::Real().Remove(path);
-  }
-
- private:
-  bool Stops(const char* step) {
-    if (seen == crash_at) stopped_at = step;
-    return seen++ >= crash_at;
-  }
-  absl::Status Part(const std::string& path, std::string_view data, bool append) {
-    const std::string_view some =
-        data.substr(0, static_cast<size_t>(static_cast<double>(data.size()) * part));
-    (append ? FileSystem::Real().AppendAndSync(path, some)
-            : FileSystem::Real().WriteAndSync(path, some, 0600))
-        .IgnoreError();
-    return error;
-  }
-};
 
 TEST(ClaimsJournal, KeepsTheLastOfEach) {
   TempDir dir;
@@ -120,14 +80,16 @@ TEST(ClaimsJournal, OnlyTheLastFrameMayBeCutShort) {
 }
 
 // Random changes until the machine stops at one of its writes, those that replace a file grown large among
-// them: whatever was acknowledged is there afterwards, and nothing else but what was under way.
+// them: whatever was acknowledged is there afterwards, and nothing else but what was under way. With the
+// power goes what was not synced, too.
 TEST(ClaimsJournal, ACrashAtAnyWriteLosesNothingThatWasAcknowledged) {
   std::map<std::string, int> stopped;
   for (int crash_at = 3; crash_at < 90; ++crash_at) {  // 3: the opening's own
-    for (const double part : {0.0, 0.5, 0.99, 1.0}) {
+    for (const auto& [part, power] : std::vector<std::pair<double, bool>>{
+             {0.0, false}, {0.5, false}, {0.99, false}, {1.0, false}, {0.5, true}, {1.0, true}}) {
       TempDir dir;
-      CrashingFileSystem fs;
-      fs.crash_at = crash_at;
+      DyingFileSystem fs;
+      fs.die_at = crash_at;
       fs.part = part;
       ClaimRecords records;
       std::map<std::string, uint64_t> acknowledged, under_way;
@@ -146,13 +108,15 @@ TEST(ClaimsJournal, ACrashAtAnyWriteLosesNothingThatWasAcknowledged) {
         lives = (*journal)->Wait((*journal)->Add(record)).ok();
         if (lives) acknowledged = under_way;
       }
-      ++stopped[fs.stopped_at];
-      const std::string where = fmt::format("{} {} {}", crash_at, fs.stopped_at, part);
+      const std::string step = fs.died_in;
+      ++stopped[step];
+      if (power) fs.LosePower();
+      const std::string where = fmt::format("{} {} {}{}", crash_at, step, part, power ? " power" : "");
       ASSERT_OK(ClaimsJournal::Open(FileSystem::Real(), dir / "j", records)) << where;
       const auto found = Bytes(records);
       EXPECT_TRUE(found == acknowledged || found == under_way) << where;
       // The new file stands in the old one's place before its directory is known to be durable.
-      if (part < 1 && fs.stopped_at != "sync") {
+      if (part < 1 && (power || step != "sync")) {
         EXPECT_EQ(found, acknowledged) << where;
       }
     }
@@ -162,18 +126,18 @@ TEST(ClaimsJournal, ACrashAtAnyWriteLosesNothingThatWasAcknowledged) {
 
 TEST(ClaimsJournal, AfterAFailedWriteTheFileIsReplaced) {
   TempDir dir;
-  CrashingFileSystem fs;
+  DyingFileSystem fs;
   ClaimRecords records;
   auto journal = ClaimsJournal::Open(fs, dir / "j", records);
   ASSERT_OK(journal);
   ASSERT_OK((*journal)->Wait((*journal)->Add(RecordOf("a", 1))));
   for (const double part : {0.3, 1.0}) {
     fs.part = part;
-    fs.crash_at = fs.seen;
+    fs.die_at = fs.calls;
     EXPECT_NOT_OK((*journal)->Wait((*journal)->Add(RecordOf("refused", 1))));
     EXPECT_NOT_OK((*journal)->Wait((*journal)->Add(Gone("a"))));
     EXPECT_NOT_OK((*journal)->Repair());
-    fs.crash_at = INT32_MAX;
+    fs.Revive();
     EXPECT_OK((*journal)->Repair());
     EXPECT_OK((*journal)->Repair());
     const auto content = FileSystem::Real().Read(dir / "j", 1 << 20);
@@ -196,9 +160,8 @@ TEST(ClaimsJournal, GrowsOnlySoFar) {
 
 TEST(ClaimsJournal, ManyThreadsShareItsWrites) {
   TempDir dir;
-  CrashingFileSystem fs;
   ClaimRecords records;
-  auto journal = ClaimsJournal::Open(fs, dir / "j", records);
+  auto journal = ClaimsJournal::Open(FileSystem::Real(), dir / "j", records);
   ASSERT_OK(journal);
   {
     std::vector<std::jthread> threads;

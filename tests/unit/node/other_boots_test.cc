@@ -168,7 +168,7 @@ TEST_F(OtherBootsTest, NothingOutsideTheRunDirectoryIsRemoved) {
     EXPECT_THAT(ClearOtherBoot(fs_, config_.paths.run_dir, config_.paths.state_dir, state),
                 HasStatus(absl::StatusCode::kFailedPrecondition, path + " is not in"));
     EXPECT_TRUE(fs_.Exists(other));
-    EXPECT_TRUE(states_.Load("old").ok());
+    EXPECT_OK(states_.Load("old"));
   }
 }
 

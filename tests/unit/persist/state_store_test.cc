@@ -9,6 +9,7 @@
 #include <map>
 #include <set>
 
+#include "tests/testing/dying_file_system.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/unit/persist/random_state.h"
@@ -17,6 +18,7 @@ namespace lamina::persist {
 namespace {
 
 using absl::StatusCode;
+using testing::DyingFileSystem;
 using testing::HasStatus;
 using testing::TempDir;
 
@@ -161,34 +163,34 @@ TEST_F(StateStoreTest, AFaultWhileRemovingCanBeRepeated) {
   }
 }
 
-// Dies at a call: nothing after it happens either, as when the process is killed.
-class DyingFileSystem : public FaultyFileSystem {
- public:
-  using FaultyFileSystem::FaultyFileSystem;
-  int die_at = -1;
-
-#define LAMINA_DYING(call)                                               \
-  if (die_at >= 0 && calls >= die_at) return absl::AbortedError("dead"); \
-  return FaultyFileSystem::call
-  absl::Status WriteAndSync(const std::string& path, std::string_view data, int mode) override {
-    if (die_at >= 0 && calls == die_at) {  // half of it is written
-      ++calls;
-      FileSystem::Real().WriteAndSync(path, data.substr(0, data.size() / 2), mode).IgnoreError();
-      return absl::AbortedError("dead");
+// Killed, or without power, at every call of a save: the old state is there, or the new one.
+TEST_F(StateStoreTest, ADeathAtAnyCallLeavesTheOldOrTheNewState) {
+  for (const bool exists : {true, false}) {
+    for (const bool power : {true, false}) {
+      bool clean = false;
+      for (int die_at = 0; !clean; ++die_at) {
+        ASSERT_LT(die_at, 50);
+        TempDir dir;
+        DyingFileSystem fs;
+        StateStore store(fs, dir.path());
+        const SandboxState old = Make("a"), next = Make("a");
+        if (exists) {
+          ASSERT_OK(store.Save(old));
+        }
+        fs.calls = 0;
+        fs.die_at = die_at;
+        fs.part = 0.5;
+        clean = store.Save(next).ok();
+        if (power) fs.LosePower();
+        const auto loaded = StateStore(FileSystem::Real(), dir.path()).Load("a");
+        const std::string now = loaded.ok() ? EncodeState(*loaded) : "";
+        EXPECT_THAT(loaded, ::testing::AnyOf(HasStatus(StatusCode::kOk), HasStatus(StatusCode::kNotFound)));
+        EXPECT_TRUE(now == EncodeState(next) || (!clean && now == (exists ? EncodeState(old) : "")))
+            << die_at << (power ? " without power" : "");
+      }
     }
-    LAMINA_DYING(WriteAndSync(path, data, mode));
   }
-  absl::Status Rename(const std::string& from, const std::string& to) override {
-    LAMINA_DYING(Rename(from, to));
-  }
-  absl::Status SyncDirectory(const std::string& path) override { LAMINA_DYING(SyncDirectory(path)); }
-  absl::Status Remove(const std::string& path) override { LAMINA_DYING(Remove(path)); }
-  absl::Status RemoveTree(const std::string& path) override { LAMINA_DYING(RemoveTree(path)); }
-  absl::Status MakeDirectories(const std::string& path, int mode) override {
-    LAMINA_DYING(MakeDirectories(path, mode));
-  }
-#undef LAMINA_DYING
-};
+}
 
 // Against a map of what was saved: operations, faults and deaths in any order. After a death the store holds
 // what it held or what was being written, never anything else.
@@ -199,7 +201,8 @@ TEST(StateStoreProperty, AgreesWithAMapThroughFaultsAndDeaths) {
     std::map<std::string, std::string> model;  // id -> encoded state
     int deaths = 0, faults = 0;
     for (int step = 0; step < 120; ++step) {
-      DyingFileSystem fs(FileSystem::Real());
+      DyingFileSystem fs;
+      fs.part = 0.5;
       StateStore store(fs, dir.path());
       const std::string id = "s" + std::to_string(random.Below(4));
       const bool dies = random.Below(4) == 0, fails = !dies && random.Below(4) == 0;
@@ -218,6 +221,7 @@ TEST(StateStoreProperty, AgreesWithAMapThroughFaultsAndDeaths) {
       }
       deaths += dies && !status.ok() ? 1 : 0;
       faults += fails && !status.ok() ? 1 : 0;
+      if (dies && random.Below(2) == 0) fs.LosePower();
       StateStore next(FileSystem::Real(), dir.path());  // who comes after
       const auto loaded = next.Load(id);
       ASSERT_THAT(loaded, ::testing::AnyOf(HasStatus(StatusCode::kOk), HasStatus(StatusCode::kNotFound)))

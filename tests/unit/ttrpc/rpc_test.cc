@@ -211,7 +211,7 @@ TEST_F(Rpc, ACallHearsThatItsConnectionIsClosed) {
   begun_.wait();
   client_.reset();
   ended_.wait();
-  EXPECT_FALSE(call.get().ok());
+  EXPECT_NOT_OK(call.get());
 }
 
 TEST_F(Rpc, ACallHearsThatTheServerStops) {
@@ -219,7 +219,7 @@ TEST_F(Rpc, ACallHearsThatTheServerStops) {
   begun_.wait();
   server_.Stop();
   ended_.wait();
-  EXPECT_FALSE(call.get().ok());
+  EXPECT_NOT_OK(call.get());
 }
 
 TEST_F(Rpc, WhatMustNotOutrunTheAnswerComesAfterIt) {
