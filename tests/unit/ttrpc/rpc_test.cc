@@ -23,7 +23,6 @@ namespace lamina::ttrpc {
 namespace {
 
 using agent::v1::ProcessRequest;
-using agent::v1::WaitOomResponse;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 using testing::HasStatus;

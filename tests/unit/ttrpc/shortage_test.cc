@@ -159,7 +159,8 @@ TEST_F(Shortage, WithoutDescriptorsNobodyIsAcceptedAndNothingSpins) {
 
 TEST_F(Shortage, APeersErrorIsCutAndEscaped) {
   Serve();
-  error_ = std::string(3 << 20, 'x') + "\n";
+  error_.assign(3 << 20, 'x');
+  error_.push_back('\n');
   const absl::Status huge = Call(*client_, "Fail");
   EXPECT_THAT(huge, HasStatus(absl::StatusCode::kNotFound, "xxx..."));
   EXPECT_EQ(huge.message().size(), 512U);
