@@ -11,6 +11,10 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <latch>
+#include <system_error>
+#include <thread>
+#include <vector>
 
 #include "base/log.h"
 #include "base/status.h"
@@ -23,6 +27,23 @@ namespace lamina::node {
 namespace {
 
 constexpr timespec kReconcileEvery{5, 0};
+
+// gRPC ends the process where it does not get its threads (eight on two cores): they are asked for before.
+absl::Status CheckThreads() {
+  const size_t count = 8 + 2 * size_t{std::thread::hardware_concurrency()};
+  std::latch end(1);
+  std::vector<std::jthread> threads;
+  absl::Status status;
+  try {
+    while (threads.size() < count) threads.emplace_back([&] { end.wait(); });
+  } catch (const std::system_error& error) {
+    status =
+        MakeStatus(absl::StatusCode::kResourceExhausted, "gRPC needs {} threads, only {} could be made: {}",
+                   count, threads.size(), error.what());
+  }
+  end.count_down();
+  return status;
+}
 
 absl::Status Run(const Config& config) {
   FileSystem& fs = FileSystem::Real();
@@ -55,6 +76,7 @@ absl::Status Run(const Config& config) {
   RegisterShimService(shims, engine->claims(), engine->layers());
   RETURN_IF_ERROR(shims.Listen(config.shim_socket()));
 
+  RETURN_IF_ERROR(CheckThreads());
   GrpcService service(engine->views(), engine->layers());
   grpc::ServerBuilder builder;
   grpc::ResourceQuota quota("laminad");

@@ -93,7 +93,12 @@ absl::Status Laminad::Start(const std::vector<std::string>& wrapper) {
     options.argv.push_back(word);
   options.log_path = directory_ + "/laminad.log";
   ASSIGN_OR_RETURN(pid_, Spawn(options));
-  const bool ready = Eventually([this] { return kill(pid_, 0) != 0 || Http("/readyz").status == 200; });
+  const bool ready = Eventually([this] {
+    siginfo_t ended{};  // it stays to be reaped by Stop
+    return (waitid(P_PID, static_cast<id_t>(pid_), &ended, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+            ended.si_pid != 0) ||
+           Http("/readyz").status == 200;
+  });
   return ready && Http("/readyz").status == 200 ? absl::OkStatus()
                                                 : absl::InternalError("laminad is not ready: " + Log());
 }
