@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/safe_id.h"
 #include "base/status.h"
 #include "guest/agent/files.h"
 #include "guest/agent/network.h"
@@ -86,7 +87,7 @@ absl::StatusOr<AdjustClockResponse> Agent::AdjustClock(const AdjustClockRequest&
 }
 
 absl::Status Agent::Configure(const ConfigureSandboxRequest& request) {
-  RETURN_IF_ERROR(CheckId(request.sandbox_id(), "sandbox id"));
+  RETURN_IF_ERROR(CheckSafeId(request.sandbox_id(), "sandbox id"));
   const std::string content = request.SerializeAsString();
   MutexLock lock(configure_mutex_);
   if (content == configured_) return absl::OkStatus();
