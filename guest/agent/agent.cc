@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/safe_id.h"
 #include "base/status.h"
+#include "base/version.h"
 #include "guest/agent/files.h"
 #include "guest/agent/network.h"
 #include "guest/agent/system.h"
@@ -72,7 +73,7 @@ absl::StatusOr<HelloResponse> Agent::Hello(const HelloRequest& request) {
   if (options_.owns_machine) RETURN_IF_ERROR(SeedRandom(request.random_seed()));
   HelloResponse response;
   response.set_protocol_version(kProtocolVersion);
-  response.set_agent_version(kAgentVersion);
+  response.set_agent_version(Version());
   response.set_mem_total_bytes(MemTotalBytes());
   response.set_agent_started_boot_seconds(options_.started_boot_seconds);
   return response;
