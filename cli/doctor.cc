@@ -16,6 +16,7 @@
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/unique_fd.h"
+#include "base/version.h"
 #include "cli/cli.h"
 #include "persist/state_store.h"
 
@@ -204,9 +205,9 @@ absl::Status Doctor(const Common& common, bool repair) {
 
 absl::Status Version(const Common& common) {
   if (common.json) {
-    fmt::print("{{\"version\":\"{}\"}}\n", LAMINA_VERSION);
+    fmt::print("{{\"version\":\"{}\"}}\n", lamina::Version());
   } else {
-    fmt::print("lamina {}\n", LAMINA_VERSION);
+    fmt::print("lamina {}\n", lamina::Version());
   }
   return absl::OkStatus();
 }

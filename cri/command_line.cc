@@ -4,6 +4,7 @@
 #include <map>
 #include <utility>
 
+#include "base/safe_id.h"
 #include "base/status.h"
 #include "persist/sandbox_state.h"
 
@@ -44,7 +45,7 @@ absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& arg
   }
   for (const auto& [flag, text] :
        {std::pair<const char*, const std::string&>("id", line.id), {"namespace", line.ns}}) {
-    if (!text.empty() && !persist::IsSafeId(text))
+    if (!text.empty() && !IsSafeId(text))
       return InvalidArgument("-{} \"{}\" is not safe as a file name", flag, text);
   }
   return line;

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/file_system.h"
 #include "base/log.h"
+#include "base/safe_id.h"
 #include "base/status.h"
 #include "cri/messages.h"
 #include "cri/pod_files.h"
@@ -151,7 +152,7 @@ void Containers::AwaitChange(Deadline deadline) {
 
 absl::StatusOr<uint32_t> Containers::Create(const containerd::CreateTaskRequest& request, Deadline deadline) {
   const std::string what = "container " + request.id();
-  if (!persist::IsSafeId(request.id()))
+  if (!IsSafeId(request.id()))
     return InvalidArgument("container id \"{}\" is not safe as a file name", request.id());
   if (!request.checkpoint().empty())
     return absl::UnimplementedError("containers are not restored from checkpoints");
@@ -292,7 +293,7 @@ absl::StatusOr<std::shared_ptr<ProcessStdio>> Containers::OpenStdio(const StdioP
 }
 
 absl::Status Containers::CreateExec(const containerd::ExecProcessRequest& request, Deadline deadline) {
-  if (!persist::IsSafeId(request.exec_id()))
+  if (!IsSafeId(request.exec_id()))
     return InvalidArgument("exec id \"{}\" is not safe as a file name", request.exec_id());
   RETURN_IF_ERROR(Find(request.id(), "").status());
   const StdioPaths paths{request.stdin(), request.stdout(), request.stderr(), request.terminal()};

@@ -11,6 +11,7 @@
 #include "base/config.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "base/version.h"
 #include "cri/command_line.h"
 #include "cri/delete_action.h"
 #include "cri/sandbox.h"
@@ -73,7 +74,7 @@ int Main(int argc, char** argv) {
   if (line.ok()) {
     if (line->info) return 0;
     if (line->version) {
-      Answer("containerd-shim-lamina-v2 0.1.0\n");
+      Answer(fmt::format("containerd-shim-lamina-v2 {}\n", Version()));
       return 0;
     }
     const absl::StatusOr<Config> config = LoadDefaultConfig();

@@ -15,6 +15,7 @@
 
 #include "base/status.h"
 #include "base/subprocess.h"
+#include "base/ttrpc/thread.h"
 
 namespace lamina::cri {
 namespace {
@@ -42,13 +43,14 @@ absl::Status InNamespace(const std::string& path, const std::function<absl::Stat
   const UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) return ErrnoStatus(errno, "open the pod's network namespace " + path);
   absl::Status status;
-  std::thread thread([&] {
+  const auto inside = [&] {
     if (setns(fd.get(), CLONE_NEWNET) != 0) {
       status = ErrnoStatus(errno, "enter the pod's network namespace " + path);
       return;
     }
     status = body();
-  });
+  };
+  ASSIGN_OR_RETURN(std::thread thread, ttrpc::NewThread(inside));
   thread.join();
   return status;
 }

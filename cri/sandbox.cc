@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/process.h"
+#include "base/safe_id.h"
 #include "base/status.h"
 #include "base/units.h"
 #include "cri/cleanup.h"
@@ -113,7 +114,7 @@ bool Sandbox::AwaitStarted(Deadline deadline) {
 }
 
 absl::Status Sandbox::Start(const std::string& id, const std::string& bundle, Deadline deadline) {
-  if (!persist::IsSafeId(id)) return InvalidArgument("sandbox id \"{}\" is not safe as a file name", id);
+  if (!IsSafeId(id)) return InvalidArgument("sandbox id \"{}\" is not safe as a file name", id);
   ASSIGN_OR_RETURN(const BundleSpec spec, ReadSpec(bundle));
   const std::string type = spec.Annotation("container-type");
   if (type.empty()) {

@@ -2,6 +2,7 @@
 
 #include "base/clock.h"
 #include "base/mutex.h"
+#include "base/safe_id.h"
 #include "base/status.h"
 #include "cri/messages.h"
 #include "sizing/annotations.h"
@@ -163,7 +164,7 @@ class SandboxService {
 }  // namespace
 
 absl::StatusOr<BundleSpec> SpecFromPodConfig(const containerd::CreateSandboxRequest& request) {
-  if (!persist::IsSafeId(request.sandbox_id()))
+  if (!IsSafeId(request.sandbox_id()))
     return InvalidArgument("sandbox id \"{}\" is not safe as a file name", request.sandbox_id());
   const std::string& url = request.options().type_url();
   const std::string type = url.substr(url.rfind('/') == std::string::npos ? 0 : url.rfind('/') + 1);

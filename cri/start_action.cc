@@ -5,6 +5,7 @@
 #include <cerrno>
 
 #include "base/file_system.h"
+#include "base/safe_id.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/unix_socket.h"
@@ -52,7 +53,7 @@ absl::StatusOr<std::string> StartShim(const CommandLine& line, const Config& con
     ASSIGN_OR_RETURN(const BundleSpec spec, ReadSpec(bundle));
     sandbox_id = spec.sandbox_id(line.id);
   }
-  if (!persist::IsSafeId(sandbox_id))
+  if (!IsSafeId(sandbox_id))
     return InvalidArgument("sandbox id \"{}\" is not safe as a file name", sandbox_id);
   const std::string path = ShimSocket(config.paths.run_dir, line.ns, sandbox_id);
   if (SomebodyListens(path)) {

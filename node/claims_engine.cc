@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "base/safe_id.h"
 #include "base/status.h"
 
 namespace lamina::node {
@@ -74,7 +75,7 @@ absl::StatusOr<laminad::v1::ClaimResponse> ClaimsEngine::Claim(const laminad::v1
                                                                std::optional<MonotonicTime> deadline) {
   const auto start = clock_.Now();
   const std::string& id = request.sandbox_id();
-  if (!persist::IsSafeId(id)) return InvalidArgument("claim: sandbox id \"{}\" is not safe", id);
+  RETURN_IF_ERROR(CheckSafeId(id, "claim: sandbox id"));
   if (!ready_) {
     metrics_.CountRefusal("not_ready");
     return NotReady();
@@ -201,7 +202,7 @@ absl::Status ClaimsEngine::Retarget(const laminad::v1::RetargetRequest& request,
 
 absl::Status ClaimsEngine::Release(const laminad::v1::ReleaseRequest& request) {
   const std::string& id = request.sandbox_id();
-  if (!persist::IsSafeId(id)) return InvalidArgument("release: sandbox id \"{}\" is not safe", id);
+  RETURN_IF_ERROR(CheckSafeId(id, "release: sandbox id"));
   if (!ready_) return NotReady();
   const Turns::Turn turn(turns_, id);
   const std::optional<Record> known = book_.Find(id);

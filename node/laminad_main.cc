@@ -18,6 +18,7 @@
 
 #include "base/log.h"
 #include "base/status.h"
+#include "base/version.h"
 #include "node/engine.h"
 #include "node/rest_routes.h"
 #include "node/services.h"
@@ -126,7 +127,7 @@ int Main(int argc, char** argv) {
     if (word == "--config" && i + 1 < argc) {
       path = argv[++i];
     } else if (word == "--version") {
-      printf("laminad %s\n", LAMINA_VERSION);
+      printf("laminad %s\n", Version());
       return 0;
     } else {
       fprintf(stderr, "usage: laminad [--config FILE] [--version]\n");

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/status.h"
+#include "base/version.h"
 
 namespace lamina::node {
 namespace {
@@ -31,7 +32,7 @@ void AddLayers(const layers::LayerStore& store, metrics::NodeSample& sample) {
 lamina::node::v1::StatusResponse Views::status() const {
   const sizing::LedgerTotals totals = book_.ledger().totals();
   lamina::node::v1::StatusResponse out;
-  out.set_version(LAMINA_VERSION);
+  out.set_version(Version());
   out.set_ready(engine_.ready());
   out.set_pressure(book_.ledger().pressure());
   if (const absl::Status state = book_.state(); !state.ok()) out.set_pressure(Message(state));
@@ -118,7 +119,7 @@ lamina::node::v1::ClaimList Views::claims() const {
 std::string Views::MetricsText() const {
   metrics::NodeSample sample;
   const sizing::LedgerTotals totals = book_.ledger().totals();
-  sample.version = LAMINA_VERSION;
+  sample.version = Version();
   sample.capacity_bytes = totals.capacity_bytes;
   sample.claimed_bytes = totals.claimed_bytes;
   sample.available_bytes = totals.available_bytes;

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "base/safe_id.h"
 #include "base/status.h"
 #include "persist/crc32.h"
 
@@ -258,16 +259,6 @@ absl::StatusOr<SandboxState> DecodeState(std::string_view content, const std::st
     return MakeStatus(absl::StatusCode::kDataLoss, "{}: its content is not a sandbox state", what);
   }
   return state;
-}
-
-bool IsSafeId(std::string_view id) {
-  if (id.empty() || id.size() > 128 || id[0] == '.') return false;
-  for (const char c : id) {
-    const bool good = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-                      c == '.' || c == '_' || c == '-';
-    if (!good) return false;
-  }
-  return true;
 }
 
 }  // namespace lamina::persist

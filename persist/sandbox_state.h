@@ -89,7 +89,4 @@ std::string EncodeState(const SandboxState& state);
 // `what` (the path) stands in the message.
 absl::StatusOr<SandboxState> DecodeState(std::string_view content, const std::string& what);
 
-// True for ids that are safe as a file name: 1-128 of [A-Za-z0-9._-], not starting with a dot.
-bool IsSafeId(std::string_view id);
-
 }  // namespace lamina::persist

@@ -1,13 +1,13 @@
 #include "persist/state_store.h"
 
+#include "base/safe_id.h"
 #include "base/status.h"
 #include "base/units.h"
 
 namespace lamina::persist {
 
 absl::Status StateStore::Save(const SandboxState& state) {
-  if (!IsSafeId(state.sandbox_id))
-    return InvalidArgument("sandbox id \"{}\" is not safe as a file name", state.sandbox_id);
+  RETURN_IF_ERROR(CheckSafeId(state.sandbox_id, "sandbox id"));
   const std::string dir = root_ + "/" + state.sandbox_id, path = Path(state.sandbox_id);
   const bool is_new = !fs_.Exists(path);
   absl::Status status = fs_.MakeDirectories(dir, 0700);
@@ -20,7 +20,7 @@ absl::Status StateStore::Save(const SandboxState& state) {
 }
 
 absl::StatusOr<SandboxState> StateStore::Load(const std::string& id) const {
-  if (!IsSafeId(id)) return InvalidArgument("sandbox id \"{}\" is not safe as a file name", id);
+  RETURN_IF_ERROR(CheckSafeId(id, "sandbox id"));
   ASSIGN_OR_RETURN(const std::string content, fs_.Read(Path(id), 16 * kMiB));
   return DecodeState(content, Path(id));
 }
@@ -34,7 +34,7 @@ absl::StatusOr<std::vector<std::string>> StateStore::List() const {
 }
 
 absl::Status StateStore::Remove(const std::string& id) {
-  if (!IsSafeId(id)) return InvalidArgument("sandbox id \"{}\" is not safe as a file name", id);
+  RETURN_IF_ERROR(CheckSafeId(id, "sandbox id"));
   const std::string dir = root_ + "/" + id;
   if (!fs_.Exists(dir)) return absl::OkStatus();
   // The file first: a directory without one is nothing, whenever this is interrupted.

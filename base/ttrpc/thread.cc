@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <memory>
+#include <system_error>
 #include <utility>
 
 #include "base/status.h"
@@ -16,6 +17,11 @@ void* Run(void* argument) {
   return nullptr;
 }
 
+absl::Status NoThread(int error) {
+  return MakeStatus(absl::StatusCode::kResourceExhausted, "start a thread: {}",
+                    std::generic_category().message(error));
+}
+
 }  // namespace
 
 absl::Status StartThread(size_t stack_bytes, std::function<void()> body) {
@@ -27,9 +33,17 @@ absl::Status StartThread(size_t stack_bytes, std::function<void()> body) {
   pthread_t thread;
   const int error = pthread_create(&thread, &attributes, Run, argument.get());
   pthread_attr_destroy(&attributes);
-  if (error != 0) return MakeStatus(absl::StatusCode::kResourceExhausted, "start a thread: error {}", error);
+  if (error != 0) return NoThread(error);
   static_cast<void>(argument.release());
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::thread> NewThread(std::function<void()> body) {
+  try {
+    return std::thread(std::move(body));
+  } catch (const std::system_error& error) {
+    return NoThread(error.code().value());
+  }
 }
 
 }  // namespace lamina::ttrpc

@@ -11,7 +11,9 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/safe_id.h"
 #include "base/status.h"
+#include "base/version.h"
 #include "guest/agent/files.h"
 #include "guest/agent/network.h"
 #include "guest/agent/system.h"
@@ -71,7 +73,7 @@ absl::StatusOr<HelloResponse> Agent::Hello(const HelloRequest& request) {
   if (options_.owns_machine) RETURN_IF_ERROR(SeedRandom(request.random_seed()));
   HelloResponse response;
   response.set_protocol_version(kProtocolVersion);
-  response.set_agent_version(kAgentVersion);
+  response.set_agent_version(Version());
   response.set_mem_total_bytes(MemTotalBytes());
   response.set_agent_started_boot_seconds(options_.started_boot_seconds);
   return response;
@@ -86,7 +88,7 @@ absl::StatusOr<AdjustClockResponse> Agent::AdjustClock(const AdjustClockRequest&
 }
 
 absl::Status Agent::Configure(const ConfigureSandboxRequest& request) {
-  RETURN_IF_ERROR(CheckId(request.sandbox_id(), "sandbox id"));
+  RETURN_IF_ERROR(CheckSafeId(request.sandbox_id(), "sandbox id"));
   const std::string content = request.SerializeAsString();
   MutexLock lock(configure_mutex_);
   if (content == configured_) return absl::OkStatus();

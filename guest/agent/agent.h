@@ -23,8 +23,6 @@
 
 namespace lamina::guest {
 
-inline constexpr char kAgentVersion[] = "0.1.0";
-
 struct AgentOptions {
   std::string root = kGuestDirectory;  // must exist
   std::string crun = "/usr/bin/crun";

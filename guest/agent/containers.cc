@@ -9,6 +9,7 @@
 
 #include "base/file_system.h"
 #include "base/log.h"
+#include "base/safe_id.h"
 #include "base/status.h"
 #include "guest/agent/files.h"
 #include "guest/agent/overlay.h"
@@ -75,7 +76,7 @@ absl::StatusOr<Cgroup> ContainerTable::FindCgroup(const std::string& id) {
 
 absl::StatusOr<pid_t> ContainerTable::Create(const agent::v1::CreateContainerRequest& request) {
   const std::string& id = request.container_id();
-  RETURN_IF_ERROR(CheckId(id, "container id"));
+  RETURN_IF_ERROR(CheckSafeId(id, "container id"));
   auto container = std::make_shared<Container>();
   container->id = id;
   container->directory = options_.root + "/containers/" + id;
@@ -138,7 +139,7 @@ absl::StatusOr<pid_t> ContainerTable::CreateLocked(const agent::v1::CreateContai
 }
 
 absl::Status ContainerTable::CreateExec(const agent::v1::ExecCreateRequest& request) {
-  RETURN_IF_ERROR(CheckId(request.exec_id(), "exec id"));
+  RETURN_IF_ERROR(CheckSafeId(request.exec_id(), "exec id"));
   ASSIGN_OR_RETURN(const ContainerRef container, Find(request.container_id()));
   ASSIGN_OR_RETURN(std::string process, PrepareProcess(request.process_json(), request.terminal()));
   auto task = std::make_shared<Task>(mux_, processes_, StreamsOf(request));

@@ -21,6 +21,7 @@
 #include "base/log.h"
 #include "base/mutex.h"
 #include "base/status.h"
+#include "base/ttrpc/thread.h"
 #include "base/unique_fd.h"
 #include "guest/agent/files.h"
 
@@ -217,7 +218,7 @@ class DeviceMonitor::Impl {
     }
     stop_.reset(eventfd(0, EFD_CLOEXEC));
     if (!stop_) return ErrnoStatus(errno, "eventfd");
-    thread_ = std::thread([this] { Run(); });
+    ASSIGN_OR_RETURN(thread_, ttrpc::NewThread([this] { Run(); }));
     return absl::OkStatus();
   }
 

@@ -15,8 +15,6 @@
 namespace lamina::guest {
 namespace {
 
-bool IsAlnum(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9'); }
-
 absl::Status WriteAll(int fd, std::string_view data, const std::string& path) {
   while (!data.empty()) {
     const ssize_t n = write(fd, data.data(), data.size());
@@ -87,16 +85,6 @@ std::map<std::string, uint64_t> ParseFlatKeyed(std::string_view text) {
     if (value.ok()) values.emplace(line.substr(0, space), *value);
   }
   return values;
-}
-
-absl::Status CheckId(std::string_view id, std::string_view what) {
-  const bool fine = !id.empty() && id.size() <= 128 && IsAlnum(id[0]) &&
-                    std::all_of(id.begin(), id.end(),
-                                [](char c) { return IsAlnum(c) || c == '_' || c == '.' || c == '-'; });
-  if (fine) return absl::OkStatus();
-  return InvalidArgument(
-      "{} \"{}\": want 1 to 128 of letters, digits, '_', '.', '-', the first a letter or digit", what,
-      id.substr(0, 160));
 }
 
 absl::Status CheckLayerId(std::string_view id) {

@@ -24,8 +24,6 @@ absl::StatusOr<uint64_t> ParseCount(std::string_view text);
 // "name value" lines ("memory.stat", "memory.events"); lines of another form are skipped.
 std::map<std::string, uint64_t> ParseFlatKeyed(std::string_view text);
 
-// Container and exec ids: 1-128 of [A-Za-z0-9_.-], the first alphanumeric: safe as a file name.
-absl::Status CheckId(std::string_view id, std::string_view what);
 // Layer ids: 64 lower-case hex digits.
 absl::Status CheckLayerId(std::string_view id);
 

@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "base/status.h"
+#include "base/ttrpc/thread.h"
 #include "guest/protocol/contract.h"
 
 namespace lamina::guest {
@@ -34,7 +35,7 @@ absl::Status UnmountOne(const std::string& path) {
 // one takes a copy for itself; that cannot be given back, so a thread is spent on it.
 absl::Status MountFrom(const std::string& directory, const std::string& target, const std::string& options) {
   absl::Status status;
-  std::thread([&] {
+  const auto mount_there = [&] {
     if (unshare(CLONE_FS) != 0) {
       status = ErrnoStatus(errno, "unshare the working directory");
     } else if (chdir(directory.c_str()) != 0) {
@@ -43,7 +44,9 @@ absl::Status MountFrom(const std::string& directory, const std::string& target, 
       status =
           ErrnoStatus(errno, fmt::format("mount the overlay on {} with {}", target, options.substr(0, 512)));
     }
-  }).join();
+  };
+  ASSIGN_OR_RETURN(std::thread thread, ttrpc::NewThread(mount_there));
+  thread.join();
   return status;
 }
 

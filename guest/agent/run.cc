@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "base/ttrpc/server.h"
+#include "base/ttrpc/thread.h"
 #include "base/unique_fd.h"
 #include "base/unix_socket.h"
 #include "guest/agent/agent.h"
@@ -93,7 +94,7 @@ void LoadOrLog(ModuleLoader& modules, const std::string& group) {
 
 // What every pod will need, while the host still works on its next call: the network first.
 void LoadInBackground(ModuleLoader& modules) {
-  std::thread([&modules] {
+  const auto load = [&modules] {
     const std::vector<std::string> present = Sysfs().VirtioModaliases();
     std::set<std::string> groups;
     for (const std::string& alias : present) groups.insert(ModuleGroupOfModalias(alias));
@@ -102,7 +103,11 @@ void LoadInBackground(ModuleLoader& modules) {
     }
     for (const char* always : {"dm", "erofs", "overlay"}) LoadOrLog(modules, always);
     for (const std::string& group : groups) LoadOrLog(modules, group);
-  }).detach();
+  };
+  absl::StatusOr<std::thread> thread = ttrpc::NewThread(load);
+  if (thread.ok()) return thread->detach();
+  LogWarning("load modules in the background: {}", Message(thread.status()));
+  load();
 }
 
 // Reaps until `until` says so. True: it did; false: `deadline` passed first.
@@ -161,19 +166,24 @@ absl::Status Serve(const RunOptions& options, const sigset_t& signals, double st
                [](int signal) { return signal != SIGCHLD && signal != kTornDownSignal; });
   LogInfo("shutting down");
   // The containers' ends must be reaped meanwhile, so another thread tears down.
-  std::thread tear_down([&agent, self, boot = options.boot] {
+  const auto tear_down = [&agent, self, boot = options.boot] {
     agent->TearDown();
     if (boot) {
       kill(-1, SIGKILL);
       sync();
     }
     kill(self, kTornDownSignal);
-  });
+  };
+  absl::StatusOr<std::thread> thread = ttrpc::NewThread(tear_down);
+  if (!thread.ok()) {
+    LogError("shut down: {}; the ends of containers are not awaited", Message(thread.status()));
+    tear_down();
+  }
   const bool done = ServeSignals(signals, processes, steady_clock::now() + kShutdownTimeout,
                                  [](int signal) { return signal == kTornDownSignal; });
   if (options.boot) PowerOff();
   if (!done) _exit(1);
-  tear_down.join();
+  if (thread.ok()) thread->join();
   server.Stop();
   return absl::OkStatus();
 }

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "base/safe_id.h"
 #include "cri/cgroup.h"
 #include "cri/command_line.h"
 #include "cri/network.h"
@@ -75,7 +76,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     default: {
       const auto line = ParseCommandLine(parts);
       if (line.ok() && !line->id.empty()) {
-        FUZZ_CHECK(lamina::persist::IsSafeId(line->id));
+        FUZZ_CHECK(lamina::IsSafeId(line->id));
         FUZZ_CHECK(ShimSocket("/r", line->ns, line->id).size() < 64);
       }
       break;

@@ -1,6 +1,7 @@
 // A sandbox's state file: damaged in any way it is an error; what is read can be written and read again.
 #include <string>
 
+#include "base/safe_id.h"
 #include "base/status.h"
 #include "persist/sandbox_state.h"
 #include "tests/fuzz/check.h"
@@ -13,7 +14,7 @@ void Check(const std::string& content) {
     FUZZ_CHECK(lamina::Message(state.status()).rfind("f: ", 0) == 0);
     return;
   }
-  FUZZ_CHECK(lamina::persist::IsSafeId(state->sandbox_id));
+  FUZZ_CHECK(lamina::IsSafeId(state->sandbox_id));
   const std::string again = lamina::persist::EncodeState(*state);
   const auto reread = lamina::persist::DecodeState(again, "f");
   FUZZ_CHECK(reread.ok());

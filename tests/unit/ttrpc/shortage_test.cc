@@ -11,10 +11,12 @@
 #include <future>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/ttrpc/client.h"
 #include "base/ttrpc/server.h"
+#include "base/ttrpc/thread.h"
 #include "base/unix_socket.h"
 #include "proto/agent.pb.h"
 #include "tests/testing/no_threads.h"
@@ -117,6 +119,22 @@ TEST_F(Shortage, AClientWithoutItsReaderIsAFailedDial) {
   EXPECT_FALSE(client->connected());
   EXPECT_THAT(Call(*client, "Echo"),
               HasStatus(absl::StatusCode::kResourceExhausted, "agent: start a thread"));
+}
+
+TEST(Threads, ThatCannotBeMadeAreAnErrorNotAnException) {
+  bool ran = false;
+  {
+    const NoThreads none;
+    EXPECT_THAT(NewThread([&ran] { ran = true; }).status(),
+                HasStatus(absl::StatusCode::kResourceExhausted, "start a thread: Resource temporarily"));
+    EXPECT_THAT(StartThread(64 * 1024, [] {}),
+                HasStatus(absl::StatusCode::kResourceExhausted, "start a thread"));
+    EXPECT_EQ(none.refused(), 2);
+  }
+  absl::StatusOr<std::thread> thread = NewThread([&ran] { ran = true; });
+  ASSERT_OK(thread);
+  thread->join();
+  EXPECT_TRUE(ran);
 }
 
 double CpuSeconds() {
