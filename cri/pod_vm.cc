@@ -11,6 +11,7 @@
 #include "base/file_system.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "base/tsc.h"
 #include "base/ttrpc/client.h"
 #include "base/units.h"
 #include "base/unix_socket.h"
@@ -123,6 +124,7 @@ absl::Status PodVm::Start(const BundleSpec& spec, const FirstSize& size,
 absl::Status PodVm::MakeDirectories(Recipe& recipe) {
   const std::string& dir = recipe.state.runtime_dir;
   ASSIGN_OR_RETURN(recipe.vm.accel, doors_.hypervisor.ChooseAccel(config_));
+  recipe.vm.tsc_khz = TscKhz();
   RETURN_IF_ERROR(FileSystem::Real().MakeDirectories(dir, 0700));
   RETURN_IF_ERROR(MakeSharedDir(dir + "/shared"));
   if (recipe.spec.files) RETURN_IF_ERROR(WritePodFiles(PodFilesDir(dir), *recipe.spec.files));

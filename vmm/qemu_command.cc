@@ -44,6 +44,13 @@ std::string NumaPolicy(const std::vector<uint32_t>& nodes) {
   return out + (nodes.size() == 1 ? ",policy=bind" : ",policy=interleave");
 }
 
+// An emulated guest reads the host's TSC and measures its frequency against emulated timers: on a busy host
+// it is off by more than tenfold, and so is the guest's clock from then on.
+std::string TscKernelArg(const VmSpec& spec) {
+  if (spec.accel != Accel::kTcg || spec.tsc_khz == 0) return "";
+  return fmt::format(" tsc_early_khz={}", spec.tsc_khz);
+}
+
 }  // namespace
 
 std::string HotplugPciPath(uint32_t index) {
@@ -85,7 +92,8 @@ QemuCommand BuildQemuCommand(const VmSpec& spec) {
   add({"-bios", Escape(spec.firmware), "-kernel", spec.kernel, "-initrd", spec.initramfs});
   add({"-append",
        fmt::format("{}{}{}{}", kKernelArgs, spec.max_hot_memory_bytes > 0 ? kHotMemoryKernelArgs : "",
-                   spec.extra_kernel_args.empty() ? "" : " ", spec.extra_kernel_args)});
+                   spec.extra_kernel_args.empty() ? "" : " ", spec.extra_kernel_args) +
+           TscKernelArg(spec)});
 
   const auto socket = [&](const std::string& id, const std::string& path) {
     add({"-chardev", fmt::format("socket,id={},path={},server=on,wait=off", id, Escape(path))});

@@ -23,6 +23,7 @@ struct VmSpec {
   std::string name;  // sandbox id; shown by ps
   std::string qemu = "qemu-system-x86_64";
   Accel accel = Accel::kTcg;
+  uint32_t tsc_khz = 0;  // the host's, which an emulated guest need not measure then; 0: unknown
   std::string firmware, kernel, initramfs, extra_kernel_args;
   uint32_t vcpus = 1;
   uint32_t max_vcpus = 0;  // can be plugged while it runs; 0: as many as at boot

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <map>
 
+#include "base/file_system.h"
 #include "tests/e2e/kit/leftovers.h"
 #include "tests/e2e/support.h"
 
@@ -20,6 +21,18 @@ int Rounds(int once) {
 class EnduranceTest : public ::testing::Test {
  protected:
   void SetUp() override { LAMINA_ONLY(); }
+
+  // OK once they hold what they held then; the guest lets go of a volume's inodes a little after the container's end.
+  absl::Status HeldAgain(const std::string& pod, std::map<std::string, std::string> settled) {
+    return Eventually(In(seconds(30)), [&]() -> absl::Status {
+      const auto held = Held(pod);
+      if (held == settled) return absl::OkStatus();
+      std::string text;
+      for (const auto& [process, what] : held)
+        text += fmt::format("{}: {}, at first {}; ", process, what, settled[process]);
+      return absl::InternalError(text);
+    });
+  }
 
   // Of each process of the pod: open descriptors, and mounts that it sees of the node's folder.
   std::map<std::string, std::string> Held(const std::string& pod) {
@@ -63,15 +76,7 @@ TEST_F(EnduranceTest, RestartsWithManyMountsLeaveNothingOpen) {
     if (round == 1) settled = Held(pod.id());
   }
   ASSERT_EQ(settled.size(), 3U);
-  // The guest lets go of a volume's inodes a little after the container's end.
-  EXPECT_OK(Eventually(In(seconds(30)), [&]() -> absl::Status {
-    const auto held = Held(pod.id());
-    if (held == settled) return absl::OkStatus();
-    std::string text;
-    for (const auto& [process, what] : held)
-      text += fmt::format("{}: {}, at first {}\n", process, what, settled[process]);
-    return absl::InternalError(text);
-  }));
+  EXPECT_OK(HeldAgain(pod.id(), settled));
 }
 
 TEST_F(EnduranceTest, ExecsLeaveNothingOpen) {
@@ -84,11 +89,7 @@ TEST_F(EnduranceTest, ExecsLeaveNothingOpen) {
     ASSERT_OK(ShellIn(id, "true"));
     if (round == 10) settled = Held(pod.id());
   }
-  EXPECT_OK(Eventually(In(seconds(30)), [&]() -> absl::Status {
-    return Held(pod.id()) == settled
-               ? absl::OkStatus()
-               : absl::InternalError(fmt::format("{}", fmt::join(Held(pod.id()), "; ")));
-  }));
+  EXPECT_OK(HeldAgain(pod.id(), settled));
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "base/file_system.h"
 #include "base/status.h"
 #include "base/subprocess.h"
+#include "base/tsc.h"
 #include "base/unix_socket.h"
 #include "guest/protocol/greeting.h"
 #include "tests/testing/status_matchers.h"
@@ -125,7 +126,8 @@ absl::Status GuestVm::Start(const VmOptions& options) {
       "-append",
       "console=ttyS0 quiet loglevel=4 tsc=reliable no_timer_check noreplace-smp reboot=t panic=-1 "
       "cryptomgr.notests "
-      "random.trust_cpu=on rcupdate.rcu_expedited=1 pci=noaer edd=off swiotlb=noforce",
+      "random.trust_cpu=on rcupdate.rcu_expedited=1 pci=noaer edd=off swiotlb=noforce" +
+          (TscKhz() > 0 ? fmt::format(" tsc_early_khz={}", TscKhz()) : ""),
       "-serial",
       "file:" + directory_ + "/console.log",
       "-qmp",

@@ -34,7 +34,6 @@ TEST(GuestNetwork, ThePodsAddressesRoutesAndNamesAreSet) {
   neighbor->set_mac("ee:ee:ee:ee:ee:ee");
   neighbor->set_device("eth0");
   (*request.mutable_sysctls())["net.ipv4.ip_unprivileged_port_start"] = "80";
-  request.set_shm_bytes(8 << 20);
   request.set_shared_tag(kSharedTag);
   for (int repeat = 0; repeat < 2; ++repeat) {
     const auto configured = vm.Call(kConfigureSandbox, request);
@@ -58,7 +57,7 @@ TEST(GuestNetwork, ThePodsAddressesRoutesAndNamesAreSet) {
        {"web-0\n", "mtu 1400", "inet 10.1.2.3/24 brd 10.1.2.255", "inet6 fd00:1::3/64",
         "default via 169.254.1.1 dev eth0 onlink", "10.9.0.0/16 dev eth0 scope link  src 10.1.2.3",
         "default via fd00:1::1 dev eth0", "169.254.1.1 dev eth0 lladdr ee:ee:ee:ee:ee:ee", "PERMANENT",
-        "inet 127.0.0.1/8", "\n0\n", "size=8192k"}) {
+        "inet 127.0.0.1/8", "\n0\n", "size=65536k"}) {
     EXPECT_NE(out.find(part), std::string::npos) << part << " in:\n" << out;
   }
   EXPECT_EQ(out.find("tentative"), std::string::npos) << out;

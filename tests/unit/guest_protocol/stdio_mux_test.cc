@@ -403,9 +403,10 @@ TEST(MuxMemory, EarlyBytesAreCountedInAll) {
 
 TEST(MuxMemory, ClosingStreamsOfAPeerThatNeverReadsCostsNextToNothing) {
   RawPeer peer;
+  const Pipe in;
   for (uint32_t id = 1; id <= 100'000; ++id) {
-    Pipe in;
-    ASSERT_OK(peer.mux->AttachSource(id, std::move(in.read), nullptr));
+    UniqueFd source(fcntl(in.read.get(), F_DUPFD_CLOEXEC, 3));
+    ASSERT_OK(peer.mux->AttachSource(id, std::move(source), nullptr));
     peer.mux->Close(id);
   }
   EXPECT_LE(peer.mux->buffered_bytes(), kChannelBytes);

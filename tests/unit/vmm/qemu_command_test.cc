@@ -14,6 +14,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 
 VmSpec Pod() {
   VmSpec spec;
@@ -45,6 +46,15 @@ std::string Line(const VmSpec& spec, const std::string& part) {
   const auto it = std::find_if(lines.begin(), lines.end(),
                                [&](const auto& line) { return line.find(part) != std::string::npos; });
   return it == lines.end() ? "none" : *it;
+}
+
+TEST(QemuCommandTest, AnEmulatedGuestIsToldTheFrequencyOfItsTsc) {
+  VmSpec spec = Pod();
+  EXPECT_THAT(Line(spec, "-append"), Not(HasSubstr("tsc_early_khz")));
+  spec.tsc_khz = 2'596'142;
+  EXPECT_THAT(Line(spec, "-append"), HasSubstr(" tsc_early_khz=2596142"));
+  spec.accel = Accel::kKvm;  // which tells it itself
+  EXPECT_THAT(Line(spec, "-append"), Not(HasSubstr("tsc_early_khz")));
 }
 
 TEST(QemuCommandTest, RoomToGrow) {
