@@ -473,7 +473,7 @@ absl::StatusOr<Deleted> Containers::Delete(const std::string& id, const std::str
       container->given_up = true;
       if (turn_ == container.get()) parts_.layers.CancelPlacing();
       changed_.NotifyAll();
-      const auto gone = [&] {
+      const auto gone = [&]() REQUIRES(mutex_) {
         const auto it = containers_.find(id);
         return it == containers_.end() || it->second != container;
       };

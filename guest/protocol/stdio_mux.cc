@@ -88,6 +88,7 @@ class StdioMux::Impl : public std::enable_shared_from_this<StdioMux::Impl> {
   }
 
   absl::Status Start() {
+    MutexLock lock(mutex_);
     running_ = true;
     no_peer_ = options_.persistent && !PeerIsThere();
     absl::Status status =

@@ -4,12 +4,14 @@
 #include <algorithm>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "base/file_system.h"
 #include "base/status.h"
+#include "tests/testing/temp_dir.h"
 
 namespace lamina::testing {
 
@@ -19,11 +21,7 @@ namespace lamina::testing {
 // LosePower takes the others back. Not thread-safe.
 class DyingFileSystem : public FaultyFileSystem {
  public:
-  DyingFileSystem() : FaultyFileSystem(FileSystem::Real()) {
-    char path[] = "/tmp/lamina-graves-XXXXXX";
-    graves_ = mkdtemp(path);
-  }
-  ~DyingFileSystem() override { std::filesystem::remove_all(graves_); }
+  DyingFileSystem() : FaultyFileSystem(FileSystem::Real()) {}
   int die_at = -1;      // negative: never
   double part = 0;      // from 0 to 1
   std::string died_in;  // "write", "append", "rename", "sync", "remove" or "make"; "": it lives
@@ -64,16 +62,29 @@ class DyingFileSystem : public FaultyFileSystem {
       Dig(grave, to);
       return status;
     }
-    unsafe_.push_back({DirectoryOf(to), [this, from, to, grave] {
+    unsafe_.push_back({DirectoryOf(to),
+                       [this, from, to, grave] {
                          if (std::filesystem::exists(to)) std::filesystem::rename(to, from);
                          Dig(grave, to);
-                       }});
+                       },
+                       ""});
     return status;
   }
   absl::Status SyncDirectory(const std::string& path) override {
     if (Dead("sync")) return error;
     RETURN_IF_ERROR(FaultyFileSystem::SyncDirectory(path));
-    std::erase_if(unsafe_, [&](const Change& change) { return change.directory == path; });
+    std::vector<Change> left;
+    for (Change& change : unsafe_) {
+      if (change.directory != path) {
+        left.push_back(std::move(change));
+      } else if (!change.gone.empty()) {
+        // With a directory goes, for good, what was not yet safe in it.
+        const std::string below = change.gone + "/";
+        std::erase_if(left,
+                      [&](const Change& inner) { return (inner.directory + "/").rfind(below, 0) == 0; });
+      }
+    }
+    unsafe_ = std::move(left);
     return absl::OkStatus();
   }
   absl::Status Remove(const std::string& path) override {
@@ -106,6 +117,7 @@ class DyingFileSystem : public FaultyFileSystem {
   struct Change {
     std::string directory;  // whose sync makes it safe
     std::function<void()> undo;
+    std::string gone;  // what is not there any more
   };
   static std::string DirectoryOf(const std::string& path) { return path.substr(0, path.rfind('/')); }
   bool DiesNow() const { return died_in.empty() && die_at >= 0 && calls >= die_at; }
@@ -118,12 +130,13 @@ class DyingFileSystem : public FaultyFileSystem {
   }
   void Appears(const std::string& path) {
     if (std::filesystem::exists(path)) return;
-    unsafe_.push_back({DirectoryOf(path), [path] { std::filesystem::remove_all(path); }});
+    unsafe_.push_back({DirectoryOf(path), [path] { std::filesystem::remove_all(path); }, ""});
   }
   // A copy of what stands at `path`, kept aside; "" for nothing.
   std::string Bury(const std::string& path) {
     if (!std::filesystem::exists(path)) return "";
-    std::string grave = graves_ + "/" + std::to_string(buried_++);
+    if (!graves_) graves_ = std::make_unique<TempDir>();
+    std::string grave = *graves_ / std::to_string(buried_++);
     std::filesystem::copy(path, grave, std::filesystem::copy_options::recursive);
     return grave;
   }
@@ -136,11 +149,11 @@ class DyingFileSystem : public FaultyFileSystem {
   absl::Status Gone(const std::string& path, Remover remove) {
     const std::string grave = Bury(path);
     RETURN_IF_ERROR(remove());
-    if (!grave.empty()) unsafe_.push_back({DirectoryOf(path), [grave, path] { Dig(grave, path); }});
+    if (!grave.empty()) unsafe_.push_back({DirectoryOf(path), [grave, path] { Dig(grave, path); }, path});
     return absl::OkStatus();
   }
 
-  std::string graves_;
+  std::unique_ptr<TempDir> graves_;
   int buried_ = 0;
   std::vector<Change> unsafe_;  // in the order in which they were made
 };
