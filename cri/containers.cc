@@ -388,6 +388,8 @@ void Containers::Watch(const std::shared_ptr<Process>& process) {
     LogWarning("{}: its end is not known: {}", Words(process->container_id, process->exec_id),
                Message(answer.status()));
   }
+  // Whoever waits for the end does not wait for the disk.
+  if (process->SetExited(exit)) Publish(*process, exit);
   if (is_init) {
     LogIfNot(parts_.book.Record([&](SandboxState& state) {
       if (const auto it = state.containers.find(process->container_id); it != state.containers.end()) {
@@ -397,7 +399,6 @@ void Containers::Watch(const std::shared_ptr<Process>& process) {
     }),
              Words(process->container_id, ""));
   }
-  if (process->SetExited(exit)) Publish(*process, exit);
 }
 
 void Containers::Publish(const Process& process, ExitInfo exit) {

@@ -15,7 +15,6 @@
 #include "base/mutex.h"
 #include "base/process.h"
 #include "base/status.h"
-#include "base/process.h"
 #include "base/subprocess.h"
 #include "vmm/hotplug_ports.h"
 

@@ -22,7 +22,8 @@ class EnduranceTest : public ::testing::Test {
  protected:
   void SetUp() override { LAMINA_ONLY(); }
 
-  // OK once they hold what they held then; the guest lets go of a volume's inodes a little after the container's end.
+  // OK once they hold what they held then; the guest lets go of a volume's inodes a little after the
+  // container's end.
   absl::Status HeldAgain(const std::string& pod, std::map<std::string, std::string> settled) {
     return Eventually(In(seconds(30)), [&]() -> absl::Status {
       const auto held = Held(pod);
