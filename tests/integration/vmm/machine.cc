@@ -81,7 +81,7 @@ absl::StatusOr<std::unique_ptr<Machine>> Machine::Boot(const Options& options) {
     options.program = kVirtiofsd;
     options.shared_dir = shared;
     options.socket = spec.virtiofs_socket;
-    options.log_path = machine->dir() + "/virtiofsd.log";
+    options.log_path = VirtiofsdLog(machine->dir());
     ASSIGN_OR_RETURN(machine->virtiofsd_, Hypervisor::Qemu().StartVirtiofsd(options));
   }
   const auto begin = steady_clock::now();

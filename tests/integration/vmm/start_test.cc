@@ -1,14 +1,20 @@
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
+#include <map>
+#include <set>
 #include <thread>
 
 #include "base/file_system.h"
 #include "base/process.h"
+#include "base/unique_fd.h"
 #include "base/units.h"
 #include "tests/integration/vmm/machine.h"
 #include "tests/testing/status_matchers.h"
@@ -110,6 +116,63 @@ TEST(Start, ASecondStartInTheSameDirectoryTakesOverOldSockets) {
     EXPECT_TRUE(std::filesystem::exists(dir / "qmp.sock"));
   }
   EXPECT_EQ(ProcessesNaming(dir.path()), 0);
+}
+
+// What each of a process's descriptors is.
+std::map<std::string, std::string> Descriptors(const std::string& pid) {
+  std::map<std::string, std::string> all;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/" + pid + "/fd")) {
+    std::error_code gone;  // the directory's own
+    const std::string target = std::filesystem::read_symlink(entry.path(), gone);
+    if (!gone) all[entry.path().filename()] = target;
+  }
+  return all;
+}
+
+TEST(Start, NeitherQemuNorVirtiofsdHoldsADescriptorOfTheShims) {
+  const TempDir dir;
+  // None of them is closed on exec.
+  const UniqueFd file(open((dir / "file").c_str(), O_RDWR | O_CREAT, 0600));
+  int fds[2];
+  ASSERT_EQ(pipe(fds), 0);
+  const UniqueFd reader(fds[0]), writer(fds[1]);
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
+  const UniqueFd one(fds[0]), other(fds[1]);
+  const auto before = Descriptors("self");
+  std::set<std::string> ours;
+  for (const auto& [number, target] : before) {
+    // Those of the kernel's own kind all bear the same name.
+    if (target != "/dev/null" && target.rfind("anon_inode:", 0) != 0) ours.insert(target);
+  }
+  ASSERT_GE(ours.size(), 4u);
+  {
+    std::filesystem::create_directory(dir / "shared");
+    VmSpec spec = TestSpec(dir.path());
+    spec.virtiofs_socket = dir / "fs.sock";
+    VirtiofsdOptions options;
+    options.program = kVirtiofsd;
+    options.shared_dir = dir / "shared";
+    options.socket = spec.virtiofs_socket;
+    options.log_path = VirtiofsdLog(dir.path());
+    const auto virtiofsd = Hypervisor::Qemu().StartVirtiofsd(options);
+    ASSERT_OK(virtiofsd);
+    const auto vm = Hypervisor::Qemu().Start(spec, {});
+    ASSERT_OK(vm);
+    const std::map<std::string, std::string> logs = {
+        {std::to_string((*vm)->pid()), QemuLog(dir.path())},
+        {std::to_string(virtiofsd->pid), VirtiofsdLog(dir.path())}};
+    for (const auto& [pid, log] : logs) {
+      auto theirs = Descriptors(pid);
+      EXPECT_EQ(theirs["0"], "/dev/null");
+      EXPECT_EQ(theirs["1"], log);
+      EXPECT_EQ(theirs["2"], log);
+      for (const auto& [number, target] : theirs)
+        EXPECT_EQ(ours.count(target), 0u) << number << " is " << target;
+    }
+    ASSERT_OK((*vm)->Kill(seconds(10)));
+    ASSERT_OK(KillProcess(virtiofsd->pid, virtiofsd->start_time, seconds(10)));
+  }
+  EXPECT_EQ(Descriptors("self").size(), before.size());
 }
 
 TEST(Death, IsSeenByTheWaiterAndByCallsUnderWay) {
