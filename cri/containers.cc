@@ -493,12 +493,12 @@ absl::StatusOr<Deleted> Containers::Delete(const std::string& id, const std::str
     ASSIGN_OR_RETURN(deleted.exit, DeleteExec(id, exec_id, *process));
     return deleted;
   }
-  RETURN_IF_ERROR(DeleteContainer(id, deadline));
+  RETURN_IF_ERROR(DeleteContainer(id));
   process->SetExited(deleted.exit);
   return deleted;
 }
 
-absl::Status Containers::DeleteContainer(const std::string& id, Deadline deadline) {
+absl::Status Containers::DeleteContainer(const std::string& id) {
   std::shared_ptr<Container> container;
   std::vector<std::shared_ptr<Process>> processes;
   {

@@ -107,7 +107,7 @@ class Containers {
   absl::Status RoomForStreams() const REQUIRES(mutex_);
   absl::StatusOr<std::shared_ptr<ProcessStdio>> OpenStdio(const StdioPaths& paths);
   absl::StatusOr<ExitInfo> DeleteExec(const std::string& id, const std::string& exec_id, Process& process);
-  absl::Status DeleteContainer(const std::string& id, Deadline deadline);
+  absl::Status DeleteContainer(const std::string& id);
   void Watch(const std::shared_ptr<Process>& process);
   void WatchKill(const std::shared_ptr<Process>& process);
   void Publish(const Process& process, ExitInfo exit);
