@@ -256,7 +256,8 @@ absl::Status Client::Call(std::string_view service, std::string_view method,
                           const google::protobuf::MessageLite& request,
                           google::protobuf::MessageLite* response, std::chrono::nanoseconds timeout,
                           const std::map<std::string, std::string>& metadata) {
-  return impl_->Call(service, method, request, response, timeout, metadata);
+  const std::shared_ptr<Impl> impl = impl_;  // the client may be destroyed meanwhile: that ends the call
+  return impl->Call(service, method, request, response, timeout, metadata);
 }
 
 void Client::CancelCalls() { impl_->CancelCalls(); }

@@ -44,7 +44,7 @@ std::string FirstLine(const std::string& path) {
 }
 
 TEST(Virtiofs, ABindMadeAfterTheBootIsSeenAndArenasDoNotDisturbIt) {
-  const std::string busybox = std::string(LAMINA_GUEST_CACHE) + "/busybox/bin/busybox";
+  const std::string busybox = LAMINA_GUEST_CACHE "/busybox/bin/busybox";
   if (!fs::exists(busybox)) GTEST_SKIP() << "no " << busybox << ": the guest's integration tests fetch it";
   const lamina::testing::TempDir files;
   const auto layer = MakeLayer(files.path(), "layer", "x");
