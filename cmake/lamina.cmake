@@ -9,8 +9,10 @@ option(LAMINA_COVERAGE "instrument for gcov" OFF)
 
 find_program(CCACHE ccache)
 if(CCACHE)
-  # The sloppiness is what ccache wants in order to cache what uses a precompiled header; no source uses __TIME__.
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros ${CCACHE})
+  # The sloppiness is what ccache wants in order to cache what uses a precompiled header; no source uses __TIME__. The
+  # header itself differs from one build folder to the next: lamina_precompiled_sum says what it holds.
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros CCACHE_PCH_EXTSUM=1
+      ${CCACHE})
   set(CMAKE_C_COMPILER_LAUNCHER ${CCACHE})
 endif()
 
@@ -54,14 +56,33 @@ target_link_libraries(lamina_fmt PRIVATE lamina_flags)
 # libraries take it in the sanitizers' builds only: the release build shows whether each source includes what it uses.
 set(LAMINA_COMMON_HEADERS <fmt/format.h> <absl/status/statusor.h> <algorithm> <atomic> <chrono> <condition_variable>
     <filesystem> <functional> <map> <memory> <mutex> <optional> <string> <string_view> <thread> <vector>)
+# Writes beside the precompiled header what ccache takes for its content: of the headers' text, the compiler, the flags.
+function(lamina_precompiled_sum target)
+  list(TRANSFORM ARGN PREPEND "#include " OUTPUT_VARIABLE includes)
+  list(JOIN includes "\n" includes)
+  string(TOUPPER "${CMAKE_BUILD_TYPE}" type)
+  separate_arguments(flags UNIX_COMMAND "${CMAKE_CXX_FLAGS} ${CMAKE_CXX_FLAGS_${type}}")
+  list(APPEND flags ${LAMINA_SANITIZE_OPTIONS})
+  set(folder ${PROJECT_BINARY_DIR}/CMakeFiles/${target}.dir)
+  file(WRITE ${folder}/sum.cc "${includes}\n")
+  execute_process(COMMAND ${CMAKE_CXX_COMPILER} -std=c++20 ${flags} -E -P ${folder}/sum.cc
+                  OUTPUT_VARIABLE text COMMAND_ERROR_IS_FATAL ANY)
+  string(SHA256 sum "${text}")
+  file(WRITE ${folder}/cmake_pch.hxx.gch.sum "${CMAKE_CXX_COMPILER_VERSION} ${flags} ${sum}\n")
+endfunction()
+
 if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
   add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fpch-preprocess>)  # for ccache
   foreach(users test product)
     add_library(lamina_${users}_headers OBJECT EXCLUDE_FROM_ALL ${CMAKE_CURRENT_LIST_DIR}/precompiled.cc)
     target_link_libraries(lamina_${users}_headers PRIVATE lamina_flags)
   endforeach()
-  target_precompile_headers(lamina_product_headers PRIVATE ${LAMINA_COMMON_HEADERS})
-  target_precompile_headers(lamina_test_headers PRIVATE ${LAMINA_COMMON_HEADERS} <gmock/gmock.h> <gtest/gtest.h>)
+  set(product_headers ${LAMINA_COMMON_HEADERS})
+  set(test_headers ${LAMINA_COMMON_HEADERS} <gmock/gmock.h> <gtest/gtest.h>)
+  foreach(users test product)
+    target_precompile_headers(lamina_${users}_headers PRIVATE ${${users}_headers})
+    lamina_precompiled_sum(lamina_${users}_headers ${${users}_headers})
+  endforeach()
 endif()
 # lamina_precompiled(target test|product)
 function(lamina_precompiled target users)
