@@ -48,7 +48,7 @@ void AgentLink::Close() {
     if (over_.ok()) over_ = absl::CancelledError("the pod's VM is being stopped");
     connection = connection_;
   }
-  if (connection != nullptr) connection->CancelCalls();
+  if (connection != nullptr) connection->Close();
 }
 
 void AgentLink::CancelCalls() {
@@ -112,6 +112,7 @@ absl::Status AgentLink::Renew(const std::shared_ptr<ttrpc::Caller>& lost) {
   status = Annotate(status, "the guest's agent does not answer any more");
   {
     MutexLock lock(mutex_);
+    if (!over_.ok()) return over_;
     over_ = status;
   }
   if (doors_.given_up) doors_.given_up(status);
@@ -123,6 +124,7 @@ absl::Status AgentLink::Greeted() {
   const std::chrono::nanoseconds timeout = std::min<std::chrono::nanoseconds>(kGreeting, doors_.patience);
   RETURN_IF_ERROR(guest::Greet(*connection, timeout).status());
   MutexLock lock(mutex_);
+  if (!over_.ok()) return over_;
   connection_ = std::move(connection);
   return absl::OkStatus();
 }

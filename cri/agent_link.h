@@ -32,7 +32,7 @@ class AgentLink : public ttrpc::Caller {
   // The first connection, and the guest's answer to Hello; `timeout` spans its boot.
   absl::StatusOr<agent::v1::HelloResponse> Open(std::chrono::nanoseconds timeout);
   // Calls under way, and later ones, fail with Cancelled; nothing is dialled any more.
-  void Close();
+  void Close() override;
 
   absl::Status Call(std::string_view service, std::string_view method,
                     const google::protobuf::MessageLite& request, google::protobuf::MessageLite* response,

@@ -46,8 +46,10 @@ class Dialer : public ttrpc::Caller {
 
   void CancelCalls() override {
     MutexLock lock(mutex_);
-    for (ttrpc::Client* client : clients_) client->CancelCalls();
+    for (ttrpc::Client* client : clients_) client->Close();
   }
+
+  void Close() override { CancelCalls(); }  // there is no connection but those of the calls
 
   bool connected() const override { return true; }
 

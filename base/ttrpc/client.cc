@@ -262,6 +262,8 @@ absl::Status Client::Call(std::string_view service, std::string_view method,
 
 void Client::CancelCalls() { impl_->CancelCalls(); }
 
+void Client::Close() { impl_->Close(); }
+
 bool Client::connected() const { return impl_->connected(); }
 
 }  // namespace lamina::ttrpc

@@ -30,6 +30,7 @@ class Client : public Caller {
                     const std::map<std::string, std::string>& metadata = {}) override;
 
   void CancelCalls() override;
+  void Close() override;
   bool connected() const override;
 
  private:

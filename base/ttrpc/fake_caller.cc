@@ -5,6 +5,12 @@
 #include <algorithm>
 
 namespace lamina::ttrpc {
+namespace {
+
+// How often calls had been cancelled when this thread's call began; -1: it makes none.
+thread_local int cancels_before = -1;
+
+}  // namespace
 
 absl::Status FakeCaller::Call(std::string_view service, std::string_view method,
                               const google::protobuf::MessageLite& request,
@@ -15,13 +21,21 @@ absl::Status FakeCaller::Call(std::string_view service, std::string_view method,
     MutexLock lock(mutex_);
     const int number = static_cast<int>(calls_.size());
     calls_.emplace_back(method);
-    if (!connected_) return absl::UnavailableError("the connection ended");
-    if (number == fail_at_) return error_;
+    if (cancels_before < 0) cancels_before = cancels_;
+    absl::Status failed;
+    if (closed_) failed = absl::CancelledError("the connection was closed here");
+    if (failed.ok() && !connected_) failed = absl::UnavailableError("the connection ended");
+    if (failed.ok() && number == fail_at_) failed = error_;
+    if (!failed.ok()) {
+      ForgetCall();
+      return failed;
+    }
     const auto it = handlers_.find(method);
     if (it != handlers_.end()) handler = it->second;
   }
   absl::StatusOr<std::string> payload =
       handler ? handler(request.SerializeAsString()) : absl::StatusOr<std::string>(std::string());
+  ForgetCall();
   if (!payload.ok()) return payload.status();
   if (response != nullptr && !response->ParseFromString(*payload))
     return absl::InternalError("the answer does not parse");
@@ -34,6 +48,20 @@ void FakeCaller::CancelCalls() {
   cancelled_.NotifyAll();
 }
 
+void FakeCaller::Close() {
+  MutexLock lock(mutex_);
+  closed_ = true;
+  ++cancels_;
+  cancelled_.NotifyAll();
+}
+
+void FakeCaller::ExpectCall() {
+  MutexLock lock(mutex_);
+  cancels_before = cancels_;
+}
+
+void FakeCaller::ForgetCall() { cancels_before = -1; }
+
 bool FakeCaller::connected() const {
   MutexLock lock(mutex_);
   return connected_;
@@ -42,7 +70,7 @@ bool FakeCaller::connected() const {
 absl::Status FakeCaller::WaitCancelled(std::chrono::milliseconds timeout) {
   const auto deadline = std::chrono::steady_clock::now() + timeout;
   MutexLock lock(mutex_);
-  for (const int before = cancels_; cancels_ == before;) {
+  while (cancels_ == cancels_before) {
     if (!cancelled_.WaitUntil(mutex_, deadline))
       return absl::DeadlineExceededError("nobody cancelled the call");
   }

@@ -36,9 +36,14 @@ class FakeCaller : public Caller {
                     const std::map<std::string, std::string>& metadata = {}) override;
 
   void CancelCalls() override;
+  void Close() override;
   bool connected() const override;
-  // For handlers that play a peer which does not answer: waits until calls are cancelled, at most `timeout`,
-  // and answers what such a call does.
+  // Cancellations from now on reach the call that this thread makes next; without it, from that call on.
+  void ExpectCall();
+  // It makes none after all.
+  static void ForgetCall();
+  // For handlers that play a peer which does not answer: waits until their call is cancelled, at most
+  // `timeout`, and answers what such a call does.
   absl::Status WaitCancelled(std::chrono::milliseconds timeout);
   // As if the connection were lost, or were there again.
   void SetConnected(bool connected);
@@ -56,6 +61,7 @@ class FakeCaller : public Caller {
   mutable Mutex mutex_;
   CondVar cancelled_;
   int cancels_ GUARDED_BY(mutex_) = 0;
+  bool closed_ GUARDED_BY(mutex_) = false;
   bool connected_ GUARDED_BY(mutex_) = true;
   std::map<std::string, Handler, std::less<>> handlers_ GUARDED_BY(mutex_);
   std::vector<std::string> calls_ GUARDED_BY(mutex_);

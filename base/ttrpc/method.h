@@ -41,6 +41,8 @@ class Caller {
 
   // Fails the calls that are under way with Cancelled; later ones are made as ever.
   virtual void CancelCalls() = 0;
+  // Fails the calls that are under way, and all later ones, with Cancelled.
+  virtual void Close() = 0;
   // False once the connection is lost: then every call answers Unavailable.
   virtual bool connected() const = 0;
 };

@@ -20,6 +20,9 @@ namespace fs = std::filesystem;
 
 std::string Key(const std::string& container, const std::string& exec) { return container + "/" + exec; }
 
+// Of the call that this thread makes: what was true when it began.
+thread_local int call_generation = 0, cancels_before_call = 0;
+
 constexpr char kLaminadService[] = "lamina.laminad.v1.Laminad";
 constexpr ttrpc::Method<laminad::v1::ClaimRequest, laminad::v1::ClaimResponse> kClaim{kLaminadService,
                                                                                       "Claim"};
@@ -40,6 +43,16 @@ class FakeGuest::Connection : public ttrpc::Caller {
                     std::chrono::nanoseconds timeout,
                     const std::map<std::string, std::string>& metadata) override {
     if (!connected()) return absl::UnavailableError("the connection ended");
+    guest_.calls->ExpectCall();
+    {
+      MutexLock lock(guest_.mutex_);
+      call_generation = generation_;
+      cancels_before_call = guest_.cancels_;
+    }
+    if (closed_) {
+      ttrpc::FakeCaller::ForgetCall();
+      return absl::CancelledError("the connection was closed here");
+    }
     const absl::Status status = guest_.calls->Call(service, method, request, response, timeout, metadata);
     return connected() ? status : absl::UnavailableError("the connection ended");
   }
@@ -49,10 +62,15 @@ class FakeGuest::Connection : public ttrpc::Caller {
     ++guest_.cancels_;
     guest_.changed_.NotifyAll();
   }
+  void Close() override {
+    closed_ = true;
+    CancelCalls();
+  }
   bool connected() const override { return generation_ == guest_.generation_; }
 
  private:
   FakeGuest& guest_;
+  std::atomic<bool> closed_{false};
   const int generation_;
 };
 
@@ -119,8 +137,8 @@ FakeGuest::FakeGuest() {
 
 absl::StatusOr<agent::v1::WaitProcessResponse> FakeGuest::Wait(const std::string& process) {
   MutexLock lock(mutex_);
-  const int before = cancels_, generation = generation_;
-  while (ended_.count(process) == 0 && cancels_ == before && generation == generation_) changed_.Wait(mutex_);
+  while (ended_.count(process) == 0 && cancels_ == cancels_before_call && call_generation == generation_)
+    changed_.Wait(mutex_);
   const auto ended = ended_.find(process);
   if (ended == ended_.end()) return absl::CancelledError("the call was cancelled");
   agent::v1::WaitProcessResponse answer;
