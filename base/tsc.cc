@@ -4,6 +4,7 @@
 #include <x86intrin.h>
 
 #include <chrono>
+#include <cmath>
 #include <fstream>
 #include <limits>
 #include <string>
@@ -47,7 +48,7 @@ uint32_t Measure() {
   const Instant last = ReadBoth();
   const auto took = std::chrono::duration_cast<nanoseconds>(last.time - first.time).count();
   const double khz = static_cast<double>(last.ticks - first.ticks) * 1e6 / static_cast<double>(took);
-  return khz > 1 && khz < std::numeric_limits<uint32_t>::max() ? static_cast<uint32_t>(khz + 0.5) : 0;
+  return khz > 1 && khz < std::numeric_limits<uint32_t>::max() ? static_cast<uint32_t>(std::lround(khz)) : 0;
 }
 
 }  // namespace

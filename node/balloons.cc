@@ -369,6 +369,7 @@ BalloonRound Balloons::Lower(uint64_t need, const std::string& taker, MonotonicT
 
 void Balloons::Raise(const std::map<std::string, uint64_t>& bytes) {
   std::vector<std::string> ids;
+  ids.reserve(bytes.size());
   for (const auto& [id, more] : bytes) ids.push_back(id);
   const std::set<std::string> answered = LookAt(ids, kLookTime);
   std::map<std::string, uint64_t> targets;

@@ -191,7 +191,7 @@ void Ledger::CountLocked(const LedgerEntry& entry, bool in) {
   claimed_ += sign * entry.counted_bytes();
   resident_ += sign * entry.resident_bytes;
   if (entry.nodes.empty()) return;
-  const auto add = [&](uint64_t bytes, Sum Node::*sum) {
+  const auto add = [&](uint64_t bytes, Sum Node::*sum) REQUIRES(mutex_) {
     for (const auto& [node, part] : DivideEvenly(bytes, entry.nodes)) {
       if (const auto it = nodes_.find(node); it != nodes_.end()) it->second.*sum += sign * part;
     }

@@ -222,7 +222,7 @@ class FakeVm : public Vm {
     // The real one gives QEMU a second to follow; here a test says who has ended.
     return ends[0].revents != 0;
   }
-  absl::Status Kill(milliseconds timeout) override {
+  absl::Status Kill(milliseconds /*timeout*/) override {
     RETURN_IF_ERROR(world_->Call("Kill"));
     {
       MutexLock lock(world_->mutex);

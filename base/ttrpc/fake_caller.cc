@@ -12,10 +12,10 @@ thread_local int cancels_before = -1;
 
 }  // namespace
 
-absl::Status FakeCaller::Call(std::string_view service, std::string_view method,
+absl::Status FakeCaller::Call(std::string_view /*service*/, std::string_view method,
                               const google::protobuf::MessageLite& request,
-                              google::protobuf::MessageLite* response, std::chrono::nanoseconds timeout,
-                              const std::map<std::string, std::string>& metadata) {
+                              google::protobuf::MessageLite* response, std::chrono::nanoseconds /*timeout*/,
+                              const std::map<std::string, std::string>& /*metadata*/) {
   Handler handler;
   {
     MutexLock lock(mutex_);
