@@ -1,6 +1,5 @@
 #include "cri/cgroup.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -145,35 +144,6 @@ absl::StatusOr<HostCgroup> MakeHostCgroup(const std::string& root, const std::st
     }
   }
   return cgroup;
-}
-
-HostCgroup OwnCgroup(const std::string& root, const std::string& proc_self_cgroup) {
-  HostCgroup cgroup;
-  std::istringstream lines(proc_self_cgroup);
-  // "4:cpu,cpuacct:/a/b", "1:name=systemd:/a/b", and of cgroup v2 "0::/a/b".
-  for (std::string line; std::getline(lines, line);) {
-    const size_t first = line.find(':'),
-                 second = first == std::string::npos ? first : line.find(':', first + 1);
-    if (second == std::string::npos) continue;
-    std::string controllers = line.substr(first + 1, second - first - 1);
-    const std::string path = line.substr(second + 1);
-    if (path.find("/..") != std::string::npos) continue;  // above what this namespace shows
-    if (controllers.rfind("name=", 0) == 0) controllers = controllers.substr(5);
-    if (controllers.empty() && !IsCgroup2(root)) controllers = "unified";  // beside those of v1
-    const std::string dir = root + (controllers.empty() ? "" : "/" + controllers) + (path == "/" ? "" : path);
-    if (FileSystem::Real().Exists(dir + "/cgroup.procs")) cgroup.dirs.push_back(dir);
-  }
-  return cgroup;
-}
-
-absl::Status JoinHostCgroup(const HostCgroup& cgroup) {
-  absl::Status first;
-  for (const std::string& file : cgroup.procs_files()) {
-    const UniqueFd procs(open(file.c_str(), O_WRONLY | O_CLOEXEC));
-    if (procs && write(procs.get(), "0", 1) == 1) continue;
-    if (first.ok()) first = ErrnoStatus(errno, "join cgroup " + file);
-  }
-  return first;
 }
 
 sizing::CgroupLimits PodCgroupLimits(const std::string& root, const std::string& path) {

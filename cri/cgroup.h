@@ -32,12 +32,6 @@ HostCgroup HostCgroupAt(const std::string& root, const std::string& path);
 // Makes them. What exists is reused. On error what was made is removed.
 absl::StatusOr<HostCgroup> MakeHostCgroup(const std::string& root, const std::string& path);
 
-// The cgroups of this process, as the text of /proc/self/cgroup names them: to come back to.
-HostCgroup OwnCgroup(const std::string& root, const std::string& proc_self_cgroup);
-
-// Moves this process with all its threads. The first error, after all directories have been tried.
-absl::Status JoinHostCgroup(const HostCgroup& cgroup);
-
 // The limits of the pod's cgroup, which is the parent of the sandbox's `path`, of cgroup v1 or v2. nullopt:
 // none is set, or there is no such cgroup.
 sizing::CgroupLimits PodCgroupLimits(const std::string& root, const std::string& path);

@@ -13,7 +13,6 @@
 #include "base/status.h"
 #include "base/tsc.h"
 #include "base/ttrpc/client.h"
-#include "base/units.h"
 #include "base/unix_socket.h"
 #include "cri/cgroup.h"
 #include "cri/network.h"
@@ -137,18 +136,7 @@ absl::Status PodVm::MakeCgroup(Recipe& recipe) {
   const HostCgroup planned = HostCgroupAt(kCgroupRoot, recipe.size.cgroup_path);
   RETURN_IF_ERROR(book_.Change([&](SandboxState& state) { state.cgroup_dirs = planned.dirs; }));
   ASSIGN_OR_RETURN(recipe.cgroup, MakeHostCgroup(kCgroupRoot, recipe.size.cgroup_path));
-  // The work that a guest makes for this process (its frames, its streams) is the pod's, not containerd's.
-  home_ = OwnCgroup(kCgroupRoot, FileSystem::Real().Read("/proc/self/cgroup", 64 * kKiB).value_or(""));
-  const absl::Status joined = JoinHostCgroup(recipe.cgroup);
-  if (!joined.ok())
-    LogWarning("sandbox {}: its shim stays outside of its cgroup: {}", recipe.state.sandbox_id,
-               Message(joined));
   return absl::OkStatus();
-}
-
-void PodVm::LeaveCgroup() {
-  const absl::Status left = JoinHostCgroup(std::exchange(home_, {}));
-  if (!left.ok()) LogWarning("the shim does not get out of its pod's cgroup: {}", Message(left));
 }
 
 absl::Status PodVm::MakeNetwork(Recipe& recipe) {

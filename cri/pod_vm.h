@@ -13,7 +13,6 @@
 #include "base/mutex.h"
 #include "base/unique_fd.h"
 #include "cri/agent_link.h"
-#include "cri/cgroup.h"
 #include "cri/laminad_client.h"
 #include "cri/oci_spec.h"
 #include "cri/pod_size.h"
@@ -54,8 +53,6 @@ class PodVm {
   // DeadlineExceeded: the guest did not answer in time. On error the processes may still live.
   absl::Status Start(const BundleSpec& spec, const FirstSize& size, const laminad::v1::ClaimResponse& claim,
                      Deadline deadline, laminad::v1::ReadyRequest& ready);
-  // This process leaves the pod's cgroup again, which is to be removed. Idempotent.
-  void LeaveCgroup();
   // After a Start that failed, once its processes are gone: as if it had never been called.
   void Drop();
   // A Start under way, or one to come, fails soon.
@@ -92,7 +89,6 @@ class PodVm {
   const VmDoors doors_;
   const UniqueFd abort_;  // readable once Abort was called
   std::string rpc_socket_;
-  HostCgroup home_;  // where this process was before it joined the pod's cgroup; empty: it is there
   AgentLink link_;
   mutable Mutex mutex_;
   bool aborted_ GUARDED_BY(mutex_) = false;

@@ -167,7 +167,6 @@ absl::Status Sandbox::StartPod(const std::string& id, const std::string& bundle,
   if (!status.ok()) {
     LogError("sandbox {}: {}", id, Message(status));
     book_.Close();
-    vm_.LeaveCgroup();
     CleanUpSandbox(config_, laminad_, book_.Get()).IgnoreError();
     size_.Detach();
     vm_.Drop();
@@ -321,7 +320,6 @@ absl::StatusOr<Deleted> Sandbox::Delete(Deadline deadline) {
   if (!process->WaitExitUntil(deadline ? std::min(*deadline, latest) : latest))
     return MakeStatus(absl::StatusCode::kDeadlineExceeded, "sandbox {}: its VM has not ended yet", id());
   book_.Close();
-  vm_.LeaveCgroup();
   RETURN_IF_ERROR(CleanUpSandbox(config_, laminad_, book_.Get()));
   Enter(Phase::kGone);
   return Deleted{process->pid(), process->exit().value_or(ExitInfo())};

@@ -111,27 +111,6 @@ TEST_F(HostCgroupTest, WhatCannotBeRemovedIsNamedAndTheRestGoes) {
   EXPECT_OK(RemoveHostCgroup(made_.dirs, seconds(5)));
 }
 
-TEST_F(HostCgroupTest, ThisProcessJoinsAndComesBack) {
-  const auto now = [] { return FileSystem::Real().Read("/proc/self/cgroup", 65536).value_or(""); };
-  const std::string before = now();
-  const HostCgroup home = OwnCgroup("/sys/fs/cgroup", before);
-  ASSERT_FALSE(home.dirs.empty());
-  auto made = MakeHostCgroup("/sys/fs/cgroup", path_);
-  ASSERT_OK(made);
-  made_ = *made;
-  ASSERT_OK(JoinHostCgroup(made_));
-  EXPECT_NE(now().find(path_), std::string::npos);
-  ASSERT_OK(JoinHostCgroup(home));
-  EXPECT_EQ(now(), before);
-  EXPECT_OK(RemoveHostCgroup(made_.dirs, seconds(30)));
-}
-
-TEST(HostCgroup, WhatCannotBeJoinedIsNamed) {
-  EXPECT_THAT(JoinHostCgroup({{"/sys/fs/cgroup/no/such"}}),
-              HasStatus(StatusCode::kNotFound, "/sys/fs/cgroup/no/such"));
-  ASSERT_OK(JoinHostCgroup({}));
-}
-
 TEST(HostCgroup, AFolderThatIsNoHierarchyHasNone) {
   const testing::TempDir dir;
   std::filesystem::create_directories(dir / "plain");
