@@ -6,6 +6,7 @@
 #include <array>
 
 #include "base/log.h"
+#include "base/printable.h"
 #include "base/status.h"
 #include "guest/protocol/contract.h"
 #include "guest/protocol/greeting.h"
@@ -16,6 +17,7 @@ namespace {
 using std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kGreeting{2};  // one try of several
+constexpr size_t kMaxErrorBytes = 512;        // of what a guest says of its failure
 constexpr int kAgainMillis = 50;              // after a connection that came to nothing
 
 // Made twice, these do what they do once: a lost answer costs nothing. The others are for the caller to
@@ -29,6 +31,12 @@ bool Repeatable(std::string_view method) {
   return std::find(kMethods.begin(), kMethods.end(), method) != kMethods.end();
 }
 
+// A guest may write what it likes into an error, which goes into logs, events and the kubelet's messages.
+absl::Status FromGuest(const absl::Status& status) {
+  if (status.ok()) return status;
+  return absl::Status(status.code(), Printable(Message(status), kMaxErrorBytes));
+}
+
 }  // namespace
 
 absl::StatusOr<agent::v1::HelloResponse> AgentLink::Open(std::chrono::nanoseconds timeout) {
@@ -38,7 +46,9 @@ absl::StatusOr<agent::v1::HelloResponse> AgentLink::Open(std::chrono::nanosecond
     if (!over_.ok()) return over_;
     connection_ = connection;
   }
-  return guest::Greet(*connection, timeout);
+  auto hello = guest::Greet(*connection, timeout);
+  if (!hello.ok()) return FromGuest(hello.status());
+  return hello;
 }
 
 void AgentLink::Close() {
@@ -77,7 +87,8 @@ absl::Status AgentLink::Call(std::string_view service, std::string_view method,
       connection = connection_;
     }
     if (connection == nullptr) return absl::FailedPreconditionError("the pod's VM does not run");
-    const absl::Status status = connection->Call(service, method, request, response, timeout, metadata);
+    const absl::Status status =
+        FromGuest(connection->Call(service, method, request, response, timeout, metadata));
     // A guest may answer Unavailable itself; only a lost connection is made anew.
     if (status.code() != absl::StatusCode::kUnavailable || connection->connected()) return status;
     RETURN_IF_ERROR(Renew(connection));
@@ -122,7 +133,7 @@ absl::Status AgentLink::Renew(const std::shared_ptr<ttrpc::Caller>& lost) {
 absl::Status AgentLink::Greeted() {
   ASSIGN_OR_RETURN(std::shared_ptr<ttrpc::Caller> connection, doors_.dial());
   const std::chrono::nanoseconds timeout = std::min<std::chrono::nanoseconds>(kGreeting, doors_.patience);
-  RETURN_IF_ERROR(guest::Greet(*connection, timeout).status());
+  RETURN_IF_ERROR(FromGuest(guest::Greet(*connection, timeout).status()));
   MutexLock lock(mutex_);
   if (!over_.ok()) return over_;
   connection_ = std::move(connection);

@@ -26,7 +26,7 @@ using std::chrono::steady_clock;
 using Deadline = std::optional<steady_clock::time_point>;
 
 constexpr size_t kReaderStackBytes = 64 * 1024;
-constexpr size_t kMaxErrorBytes = 512;  // of a peer's error: it goes into logs, events and other answers
+constexpr size_t kMaxErrorBytes = 4096;  // of a peer's error: it goes into logs, events and other answers
 
 // Milliseconds for poll(2); -1 without a deadline, 0 when it has passed.
 int PollTimeout(const Deadline& deadline) {

@@ -22,7 +22,7 @@ class Client : public Caller {
   ~Client() override;  // fails the calls under way with Cancelled
 
   // The timeout is sent along as timeout_nano; a late answer is dropped. A peer that does not read holds the
-  // caller at most until the deadline. The message of a peer's error comes Printable, at most 512 bytes of
+  // caller at most until the deadline. The message of a peer's error comes Printable, at most 4 KiB of
   // it.
   absl::Status Call(std::string_view service, std::string_view method,
                     const google::protobuf::MessageLite& request, google::protobuf::MessageLite* response,

@@ -60,6 +60,21 @@ TEST_F(AgentLinkTest, WhatDoesNoHarmTwiceIsCalledAgainTheRestFailsOnce) {
   EXPECT_TRUE(given_up_.empty());
 }
 
+TEST_F(AgentLinkTest, AGuestsErrorIsShortAndPrintable) {
+  AgentLink link = Link();
+  ASSERT_OK(link.Open(seconds(1)));
+  guest_.calls->Handle(guest::kPids,
+                       [](const agent::v1::ProcessRequest&) -> absl::StatusOr<agent::v1::PidsResponse> {
+                         std::string text = "no\n\x1b[2J";
+                         text.append(4 << 20, 'x');
+                         return absl::InternalError(text);
+                       });
+  const absl::Status status =
+      ttrpc::Call(link, guest::kPids, agent::v1::ProcessRequest(), seconds(1)).status();
+  EXPECT_THAT(status, HasStatus(StatusCode::kInternal, "no\\n\\x1b[2Jxxx"));
+  EXPECT_EQ(status.message().size(), 512U);
+}
+
 TEST_F(AgentLinkTest, AnErrorOfTheGuestIsNoLostConnection) {
   AgentLink link = Link();
   ASSERT_OK(link.Open(seconds(1)));

@@ -181,7 +181,7 @@ TEST_F(Shortage, APeersErrorIsCutAndEscaped) {
   error_.push_back('\n');
   const absl::Status huge = Call(*client_, "Fail");
   EXPECT_THAT(huge, HasStatus(absl::StatusCode::kNotFound, "xxx..."));
-  EXPECT_EQ(huge.message().size(), 512U);
+  EXPECT_EQ(huge.message().size(), 4096U);
   error_ = "no such\nfile \x1b[2J";
   const absl::Status odd = Call(*client_, "Fail");
   EXPECT_EQ(odd.message(), "no such\\nfile \\x1b[2J");
