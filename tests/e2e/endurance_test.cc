@@ -32,13 +32,14 @@ class EnduranceTest : public ::testing::Test {
     std::map<std::string, Count> held;
     for (const Process& process : FindProcesses(TestNode().dir(), {})) {
       if (process.command.find(id) == std::string::npos) continue;
-      for (const char* program : {"serve", "qemu-system", "virtiofsd --socket-path"}) {
+      for (const char* program : {"qemu-system", "virtiofsd --socket-path", " serve"}) {
         if (process.command.find(program) == std::string::npos) continue;
         const std::string proc = fmt::format("/proc/{}/", process.pid);
         Count& count = held[fmt::format("{} {}", program, process.pid)];
         count.descriptors = ListFolder(proc + "fd").size();
         for (const std::string& line : SplitLines(ReadText(proc + "mountinfo")))
           count.mounts += line.find(id) != std::string::npos ? 1 : 0;
+        break;
       }
     }
     return held;
