@@ -1,6 +1,7 @@
 // The seam for everything that must survive a crash. Faults are injected here.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -44,8 +45,8 @@ absl::Status WriteFileAtomically(FileSystem& fs, const std::string& path, std::s
 class FaultyFileSystem : public FileSystem {
  public:
   explicit FaultyFileSystem(FileSystem& real) : real_(real) {}
-  int fail_at = -1;
-  int calls = 0;
+  std::atomic<int> fail_at{-1};
+  std::atomic<int> calls{0};
   absl::Status error = absl::ResourceExhaustedError("injected: no space left on device");
 
   absl::Status WriteAndSync(const std::string& path, std::string_view data, int mode) override;

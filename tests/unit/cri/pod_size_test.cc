@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+
 #include "base/ttrpc/fake_caller.h"
 #include "guest/protocol/contract.h"
 #include "proto/agent.pb.h"
@@ -91,7 +93,7 @@ class PodSizeTest : public ::testing::Test {
   testing::TempDir dir_;
   Config config_;
   BundleSpec pod_;
-  uint64_t room_ = UINT64_MAX;
+  std::atomic<uint64_t> room_{UINT64_MAX};
   vmm::FakeHypervisor hypervisor_;
   ttrpc::FakeCaller agent_;
   const std::shared_ptr<ttrpc::FakeCaller> laminad_caller_ = std::make_shared<ttrpc::FakeCaller>();

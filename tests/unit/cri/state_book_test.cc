@@ -32,7 +32,7 @@ TEST(StateBookTest, AChangeIsInTheFileOrNowhere) {
   book.Restore(Pod());
   ASSERT_OK(book.Change([](auto& state) { state.vcpus = 1; }));
   persist::StateStore store(FileSystem::Real(), dir / "state");
-  const int all = std::exchange(fs.calls, 0);
+  const int all = fs.calls.exchange(0);
   for (int n = 0; n < all; ++n) {
     fs.calls = 0;
     fs.fail_at = n;

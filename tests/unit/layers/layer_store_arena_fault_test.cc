@@ -78,7 +78,7 @@ TEST_F(ArenaFaultTest, EveryCallIsTheLast) {
     // From then on nothing reaches the disk.
     files.before = [&](const std::string& call) {
       if (calls++ < last) return absl::OkStatus();
-      faulty.fail_at = faulty.calls;
+      faulty.fail_at = faulty.calls.load();
       return absl::ResourceExhaustedError("dead before " + call);
     };
     {
