@@ -68,7 +68,10 @@ absl::Status SideBySide::Run(std::vector<Job> jobs, std::chrono::milliseconds wi
   batch->left = jobs.size();
   for (Job& job : jobs) shared.queue.push_back({batch, std::move(job)});
   absl::Status status;
-  for (size_t wanted = std::min(shared.max_threads, shared.threads + jobs.size()); shared.threads < wanted;) {
+  // Counted, and only while there is work: threads that are done with it end while others are still being
+  // made.
+  for (size_t more = std::min(shared.max_threads - shared.threads, jobs.size());
+       more > 0 && !shared.queue.empty(); --more) {
     ++shared.threads;
     shared.mutex.Unlock();
     status = starter_([shared = shared_] { shared->Work(); });
