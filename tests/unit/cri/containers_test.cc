@@ -96,7 +96,7 @@ TEST_F(ContainersTest, ALayerIsMountedOnceAndUnmountedWithItsLastUser) {
 class KillTest : public PodTest {
  protected:
   void SetUp() override {
-    kill_bound_ = milliseconds(200);
+    kill_bound_ = seconds(1);
     PodTest::SetUp();
     if (IsSkipped()) return;
     ASSERT_OK(Start());
@@ -163,7 +163,7 @@ class SlowCreateTest : public ContainersTest {
 };
 
 TEST_F(SlowCreateTest, WhoseDeadlinePassedIsUndone) {
-  const auto deadline = In(milliseconds(50));
+  const auto deadline = In(seconds(2));  // long enough for a busy machine to get as far as the guest
   auto create = std::async(std::launch::async, [&] { return Create("web", deadline); });
   asked_.get_future().get();
   EXPECT_THAT(containers().Find("web", ""), HasStatus(StatusCode::kFailedPrecondition, "being created"));
