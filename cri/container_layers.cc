@@ -115,16 +115,18 @@ absl::StatusOr<agent::v1::Layer> ContainerLayers::AttachLayer(const Placement& p
                                                               persist::PlacedLayer& place, Mounted& mounted) {
   agent::v1::Layer layer;
   layer.set_id(placement.layer_id());
-  place = {placement.layer_id(),      "",
-           placement.arena().id(),    placement.offset(),
-           placement.payload_bytes(), placement.image_path(),
-           placement.tree().path(),   ""};
+  place = {.id = placement.layer_id(),
+           .arena = placement.arena().id(),
+           .offset = placement.offset(),
+           .size = placement.payload_bytes(),
+           .image_path = placement.image_path(),
+           .tree_path = placement.tree().path(),
+           .device = ""};
   switch (placement.kind()) {
     case Placement::VPMEM: {
       const laminad::v1::Arena& arena = placement.arena();
       ASSIGN_OR_RETURN(place.device, vm_->AttachArena({arena.id(), arena.path(), arena.bytes()},
                                                       placement.offset() + placement.payload_bytes()));
-      place.kind = "vpmem";
       layer.mutable_pmem()->set_pci_path(place.device);
       layer.mutable_pmem()->set_offset(placement.offset());
       layer.mutable_pmem()->set_size(placement.payload_bytes());
@@ -138,7 +140,6 @@ absl::StatusOr<agent::v1::Layer> ContainerLayers::AttachLayer(const Placement& p
                          AttachDisk(placement.tree().path(), placement.tree().bytes(), mounted));
         layer.mutable_verity()->set_root_hash(placement.tree().root_hash());
       }
-      place.kind = "scsi";
       place.device = fmt::format("{} lun {}", layer.scsi().pci_path(), layer.scsi().lun());
       LogInfo("layer {} comes as a disk{}: {}", placement.layer_id(),
               placement.has_tree() ? " with a hash tree, root " + placement.tree().root_hash() : "",

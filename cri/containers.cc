@@ -21,6 +21,8 @@
 namespace lamina::cri {
 namespace {
 
+using persist::ContainerLife;
+using persist::ContainerState;
 using persist::SandboxState;
 using std::chrono::steady_clock;
 
@@ -161,7 +163,7 @@ absl::StatusOr<uint32_t> Containers::Create(const containerd::CreateTaskRequest&
   Container& container = **entered;
   absl::StatusOr<std::shared_ptr<Process>> init = Make(request, deadline, container);
   if (init.ok()) {
-    absl::Status status = RecordCreated(container, (*init)->pid());
+    absl::Status status = RecordCreated(container, **init);
     if (status.ok()) status = Accept(container, *init, deadline);
     if (!status.ok()) {
       (*init)->stdio->DrainAndClose(std::chrono::milliseconds(0));
@@ -249,16 +251,61 @@ absl::Status Containers::BindVolumes(const BundleSpec& spec, Container& containe
   return absl::OkStatus();
 }
 
-absl::Status Containers::RecordCreated(const Container& container, uint32_t pid) {
+absl::Status Containers::RecordCreated(const Container& container, const Process& init) {
   SandboxState held;
   parts_.layers.FillIn(held);
   return parts_.book.Change([&](SandboxState& state) {
     state.arenas = held.arenas;
     state.layers = held.layers;
-    state.containers[container.id] = {
-        container.id,      container.bundle,        "created", 0, container.layers.ids,
-        container.volumes, container.layers.images, pid};
+    persist::ContainerState& kept = state.containers[container.id];
+    kept.id = container.id;
+    kept.bundle = container.bundle;
+    kept.layer_ids = container.layers.ids;
+    kept.mounts = container.volumes;
+    kept.disks = container.layers.images;
+    kept.pid = init.pid();
+    kept.stdin_path = init.paths.in;
+    kept.stdout_path = init.paths.out;
+    kept.stderr_path = init.paths.err;
+    kept.terminal = init.paths.terminal;
+    kept.first_stream = init.stdio->first_id();
   });
+}
+
+std::shared_ptr<Process> Containers::RestoreInit(const ContainerState& held) {
+  next_stream_ = std::max(next_stream_.load(), held.first_stream + 3);
+  const StdioPaths paths{held.stdin_path, held.stdout_path, held.stderr_path, held.terminal};
+  const bool ended = held.life == ContainerLife::kStopped;
+  auto stdio = ProcessStdio::Open(ended ? StdioPaths() : paths, parts_.vm.mux(), held.first_stream);
+  if (!stdio.ok()) {
+    LogWarning("container {}: it goes on without its streams: {}", held.id, Message(stdio.status()));
+    stdio = ProcessStdio::Open({}, parts_.vm.mux(), held.first_stream);
+  }
+  auto init = std::make_shared<Process>(held.id, "", held.bundle, paths, stdio.value_or(nullptr));
+  init->SetPid(held.pid);
+  if (held.life == ContainerLife::kRunning) init->SetRunning(held.pid);
+  if (ended) init->SetExited({held.exit_status, held.exit_unix_nanos});
+  return init;
+}
+
+absl::Status Containers::Restore(const SandboxState& state) {
+  for (const auto& [id, held] : state.containers) {
+    auto container = std::make_shared<Container>();
+    container->id = id;
+    container->bundle = held.bundle;
+    container->creating = false;
+    container->layers.ids = held.layer_ids;
+    container->layers.images = held.disks;
+    container->volumes = held.mounts;
+    container->init = RestoreInit(held);
+    {
+      MutexLock lock(mutex_);
+      containers_[id] = container;
+    }
+    if (held.life != ContainerLife::kRunning) continue;
+    RETURN_IF_ERROR(threads_.Start(kWatchStackBytes, [this, process = container->init] { Watch(process); }));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Containers::Undo(const Container& container) {
@@ -360,7 +407,7 @@ absl::StatusOr<uint32_t> Containers::Start(const std::string& id, const std::str
   if (exec_id.empty()) {
     LogIfNot(parts_.book.Record([&](SandboxState& state) {
       if (const auto it = state.containers.find(id); it != state.containers.end())
-        it->second.state = "running";
+        it->second.life = ContainerLife::kRunning;
     }),
              Words(id, ""));
   }
@@ -393,8 +440,9 @@ void Containers::Watch(const std::shared_ptr<Process>& process) {
   if (is_init) {
     LogIfNot(parts_.book.Record([&](SandboxState& state) {
       if (const auto it = state.containers.find(process->container_id); it != state.containers.end()) {
-        it->second.state = "stopped";
+        it->second.life = ContainerLife::kStopped;
         it->second.exit_status = exit.status;
+        it->second.exit_unix_nanos = exit.unix_nanos;
       }
     }),
              Words(process->container_id, ""));

@@ -50,6 +50,11 @@ class Containers {
   explicit Containers(Parts parts) : parts_(std::move(parts)) {}
   ~Containers();
 
+  // Goes on where another process stopped: with the containers that the state names. Before any other call.
+  // An exec is not in the state: it runs on, unknown, until its container ends. A stream whose FIFO is gone
+  // is left out. ResourceExhausted: a container's end could not be watched.
+  absl::Status Restore(const persist::SandboxState& state);
+
   // The container is known from the first moment, as one that is being created: Delete and Signal(SIGKILL)
   // give it up. So does the end of `deadline`: on every error all is undone. Gives the pid of its init in the
   // guest.
@@ -100,7 +105,8 @@ class Containers {
                                                 Deadline deadline, Container& container);
   absl::Status BindVolumes(const BundleSpec& spec, Container& container,
                            std::map<size_t, std::string>& sources);
-  absl::Status RecordCreated(const Container& container, uint32_t pid);
+  absl::Status RecordCreated(const Container& container, const Process& init);
+  std::shared_ptr<Process> RestoreInit(const persist::ContainerState& held);
   // Everything that Make may have done, in reverse.
   absl::Status Undo(const Container& container);
   absl::StatusOr<std::shared_ptr<Container>> FindContainer(const std::string& id) const REQUIRES(mutex_);

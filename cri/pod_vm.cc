@@ -10,6 +10,7 @@
 
 #include "base/file_system.h"
 #include "base/log.h"
+#include "base/process.h"
 #include "base/status.h"
 #include "base/tsc.h"
 #include "base/ttrpc/client.h"
@@ -211,21 +212,26 @@ absl::Status PodVm::LaunchVm(Recipe& recipe) {
 }
 
 absl::Status PodVm::GreetAgent(Recipe& recipe) {
-  ASSIGN_OR_RETURN(UniqueFd stdio, doors_.dial_stdio(vmm::StdioSocket(recipe.state.runtime_dir)));
-  mux_ = guest::StdioMux::Create(std::move(stdio));
   std::chrono::nanoseconds timeout = std::chrono::seconds(config_.hypervisor.boot_timeout_seconds);
   if (recipe.deadline) {
     timeout = std::clamp<std::chrono::nanoseconds>(*recipe.deadline - steady_clock::now(),
                                                    std::chrono::milliseconds(1), timeout);
   }
-  const auto hello = link_.Open(timeout);
-  if (!hello.ok()) {
-    const absl::Status alive = vm_->Alive();
-    return Annotate(alive.ok() ? hello.status() : alive, "boot the VM");
-  }
+  const auto hello = Greet(recipe.state.runtime_dir, timeout);
+  if (!hello.ok()) return Annotate(hello.status(), "boot the VM");
   recipe.ready.set_guest_mem_total_bytes(hello->mem_total_bytes());
   (*recipe.ready.mutable_phase_seconds())["kernel"] = hello->agent_started_boot_seconds();
   return absl::OkStatus();
+}
+
+absl::StatusOr<agent::v1::HelloResponse> PodVm::Greet(const std::string& runtime_dir,
+                                                      std::chrono::nanoseconds timeout) {
+  ASSIGN_OR_RETURN(UniqueFd stdio, doors_.dial_stdio(vmm::StdioSocket(runtime_dir)));
+  mux_ = guest::StdioMux::Create(std::move(stdio));
+  auto hello = link_.Open(timeout);
+  if (hello.ok()) return hello;
+  const absl::Status alive = vm_->Alive();
+  return alive.ok() ? hello.status() : alive;
 }
 
 absl::Status PodVm::ConfigureGuest(Recipe& recipe) {
@@ -238,6 +244,26 @@ absl::Status PodVm::ConfigureGuest(Recipe& recipe) {
                            "configure the guest"));
   ASSIGN_OR_RETURN(clock_keeper_, guest::ClockKeeper::Start(link_, doors_.clock));
   return book_.Change([](SandboxState& state) { state.life_cycle = persist::LifeCycle::kReady; });
+}
+
+absl::Status PodVm::Restore(std::chrono::nanoseconds timeout) {
+  const SandboxState state = book_.Get();
+  rpc_socket_ = vmm::RpcSocket(state.runtime_dir);
+  const auto restore = [&]() -> absl::Status {
+    if (state.virtiofsd.pid != 0) {
+      absl::StatusOr<UniqueFd> pidfd = OpenProcess(state.virtiofsd);
+      if (absl::IsNotFound(pidfd.status()))
+        return absl::UnavailableError("its virtiofsd has ended, and the volumes with it");
+      ASSIGN_OR_RETURN(virtiofsd_pidfd_, std::move(pidfd));
+    }
+    ASSIGN_OR_RETURN(vm_, doors_.hypervisor.Adopt({state.vmm, state.runtime_dir, state.boot_memory_bytes}));
+    RETURN_IF_ERROR(Greet(state.runtime_dir, timeout).status());
+    ASSIGN_OR_RETURN(clock_keeper_, guest::ClockKeeper::Start(link_, doors_.clock));
+    return absl::OkStatus();
+  };
+  const absl::Status status = restore();
+  if (!status.ok()) Drop();
+  return Annotate(status, "go on with the VM of sandbox " + state.sandbox_id);
 }
 
 void PodVm::Drop() {

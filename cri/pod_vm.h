@@ -53,6 +53,10 @@ class PodVm {
   // DeadlineExceeded: the guest did not answer in time. On error the processes may still live.
   absl::Status Start(const BundleSpec& spec, const FirstSize& size, const laminad::v1::ClaimResponse& claim,
                      Deadline deadline, laminad::v1::ReadyRequest& ready);
+  // Goes on where another process stopped: with the VM that the book's state names, its agent greeted anew.
+  // `timeout`: for its answer. Unavailable: it does not live, or virtiofsd does not. On error the VM is left
+  // as it is.
+  absl::Status Restore(std::chrono::nanoseconds timeout);
   // After a Start that failed, once its processes are gone: as if it had never been called.
   void Drop();
   // A Start under way, or one to come, fails soon.
@@ -81,6 +85,8 @@ class PodVm {
   absl::Status LaunchVm(Recipe& recipe);
   absl::Status GreetAgent(Recipe& recipe);
   absl::Status ConfigureGuest(Recipe& recipe);
+  absl::StatusOr<agent::v1::HelloResponse> Greet(const std::string& runtime_dir,
+                                                 std::chrono::nanoseconds timeout);
   bool aborted() const;
 
   const Config& config_;

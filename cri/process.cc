@@ -13,6 +13,7 @@ absl::StatusOr<std::shared_ptr<ProcessStdio>> ProcessStdio::Open(const StdioPath
                                                                  guest::StdioMux& mux, uint32_t first_id) {
   std::shared_ptr<ProcessStdio> stdio(new ProcessStdio());
   stdio->mux_ = &mux;
+  stdio->first_id_ = first_id;
   absl::Status status;
   const auto open_fifo = [&](const std::string& path, int flags) {
     UniqueFd fd(open(path.c_str(), flags | O_NONBLOCK | O_CLOEXEC));

@@ -31,6 +31,7 @@ class ProcessStdio {
                                                             uint32_t first_id);
 
   StreamIds ids() const { return ids_; }
+  uint32_t first_id() const { return first_id_; }
   // Lets the guest see the end of stdin once what is in the FIFO has been read. Idempotent.
   void CloseStdin();
   // Waits until the output is written, at most until the deadline; then drops the streams.
@@ -45,6 +46,7 @@ class ProcessStdio {
   };
 
   guest::StdioMux* mux_ = nullptr;
+  uint32_t first_id_ = 0;
   StreamIds ids_;
   std::shared_ptr<Open_> open_ = std::make_shared<Open_>();
   Mutex mutex_;

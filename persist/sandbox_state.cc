@@ -1,5 +1,7 @@
 #include "persist/sandbox_state.h"
 
+#include <algorithm>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -13,6 +15,7 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* kLifeCycleNames[] = {"creating", "ready", "stopping", "stopped"};
+constexpr const char* kContainerLifeNames[] = {"created", "running", "stopped"};
 
 json ToJson(const ProcessId& process) { return {{"pid", process.pid}, {"start_time", process.start_time}}; }
 
@@ -56,17 +59,34 @@ bool ReadProcess(const json& object, const char* key, ProcessId& out) {
 }
 
 bool ReadLayer(const json& object, PlacedLayer& layer) {
-  return object.is_object() && Read(object, "id", layer.id) && Read(object, "kind", layer.kind) &&
-         Read(object, "arena", layer.arena) && Read(object, "offset", layer.offset) &&
-         Read(object, "size", layer.size) && Read(object, "image_path", layer.image_path) &&
-         Read(object, "tree_path", layer.tree_path) && Read(object, "device", layer.device);
+  return object.is_object() && Read(object, "id", layer.id) && Read(object, "arena", layer.arena) &&
+         Read(object, "offset", layer.offset) && Read(object, "size", layer.size) &&
+         Read(object, "image_path", layer.image_path) && Read(object, "tree_path", layer.tree_path) &&
+         Read(object, "device", layer.device);
+}
+
+// One of `names`, by its place among them.
+template <size_t kNames, typename Enum>
+bool ReadName(const json& object, const char* key, const char* const (&names)[kNames], Enum& out) {
+  std::string name;
+  if (!Read(object, key, name)) return false;
+  const auto it = std::find(std::begin(names), std::end(names), name);
+  if (it == std::end(names)) return false;
+  out = static_cast<Enum>(it - std::begin(names));
+  return true;
 }
 
 bool ReadContainer(const json& object, ContainerState& container) {
   return object.is_object() && Read(object, "id", container.id) && Read(object, "bundle", container.bundle) &&
-         Read(object, "state", container.state) && Read(object, "exit_status", container.exit_status) &&
+         ReadName(object, "state", kContainerLifeNames, container.life) &&
+         Read(object, "exit_status", container.exit_status) &&
          Read(object, "layer_ids", container.layer_ids) && Read(object, "mounts", container.mounts) &&
-         Read(object, "disks", container.disks) && Read(object, "pid", container.pid);
+         Read(object, "disks", container.disks) && Read(object, "pid", container.pid) &&
+         Read(object, "exit_unix_nanos", container.exit_unix_nanos) &&
+         Read(object, "stdin_path", container.stdin_path) &&
+         Read(object, "stdout_path", container.stdout_path) &&
+         Read(object, "stderr_path", container.stderr_path) && Read(object, "terminal", container.terminal) &&
+         Read(object, "first_stream", container.first_stream);
 }
 
 bool ReadNetwork(const json& root, SandboxState& state) {
@@ -114,13 +134,12 @@ bool ReadPart(const json& object, LimitedPart& part) {
 }
 
 bool ReadState(const json& root, SandboxState& state) {
-  std::string life_cycle;
   if (!root.is_object() || !Read(root, "created_with_version", state.created_with_version) ||
-      !Read(root, "life_cycle", life_cycle) || !Read(root, "sandbox_id", state.sandbox_id) ||
-      !Read(root, "pod_name", state.pod_name) || !Read(root, "pod_namespace", state.pod_namespace) ||
-      !Read(root, "pod_uid", state.pod_uid) || !Read(root, "bundle", state.bundle) ||
-      !Read(root, "vcpus", state.vcpus) || !Read(root, "memory_bytes", state.memory_bytes) ||
-      !Read(root, "max_vcpus", state.max_vcpus) ||
+      !ReadName(root, "life_cycle", kLifeCycleNames, state.life_cycle) ||
+      !Read(root, "sandbox_id", state.sandbox_id) || !Read(root, "pod_name", state.pod_name) ||
+      !Read(root, "pod_namespace", state.pod_namespace) || !Read(root, "pod_uid", state.pod_uid) ||
+      !Read(root, "bundle", state.bundle) || !Read(root, "vcpus", state.vcpus) ||
+      !Read(root, "memory_bytes", state.memory_bytes) || !Read(root, "max_vcpus", state.max_vcpus) ||
       !Read(root, "boot_memory_bytes", state.boot_memory_bytes) ||
       !Read(root, "max_hot_memory_bytes", state.max_hot_memory_bytes) ||
       !Read(root, "has_pod_limits", state.has_pod_limits) ||
@@ -133,13 +152,7 @@ bool ReadState(const json& root, SandboxState& state) {
       !Read(root, "arenas", state.arenas)) {
     return false;
   }
-  bool known = false;
-  for (int i = 0; i < 4; ++i) {
-    if (life_cycle != kLifeCycleNames[i]) continue;
-    state.life_cycle = static_cast<LifeCycle>(i);
-    known = true;
-  }
-  if (!known || !IsSafeId(state.sandbox_id)) return false;
+  if (!IsSafeId(state.sandbox_id)) return false;
   if (const auto parts = root.find("limited_parts"); parts != root.end()) {
     if (!parts->is_array()) return false;
     for (const json& object : *parts) {
@@ -176,7 +189,7 @@ std::string EncodeState(const SandboxState& state) {
   }
   for (const PlacedLayer& layer : state.layers) {
     layers.push_back({{"id", layer.id},
-                      {"kind", layer.kind},
+                      {"kind", layer.arena.empty() ? "scsi" : "vpmem"},  // for people
                       {"arena", layer.arena},
                       {"offset", layer.offset},
                       {"size", layer.size},
@@ -187,12 +200,18 @@ std::string EncodeState(const SandboxState& state) {
   for (const auto& [id, container] : state.containers) {
     containers.push_back({{"id", container.id},
                           {"bundle", container.bundle},
-                          {"state", container.state},
+                          {"state", kContainerLifeNames[static_cast<int>(container.life)]},
                           {"exit_status", container.exit_status},
+                          {"exit_unix_nanos", container.exit_unix_nanos},
                           {"layer_ids", container.layer_ids},
                           {"mounts", container.mounts},
                           {"disks", container.disks},
-                          {"pid", container.pid}});
+                          {"pid", container.pid},
+                          {"stdin_path", container.stdin_path},
+                          {"stdout_path", container.stdout_path},
+                          {"stderr_path", container.stderr_path},
+                          {"terminal", container.terminal},
+                          {"first_stream", container.first_stream}});
   }
   const json root = {
       {"created_with_version", state.created_with_version},

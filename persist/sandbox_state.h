@@ -17,24 +17,31 @@ inline constexpr int kStateVersion = 2;
 
 enum class LifeCycle { kCreating, kReady, kStopping, kStopped };
 
+enum class ContainerLife { kCreated, kRunning, kStopped };
+
 struct ContainerState {
   std::string id;
   std::string bundle;
-  std::string state;  // created, running, stopped
+  ContainerLife life = ContainerLife::kCreated;
   uint32_t exit_status = 0;
+  int64_t exit_unix_nanos = 0;
   std::vector<std::string> layer_ids;  // topmost first
   std::vector<std::string> mounts;     // names under the shared directory
   std::vector<std::string> disks;      // image files attached as SCSI disks for it
   uint32_t pid = 0;                    // of its init, in the guest
+  // FIFOs of its init, empty: none; and the number of the first of its three streams.
+  std::string stdin_path, stdout_path, stderr_path;
+  bool terminal = false;
+  uint32_t first_stream = 0;
 };
 
+// In an arena, or an image of its own that is a SCSI disk.
 struct PlacedLayer {
   std::string id;
-  std::string kind;   // vpmem, scsi
-  std::string arena;  // vpmem
+  std::string arena;  // empty: a disk
   uint64_t offset = 0, size = 0;
-  std::string image_path;  // scsi
-  std::string tree_path;   // scsi: of its hash tree, if it has one
+  std::string image_path;  // of a disk
+  std::string tree_path;   // of a disk: its hash tree's, if it has one
   std::string device;      // where the guest finds it
 };
 

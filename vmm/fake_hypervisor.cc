@@ -10,6 +10,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <map>
+#include <set>
 #include <utility>
 
 #include "base/mutex.h"
@@ -17,6 +19,7 @@
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "vmm/hotplug_ports.h"
+#include "vmm/qemu_devices.h"
 
 namespace lamina::vmm {
 namespace {
@@ -54,6 +57,8 @@ absl::StatusOr<Sleeper> StartSleeper() {
 
 }  // namespace
 
+struct FakeMachine;
+
 struct FakeWorld {
   // Writes a call down. Its error, if it is to have one.
   absl::Status Call(const std::string& what) EXCLUDES(mutex) {
@@ -90,29 +95,55 @@ struct FakeWorld {
   uint64_t guest_holds GUARDED_BY(mutex) = UINT64_MAX;
   std::vector<std::shared_ptr<const Sleeper>> sleepers GUARDED_BY(mutex);
   std::shared_ptr<const Sleeper> vm GUARDED_BY(mutex), virtiofsd GUARDED_BY(mutex);
+  std::shared_ptr<FakeMachine> machine GUARDED_BY(mutex);  // of `vm`
   VmSpec spec GUARDED_BY(mutex);
+};
+
+// What a VM has been given, whoever goes on with it.
+struct FakeMachine {
+  explicit FakeMachine(const VmSpec& of) : spec(of), ports(of.hotplug_ports) {
+    const std::vector<std::string> paths = BuildQemuCommand(spec).arena_pci_paths;
+    for (size_t i = 0; i < paths.size(); ++i) windows.push_back({spec.boot_arenas[i], paths[i]});
+  }
+
+  const VmSpec spec;
+  HotplugPorts ports;
+  Mutex mutex;
+  std::vector<ArenaWindow> windows GUARDED_BY(mutex);
+  std::map<uint32_t, uint32_t> controllers GUARDED_BY(mutex);
+  std::set<std::pair<uint32_t, uint32_t>> places GUARDED_BY(mutex);
 };
 
 namespace {
 
 class FakeScsiHost : public ScsiHost {
  public:
-  FakeScsiHost(FakeWorld& world, HotplugPorts& ports) : world_(world), ports_(ports) {}
+  FakeScsiHost(FakeWorld& world, FakeMachine& machine) : world_(world), machine_(machine) {}
   absl::StatusOr<std::string> AddController(uint32_t index) override {
     RETURN_IF_ERROR(world_.Call(fmt::format("AddController {}", index)));
-    ASSIGN_OR_RETURN(const uint32_t port, ports_.Take());
+    MutexLock lock(machine_.mutex);
+    const auto known = machine_.controllers.find(index);
+    if (known != machine_.controllers.end()) return HotplugPciPath(known->second);
+    ASSIGN_OR_RETURN(const uint32_t port, machine_.ports.Take());
+    machine_.controllers[index] = port;
     return HotplugPciPath(port);
   }
   absl::Status AddDisk(uint32_t controller, uint32_t lun, const std::string& image) override {
-    return world_.Call(fmt::format("AddDisk {}.{} {}", controller, lun, image));
+    RETURN_IF_ERROR(world_.Call(fmt::format("AddDisk {}.{} {}", controller, lun, image)));
+    MutexLock lock(machine_.mutex);
+    if (machine_.places.insert({controller, lun}).second) return absl::OkStatus();
+    return MakeStatus(absl::StatusCode::kInternal, "Duplicate device ID 'disk-{}-{}'", controller, lun);
   }
   absl::Status RemoveDisk(uint32_t controller, uint32_t lun) override {
-    return world_.Call(fmt::format("RemoveDisk {}.{}", controller, lun));
+    RETURN_IF_ERROR(world_.Call(fmt::format("RemoveDisk {}.{}", controller, lun)));
+    MutexLock lock(machine_.mutex);
+    machine_.places.erase({controller, lun});
+    return absl::OkStatus();
   }
 
  private:
   FakeWorld& world_;
-  HotplugPorts& ports_;
+  FakeMachine& machine_;
 };
 
 class FakeResizer : public Resizer {
@@ -171,24 +202,22 @@ class FakeResizer : public Resizer {
 
 class FakeVm : public Vm {
  public:
-  FakeVm(std::shared_ptr<FakeWorld> world, std::shared_ptr<const Sleeper> process, const VmSpec& spec)
+  FakeVm(std::shared_ptr<FakeWorld> world, std::shared_ptr<const Sleeper> process,
+         std::shared_ptr<FakeMachine> machine)
       : world_(std::move(world)),
         process_(std::move(process)),
-        ports_(spec.hotplug_ports),
-        scsi_host_(*world_, ports_),
-        scsi_(scsi_host_),
-        resizer_(*world_, spec) {
-    const std::vector<std::string> paths = BuildQemuCommand(spec).arena_pci_paths;
-    for (size_t i = 0; i < paths.size(); ++i) windows_.push_back({spec.boot_arenas[i], paths[i]});
-  }
+        machine_(std::move(machine)),
+        scsi_host_(*world_, *machine_),
+        scsi_(scsi_host_, Places(*machine_)),
+        resizer_(*world_, machine_->spec) {}
 
   pid_t pid() const override { return process_->pid; }
   uint64_t start_time() const override { return process_->start_time; }
 
   absl::StatusOr<std::string> AttachArena(const ArenaDevice& arena, uint64_t end) override {
     {
-      MutexLock lock(mutex_);
-      for (const Window& window : windows_)
+      MutexLock lock(machine_->mutex);
+      for (const ArenaWindow& window : machine_->windows)
         if (window.arena.id == arena.id && window.arena.bytes >= end) return window.pci_path;
     }
     RETURN_IF_ERROR(world_->Call("AttachArena " + arena.id));
@@ -196,16 +225,16 @@ class FakeVm : public Vm {
       return InvalidArgument("arena {}: {} bytes of it do not show a region that ends at {}", arena.path,
                              arena.bytes, end);
     }
-    ASSIGN_OR_RETURN(const uint32_t port, ports_.Take());
-    MutexLock lock(mutex_);
-    windows_.push_back({arena, HotplugPciPath(port)});
-    return windows_.back().pci_path;
+    ASSIGN_OR_RETURN(const uint32_t port, machine_->ports.Take());
+    MutexLock lock(machine_->mutex);
+    machine_->windows.push_back({arena, HotplugPciPath(port)});
+    return machine_->windows.back().pci_path;
   }
-  size_t free_ports() const override { return ports_.free(); }
+  size_t free_ports() const override { return machine_->ports.free(); }
   std::vector<ArenaDevice> arenas() const override {
-    MutexLock lock(mutex_);
+    MutexLock lock(machine_->mutex);
     std::vector<ArenaDevice> all;
-    for (const Window& window : windows_) all.push_back(window.arena);
+    for (const ArenaWindow& window : machine_->windows) all.push_back(window.arena);
     return all;
   }
   ScsiDisks& scsi() override { return scsi_; }
@@ -236,19 +265,17 @@ class FakeVm : public Vm {
   }
 
  private:
-  struct Window {
-    ArenaDevice arena;
-    std::string pci_path;
-  };
+  static std::set<std::pair<uint32_t, uint32_t>> Places(FakeMachine& machine) {
+    MutexLock lock(machine.mutex);
+    return machine.places;
+  }
 
   const std::shared_ptr<FakeWorld> world_;
   const std::shared_ptr<const Sleeper> process_;
-  HotplugPorts ports_;
+  const std::shared_ptr<FakeMachine> machine_;
   FakeScsiHost scsi_host_;
   ScsiDisks scsi_;
   FakeResizer resizer_;
-  mutable Mutex mutex_;
-  std::vector<Window> windows_ GUARDED_BY(mutex_);
 };
 
 }  // namespace
@@ -293,7 +320,19 @@ absl::StatusOr<std::unique_ptr<Vm>> FakeHypervisor::Start(const VmSpec& spec, co
   MutexLock lock(world_->mutex);
   world_->spec = spec;
   world_->vm = sleeper;
-  return std::make_unique<FakeVm>(world_, sleeper, spec);
+  world_->machine = std::make_shared<FakeMachine>(spec);
+  return std::make_unique<FakeVm>(world_, sleeper, world_->machine);
+}
+
+absl::StatusOr<std::unique_ptr<Vm>> FakeHypervisor::Adopt(const Adoption& adoption) {
+  RETURN_IF_ERROR(world_->Call(fmt::format("Adopt {}", adoption.runtime_dir)));
+  MutexLock lock(world_->mutex);
+  const ProcessId& wanted = adoption.process;
+  if (world_->vm == nullptr || world_->vm->Ended(0) ||
+      wanted != ProcessId{world_->vm->pid, world_->vm->start_time}) {
+    return MakeStatus(absl::StatusCode::kUnavailable, "go on with the VM (pid {}): it has ended", wanted.pid);
+  }
+  return std::make_unique<FakeVm>(world_, world_->vm, world_->machine);
 }
 
 std::vector<std::string> FakeHypervisor::calls() const {

@@ -7,7 +7,7 @@
 //   EXPECT_THAT(hypervisor.calls(), ElementsAre("ChooseAccel", "StartVirtiofsd /run/x/shared", "Start
 //   pod-1")); hypervisor.EndVm();                                                  WaitExit returns
 //
-// A call is what reaches the hypervisor and may fail: ChooseAccel, StartVirtiofsd, Start; of a VM
+// A call is what reaches the hypervisor and may fail: ChooseAccel, StartVirtiofsd, Start, Adopt; of a VM
 // AttachArena, AddController, AddDisk, RemoveDisk (what ScsiDisks makes of Map and Unmap), PlugVcpus, Memory,
 // RequestMemory, GrowMemory, Kill. Each is written down with what it is about.
 #pragma once
@@ -34,6 +34,8 @@ class FakeHypervisor : public Hypervisor {
   absl::StatusOr<Accel> ChooseAccel(const Config& config) override;
   absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options) override;
   absl::StatusOr<std::unique_ptr<Vm>> Start(const VmSpec& spec, const StartOptions& options) override;
+  // Of the last VM that was started.
+  absl::StatusOr<std::unique_ptr<Vm>> Adopt(const Adoption& adoption) override;
 
   // The calls so far, in order.
   std::vector<std::string> calls() const;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <set>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -14,7 +15,9 @@ namespace lamina::vmm {
 // Thread-safe.
 class HotplugPorts {
  public:
-  explicit HotplugPorts(uint32_t count) : used_(count, false) {}
+  explicit HotplugPorts(uint32_t count, const std::set<uint32_t>& used = {}) : used_(count, false) {
+    for (const uint32_t port : used) used_.at(port) = true;
+  }
 
   // The lowest that is free. ResourceExhausted.
   absl::StatusOr<uint32_t> Take() {

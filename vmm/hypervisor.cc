@@ -15,6 +15,9 @@ class QemuHypervisor : public Hypervisor {
   absl::StatusOr<std::unique_ptr<Vm>> Start(const VmSpec& spec, const StartOptions& options) override {
     return QemuVm::Start(spec, options);
   }
+  absl::StatusOr<std::unique_ptr<Vm>> Adopt(const Adoption& adoption) override {
+    return QemuVm::Adopt(adoption);
+  }
 };
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "base/config.h"
+#include "base/process.h"
 #include "vmm/virtiofsd.h"
 #include "vmm/vm.h"
 #include "vmm/vm_spec.h"
@@ -24,6 +25,15 @@ struct StartOptions {
   OnStarted on_started;
 };
 
+// A VM that another process has started and left.
+struct Adoption {
+  ProcessId process;
+  std::string runtime_dir;
+  uint64_t boot_memory_bytes = 0;
+  // Until its control socket answers.
+  std::chrono::milliseconds timeout = std::chrono::seconds(10);
+};
+
 // Thread-safe.
 class Hypervisor {
  public:
@@ -36,6 +46,10 @@ class Hypervisor {
   // is left running. InvalidArgument: a spec that cannot be; NotFound: a file that is not there. Cancelled:
   // given up by cancel_fd.
   virtual absl::StatusOr<std::unique_ptr<Vm>> Start(const VmSpec& spec, const StartOptions& options) = 0;
+  // Goes on with a VM; what it was given so far is read back from itself. Disks that are attached stay until
+  // its end, their places are not given to others. Unavailable: it does not live (any more), or does not
+  // answer. On error it is left as it is.
+  virtual absl::StatusOr<std::unique_ptr<Vm>> Adopt(const Adoption& adoption) = 0;
 
   // QEMU. Lives as long as the process.
   static Hypervisor& Qemu();

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 
 #include "base/mutex.h"
 #include "vmm/hotplug_ports.h"
@@ -15,7 +16,9 @@ namespace lamina::vmm {
 // Thread-safe. `qmp` and `ports` outlive it.
 class QemuScsi : public ScsiHost {
  public:
-  QemuScsi(QmpClient& qmp, HotplugPorts& ports) : qmp_(qmp), ports_(ports) {}
+  // `controllers`: those that the VM has already, and their ports.
+  QemuScsi(QmpClient& qmp, HotplugPorts& ports, std::map<uint32_t, uint32_t> controllers = {})
+      : qmp_(qmp), ports_(ports), controller_ports_(std::move(controllers)) {}
 
   absl::StatusOr<std::string> AddController(uint32_t index) override;
   absl::Status AddDisk(uint32_t controller, uint32_t lun, const std::string& image) override;

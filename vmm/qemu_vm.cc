@@ -92,7 +92,7 @@ absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Start(const VmSpec& spec, const Star
   }
   for (const ArenaDevice& arena : spec.boot_arenas) RETURN_IF_ERROR(CheckArena(arena));
   const QemuCommand command = BuildQemuCommand(spec);
-  std::unique_ptr<QemuVm> vm(new QemuVm(spec));
+  std::unique_ptr<QemuVm> vm(new QemuVm(spec.runtime_dir));
   SpawnOptions spawn;
   spawn.argv = command.argv;
   spawn.netns_path = options.netns_path;
@@ -129,19 +129,42 @@ absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Start(const VmSpec& spec, const Star
     vm->Kill(std::chrono::seconds(5)).IgnoreError();
     return Annotate(status, "start QEMU");
   }
-  vm->SetUpDevices(spec, command);
+  QemuDevices devices;
+  devices.ports = spec.hotplug_ports;
+  for (size_t i = 0; i < spec.boot_arenas.size(); ++i)
+    devices.windows.push_back({spec.boot_arenas[i], command.arena_pci_paths[i]});
+  vm->SetUp(spec.memory_bytes, std::move(devices));
   return vm;
 }
 
-QemuVm::QemuVm(const VmSpec& spec) : runtime_dir_(spec.runtime_dir), ports_(spec.hotplug_ports) {}
+absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Adopt(const Adoption& adoption) {
+  const std::string what = fmt::format("go on with QEMU (pid {})", adoption.process.pid);
+  std::unique_ptr<QemuVm> vm(new QemuVm(adoption.runtime_dir));
+  vm->pid_ = static_cast<pid_t>(adoption.process.pid);
+  vm->start_time_ = adoption.process.start_time;
+  absl::StatusOr<UniqueFd> pidfd = OpenProcess(adoption.process);
+  if (!pidfd.ok()) {
+    if (!absl::IsNotFound(pidfd.status())) return Annotate(pidfd.status(), what);
+    return Annotate(absl::UnavailableError("it has ended"), what);
+  }
+  vm->pidfd_ = std::move(*pidfd);
+  auto qmp = QmpClient::Connect(QmpSocket(adoption.runtime_dir), steady_clock::now() + adoption.timeout,
+                                [&] { return vm->Alive(); });
+  if (!qmp.ok()) return Annotate(qmp.status(), what);
+  vm->qmp_ = std::move(*qmp);
+  absl::StatusOr<QemuDevices> devices = ReadDevices(*vm->qmp_);
+  if (!devices.ok()) return Annotate(devices.status(), what);
+  vm->SetUp(adoption.boot_memory_bytes, std::move(*devices));
+  return vm;
+}
 
-void QemuVm::SetUpDevices(const VmSpec& spec, const QemuCommand& command) {
-  resizer_ = std::make_unique<QmpResizer>(*qmp_, spec.memory_bytes);
-  scsi_host_ = std::make_unique<QemuScsi>(*qmp_, ports_);
-  scsi_ = std::make_unique<ScsiDisks>(*scsi_host_);
+void QemuVm::SetUp(uint64_t boot_memory_bytes, QemuDevices devices) {
+  ports_ = std::make_unique<HotplugPorts>(devices.ports, devices.used_ports);
+  resizer_ = std::make_unique<QmpResizer>(*qmp_, boot_memory_bytes);
+  scsi_host_ = std::make_unique<QemuScsi>(*qmp_, *ports_, std::move(devices.controllers));
+  scsi_ = std::make_unique<ScsiDisks>(*scsi_host_, std::move(devices.places));
   MutexLock lock(mutex_);
-  for (size_t i = 0; i < spec.boot_arenas.size(); ++i)
-    windows_.push_back({spec.boot_arenas[i], command.arena_pci_paths[i]});
+  windows_ = std::move(devices.windows);
 }
 
 absl::Status QemuVm::Alive() const {
@@ -186,14 +209,14 @@ absl::Status QemuVm::Kill(std::chrono::milliseconds timeout) {
 std::vector<ArenaDevice> QemuVm::arenas() const {
   MutexLock lock(mutex_);
   std::vector<ArenaDevice> all;
-  for (const Window& window : windows_) all.push_back(window.arena);
+  for (const ArenaWindow& window : windows_) all.push_back(window.arena);
   return all;
 }
 
 absl::StatusOr<std::string> QemuVm::AttachArena(const ArenaDevice& arena, uint64_t end) {
   MutexLock lock(mutex_);
   size_t earlier = 0;
-  for (const Window& window : windows_) {
+  for (const ArenaWindow& window : windows_) {
     if (window.arena.id != arena.id) continue;
     if (window.arena.bytes >= end) return window.pci_path;
     ++earlier;
@@ -203,7 +226,7 @@ absl::StatusOr<std::string> QemuVm::AttachArena(const ArenaDevice& arena, uint64
     return InvalidArgument("arena {}: {} bytes of it do not show a region that ends at {}", arena.path,
                            arena.bytes, end);
   }
-  ASSIGN_OR_RETURN(const uint32_t port, ports_.Take());
+  ASSIGN_OR_RETURN(const uint32_t port, ports_->Take());
   const std::string name = (earlier == 0 ? std::string() : std::to_string(earlier)) + "-" + arena.id;
   absl::StatusOr<std::string> done = qmp_->Execute(
       "object-add",
@@ -224,7 +247,7 @@ absl::StatusOr<std::string> QemuVm::AttachArena(const ArenaDevice& arena, uint64
     if (!undone) return Annotate(done.status(), "attach arena " + arena.path + " (its port is lost)");
   }
   if (!done.ok()) {
-    ports_.GiveBack(port);
+    ports_->GiveBack(port);
     return Annotate(done.status(), "attach arena " + arena.path);
   }
   windows_.push_back({arena, HotplugPciPath(port)});

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -10,6 +11,7 @@
 #include "base/unique_fd.h"
 #include "vmm/hotplug_ports.h"
 #include "vmm/hypervisor.h"
+#include "vmm/qemu_devices.h"
 #include "vmm/qemu_scsi.h"
 #include "vmm/qmp_client.h"
 #include "vmm/resize.h"
@@ -21,11 +23,13 @@ class QemuVm : public Vm {
  public:
   // As Hypervisor::Start.
   static absl::StatusOr<std::unique_ptr<Vm>> Start(const VmSpec& spec, const StartOptions& options);
+  // As Hypervisor::Adopt.
+  static absl::StatusOr<std::unique_ptr<Vm>> Adopt(const Adoption& adoption);
 
   pid_t pid() const override { return pid_; }
   uint64_t start_time() const override { return start_time_; }
   absl::StatusOr<std::string> AttachArena(const ArenaDevice& arena, uint64_t end) override;
-  size_t free_ports() const override { return ports_.free(); }
+  size_t free_ports() const override { return ports_->free(); }
   std::vector<ArenaDevice> arenas() const override;
   ScsiDisks& scsi() override { return *scsi_; }
   Resizer& resizer() override { return *resizer_; }
@@ -34,28 +38,24 @@ class QemuVm : public Vm {
   absl::Status Kill(std::chrono::milliseconds timeout) override;
 
  private:
-  struct Window {
-    ArenaDevice arena;
-    std::string pci_path;
-  };
-  explicit QemuVm(const VmSpec& spec);
+  explicit QemuVm(std::string runtime_dir) : runtime_dir_(std::move(runtime_dir)) {}
   // Gives how long they are together.
   uint64_t TrimLogs() const;
-  void SetUpDevices(const VmSpec& spec, const QemuCommand& command);
+  void SetUp(uint64_t boot_memory_bytes, QemuDevices devices);
 
   pid_t pid_ = 0;
   uint64_t start_time_ = 0;
   UniqueFd pidfd_;
   const std::string runtime_dir_;
-  HotplugPorts ports_;
-  // Set by Start, before anybody else has the object.
+  // Set by Start or Adopt, before anybody else has the object.
   std::unique_ptr<QmpClient> qmp_;
+  std::unique_ptr<HotplugPorts> ports_;
   std::unique_ptr<QmpResizer> resizer_;
   std::unique_ptr<QemuScsi> scsi_host_;
   std::unique_ptr<ScsiDisks> scsi_;
 
   mutable Mutex mutex_;
-  std::vector<Window> windows_ GUARDED_BY(mutex_);  // in the order of their attaching
+  std::vector<ArenaWindow> windows_ GUARDED_BY(mutex_);  // in the order of their attaching
 };
 
 }  // namespace lamina::vmm

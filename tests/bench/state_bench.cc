@@ -25,7 +25,7 @@ SandboxState State(int containers) {
     ContainerState container;
     container.id = fmt::format("{:064x}", 0x1000 + i);
     container.bundle = "/run/containerd/io.containerd.runtime.v2.task/k8s.io/" + container.id;
-    container.state = "running";
+    container.life = persist::ContainerLife::kRunning;
     for (int layer = 0; layer < 5; ++layer) {
       container.layer_ids.push_back(state.layers[static_cast<size_t>(layer)].id);
       container.layer_ids.push_back(state.layers[static_cast<size_t>(5 * (i + 1) + layer)].id);

@@ -211,5 +211,64 @@ TEST(Hotplug, PortsRunOutWithAWordForIt) {
   ASSERT_OK((*machine)->MountPmem(1, *paths.rbegin(), 0, FileSize(*image)));
 }
 
+// Whoever goes on with a VM that another process started knows from QEMU alone what it has been given.
+TEST(Hotplug, AVmThatIsAdoptedKeepsWhatItHas) {
+  const lamina::testing::TempDir files;
+  const auto layer = MakeLayer(files.path(), "layer", "a layer");
+  const auto other = MakeLayer(files.path(), "other", "another");
+  ASSERT_OK(layer);
+  ASSERT_OK(other);
+  Machine::Options options;
+  options.boot_arenas = {MakeArena(files.path(), "boot", 128 * kMiB, *layer, 0)};
+  options.max_vcpus = 2;
+  options.max_hot_memory_bytes = 256 * kMiB;
+  const auto machine = Machine::Boot(options);
+  ASSERT_OK(machine);
+  Vm& first = (*machine)->vm();
+  const ArenaDevice whole = MakeArena(files.path(), "arena-1", 256 * kMiB, *layer, 8 * kMiB);
+  ASSERT_OK(first.AttachArena({whole.id, whole.path, 64 * kMiB}, 16 * kMiB));
+  const auto wide = first.AttachArena({whole.id, whole.path, 128 * kMiB}, 100 * kMiB);
+  ASSERT_OK(wide);
+  const auto disk = first.scsi().Map(*first.scsi().Reserve(*layer));
+  ASSERT_OK(disk);
+  ASSERT_OK((*machine)->MountScsi(1, *disk, FileSize(*layer)));
+  ASSERT_OK(first.resizer().GrowMemory(64 * kMiB, std::chrono::seconds(30)));
+  const size_t free_ports = first.free_ports();
+
+  Adoption adoption;
+  adoption.process = {first.pid(), first.start_time()};
+  adoption.runtime_dir = (*machine)->dir();
+  adoption.boot_memory_bytes = 192 * kMiB;
+  adoption.timeout = std::chrono::milliseconds(100);
+  EXPECT_THAT(Hypervisor::Qemu().Adopt(adoption), HasStatus(absl::StatusCode::kDeadlineExceeded))
+      << "one process at a time has its control socket";
+  (*machine)->ForgetVm();
+  adoption.timeout = std::chrono::seconds(10);
+  auto adopted = Hypervisor::Qemu().Adopt(adoption);
+  ASSERT_OK(adopted);
+  Vm& vm = **adopted;
+  EXPECT_EQ(vm.free_ports(), free_ports);
+  ASSERT_EQ(vm.arenas().size(), 3U);
+  EXPECT_EQ(vm.AttachArena(options.boot_arenas[0], kMiB).value_or("error"), "06.0");
+  EXPECT_EQ(vm.AttachArena({whole.id, whole.path, 128 * kMiB}, 100 * kMiB).value_or("error"), *wide);
+  EXPECT_OK(vm.AttachArena({whole.id, whole.path, 256 * kMiB}, 200 * kMiB));
+  EXPECT_EQ(vm.free_ports(), free_ports - 1);
+  const auto memory = vm.resizer().Memory();
+  ASSERT_OK(memory);
+  EXPECT_EQ(memory->plugged, 64 * kMiB);
+  EXPECT_EQ(vm.resizer().PlugVcpus(2).value_or(0), 2U);
+  const uint64_t reserved = *vm.scsi().Reserve(*other);
+  const auto second = vm.scsi().Map(reserved);
+  ASSERT_OK(second);
+  EXPECT_EQ(second->pci_path, disk->pci_path) << "the controller is there already";
+  EXPECT_EQ(second->lun, 1U) << "the first disk keeps its place";
+  ASSERT_OK((*machine)->MountScsi(2, *second, FileSize(*other)));
+  ASSERT_OK((*machine)->Unmount(2));
+  EXPECT_OK(vm.scsi().Unmap(reserved));
+  EXPECT_OK(vm.Kill(std::chrono::seconds(10)));
+  EXPECT_FALSE(vm.Alive().ok());
+  EXPECT_THAT(Hypervisor::Qemu().Adopt(adoption), HasStatus(absl::StatusCode::kUnavailable, "has ended"));
+}
+
 }  // namespace
 }  // namespace lamina::vmm

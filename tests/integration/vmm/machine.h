@@ -45,6 +45,8 @@ class Machine {
   ~Machine();
 
   Vm& vm() { return *vm_; }
+  // Nobody here has the VM any more; whoever goes on with it ends it.
+  void ForgetVm() { vm_.reset(); }
   const std::string& dir() const { return dir_.path(); }
   std::string shared_dir() const { return dir_.path() + "/shared"; }
   const agent::v1::HelloResponse& hello() const { return hello_; }

@@ -39,7 +39,7 @@ TEST_F(ContainersTest, LivesOnceFromCreateToDelete) {
   const auto pid = containers().Start("web", "");
   ASSERT_OK(pid);
   EXPECT_EQ(*pid, 78U);
-  EXPECT_EQ(State().containers["web"].state, "running");
+  EXPECT_EQ(State().containers["web"].life, persist::ContainerLife::kRunning);
   EXPECT_THAT(containers().Delete("web", "", std::nullopt),
               HasStatus(StatusCode::kFailedPrecondition, "runs"));
   ASSERT_OK(containers().Signal("web", "", SIGTERM, false));

@@ -218,24 +218,25 @@ void PodTest::SetUp() {
 
 void PodTest::TearDown() { sandbox_.reset(); }
 
+VmDoors PodTest::Doors() {
+  return {hypervisor_,
+          [this](const std::string&) -> absl::StatusOr<std::unique_ptr<ttrpc::Caller>> {
+            return guest_.Connect();
+          },
+          [this](const std::string&) -> absl::StatusOr<UniqueFd> {
+            int ends[2];
+            if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
+              return absl::InternalError("socketpair");
+            stdio_ends_.emplace_back(ends[0]);
+            return UniqueFd(ends[1]);
+          },
+          {.first = std::chrono::hours(24)}};  // else it took the fault meant for another call
+}
+
 void PodTest::MakeSandbox() {
   sandbox_.reset();
-  sandbox_ = std::make_unique<Sandbox>(
-      config_, events_,
-      Sandbox::Seams{LaminadClient(laminad_),
-                     {hypervisor_,
-                      [this](const std::string&) -> absl::StatusOr<std::unique_ptr<ttrpc::Caller>> {
-                        return guest_.Connect();
-                      },
-                      [this](const std::string&) -> absl::StatusOr<UniqueFd> {
-                        int ends[2];
-                        if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
-                          return absl::InternalError("socketpair");
-                        stdio_ends_.emplace_back(ends[0]);
-                        return UniqueFd(ends[1]);
-                      },
-                      {.first = std::chrono::hours(24)}},  // else it took the fault meant for another call
-                     kill_bound_});
+  sandbox_ = std::make_unique<Sandbox>(config_, events_,
+                                       Sandbox::Seams{LaminadClient(laminad_), Doors(), kill_bound_});
 }
 
 absl::Status PodTest::Start(Deadline deadline) {

@@ -57,6 +57,8 @@ class PodTest : public ::testing::Test {
   void SetUp() override;
   void TearDown() override;
 
+  // To the fakes.
+  VmDoors Doors();
   // A new shim, its pod not started.
   void MakeSandbox();
   absl::Status Start(Deadline deadline = std::nullopt);

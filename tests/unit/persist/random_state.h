@@ -34,11 +34,23 @@ class RandomState {
       *process = {static_cast<int64_t>(random_()), random_()};
     for (auto* list : {&state.reasons, &state.cgroup_dirs, &state.arenas}) *list = List();
     for (uint64_t i = Below(4); i > 0; --i)
-      state.layers.push_back({Text(), Text(), Text(), random_(), random_(), Text(), Text(), Text()});
+      state.layers.push_back({Text(), Text(), random_(), random_(), Text(), Text(), Text()});
     for (uint64_t i = Below(4); i > 0; --i) {
       const std::string name = "c" + std::to_string(i);
-      state.containers[name] = {name,   Text(), Text(), static_cast<uint32_t>(random_()),
-                                List(), List(), List(), static_cast<uint32_t>(random_())};
+      state.containers[name] = {.id = name,
+                                .bundle = Text(),
+                                .life = static_cast<ContainerLife>(Below(3)),
+                                .exit_status = static_cast<uint32_t>(random_()),
+                                .exit_unix_nanos = static_cast<int64_t>(random_()),
+                                .layer_ids = List(),
+                                .mounts = List(),
+                                .disks = List(),
+                                .pid = static_cast<uint32_t>(random_()),
+                                .stdin_path = Text(),
+                                .stdout_path = Text(),
+                                .stderr_path = Text(),
+                                .terminal = Below(2) == 1,
+                                .first_stream = static_cast<uint32_t>(random_())};
     }
     return state;
   }

@@ -51,8 +51,20 @@ TEST(SandboxState, ComesBackAsItWas) {
 TEST(SandboxState, AChangeOfAnyFieldChangesTheFile) {
   RandomState random(7);
   SandboxState state = random.Make("p");
-  state.containers["c"] = {"c", "/b", "created", 0, {"l"}, {"v"}, {"d"}, 3};
-  state.layers = {{"l", "vpmem", "a", 1, 2, "", "", "p"}};
+  ContainerState& container = state.containers["c"];
+  container.id = "c";
+  container.bundle = "/b";
+  container.life = ContainerLife::kStopped;
+  container.layer_ids = {"l"};
+  container.mounts = {"v"};
+  container.disks = {"d"};
+  container.pid = 3;
+  container.stdin_path = "/fifo/in";
+  container.stdout_path = "/fifo/out";
+  container.stderr_path = "/fifo/err";
+  container.terminal = true;
+  container.first_stream = 4;
+  state.layers = {{"l", "a", 1, 2, "", "", "p"}};
   std::set<std::string> seen = {EncodeState(state)};
   const auto changed = [&](const char* what) { EXPECT_TRUE(seen.insert(EncodeState(state)).second) << what; };
   state.numa_nodes.push_back(7), changed("NUMA nodes");
@@ -69,6 +81,13 @@ TEST(SandboxState, AChangeOfAnyFieldChangesTheFile) {
   state.containers["c"].disks.push_back("x"), changed("disks");
   state.containers["c"].pid ^= 1, changed("pid");
   state.containers["c"].exit_status ^= 1, changed("exit status");
+  state.containers["c"].exit_unix_nanos ^= 1, changed("exit time");
+  state.containers["c"].life = ContainerLife::kRunning, changed("a container's life");
+  state.containers["c"].stdin_path += "1", changed("stdin");
+  state.containers["c"].stdout_path += "1", changed("stdout");
+  state.containers["c"].stderr_path += "1", changed("stderr");
+  state.containers["c"].terminal = false, changed("terminal");
+  state.containers["c"].first_stream += 1, changed("streams");
   state.containers.erase("c"), changed("a container less");
   state.life_cycle = static_cast<LifeCycle>((static_cast<int>(state.life_cycle) + 1) % 4), changed("life");
 }

@@ -60,7 +60,7 @@ TEST_F(StateStoreTest, SavesForTheOwnerOnlyAndLoads) {
 
 TEST_F(StateStoreTest, RemovedContainersLeaveTheFile) {
   SandboxState state = Make("a");
-  state.containers["the-one"] = {"the-one", "/bundle-of-the-one", "running", 0, {}, {}, {}, 1};
+  state.containers["the-one"].id = "the-one";
   ASSERT_OK(store_.Save(state));
   EXPECT_NE(ReadAll(store_.Path("a")).find("the-one"), std::string::npos);
   state.containers.erase("the-one");
