@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -64,6 +65,8 @@ absl::StatusOr<pid_t> Spawn(const SpawnOptions& options) {
   env.push_back(nullptr);
   char** child_env = options.env.empty() ? environ : env.data();
 
+  const std::string oom_score_adj =
+      options.oom_score_adj ? std::to_string(*options.oom_score_adj) : std::string();
   int high = 2;
   for (const auto& [ours, theirs] : options.fds) high = std::max(high, theirs);
 
@@ -88,6 +91,15 @@ absl::StatusOr<pid_t> Spawn(const SpawnOptions& options) {
     for (const std::string& file : options.cgroup_procs_files) {
       const int fd = open(file.c_str(), O_WRONLY | O_CLOEXEC);
       if (fd < 0 || write(fd, "0", 1) != 1) FailChild(report, "join cgroup", file.c_str());
+      close(fd);
+    }
+    const rlimit no_core{0, 0};
+    if (!options.core_files && setrlimit(RLIMIT_CORE, &no_core) != 0) FailChild(report, "setrlimit", "core");
+    if (!oom_score_adj.empty()) {
+      const int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+      const bool written = fd >= 0 && write(fd, oom_score_adj.data(), oom_score_adj.size()) ==
+                                          static_cast<ssize_t>(oom_score_adj.size());
+      if (!written && errno != EACCES && errno != EPERM) FailChild(report, "set", "oom_score_adj");
       close(fd);
     }
     if (!options.netns_path.empty()) {

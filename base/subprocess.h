@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <stop_token>
 #include <string>
 #include <vector>
@@ -30,6 +31,9 @@ absl::StatusOr<CommandResult> RunCommand(const std::vector<std::string>& argv,
 absl::Status RunChecked(const std::vector<std::string>& argv, std::chrono::milliseconds timeout,
                         const std::stop_token& stop = {});
 
+// The whole environment of a program that needs nothing else of ours.
+inline constexpr char kProgramPath[] = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
+
 struct SpawnOptions {
   std::vector<std::string> argv;
   std::vector<std::string> env;                 // KEY=VALUE; empty: inherit
@@ -39,10 +43,13 @@ struct SpawnOptions {
   std::vector<std::pair<int, int>> fds;         // {ours, number in the child}; all others are closed on exec
   std::vector<std::string> cgroup_procs_files;  // the child writes itself into each before exec
   bool new_session = true;
+  // -1000 to 1000; none: inherited. Who may not go so low leaves the child where it is.
+  std::optional<int> oom_score_adj;
+  bool core_files = false;  // false: none, of no process below it: it could hold a guest's memory
 };
 
-// Forks and execs; returns when exec has succeeded (or its error, with what failed). The caller reaps the
-// pid.
+// Forks and execs; returns when exec has
+// succeeded (or its error, with what failed). The caller reaps the pid.
 absl::StatusOr<pid_t> Spawn(const SpawnOptions& options);
 
 }  // namespace lamina

@@ -1,5 +1,6 @@
 #include "cri/cgroup.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -52,6 +53,13 @@ void InheritCpuset(const std::string& dir) {
   }
 }
 
+// What the sandbox's own cgroup of v2 limits (host_limits.h) must be passed on by those above it. The kubelet
+// and systemd do so for theirs; where one can't, its children have no such file.
+void PassOnControllers(const std::string& dir) {
+  for (const char* controller : {"+memory", "+pids"})
+    WriteCgroupFile(dir + "/cgroup.subtree_control", controller).IgnoreError();
+}
+
 bool Lists(const std::string& dir, pid_t pid) {
   std::istringstream pids(FileSystem::Real().Read(dir + "/cgroup.procs", 1 << 20).value_or(""));
   for (pid_t listed; pids >> listed;) {
@@ -82,6 +90,13 @@ void EndProcessesIn(const std::string& dir, std::chrono::steady_clock::time_poin
 }
 
 }  // namespace
+
+absl::Status WriteCgroupFile(const std::string& file, const std::string& value) {
+  const UniqueFd fd(open(file.c_str(), O_WRONLY | O_TRUNC | O_CLOEXEC));
+  if (!fd || write(fd.get(), value.data(), value.size()) != static_cast<ssize_t>(value.size()))
+    return ErrnoStatus(errno, fmt::format("write {} into {}", value, file));
+  return absl::OkStatus();
+}
 
 std::vector<std::string> HostCgroup::procs_files() const {
   std::vector<std::string> files;
@@ -141,6 +156,7 @@ absl::StatusOr<HostCgroup> MakeHostCgroup(const std::string& root, const std::st
       if (hierarchy.size() >= 6 && hierarchy.compare(hierarchy.size() - 6, 6, "cpuset") == 0)
         InheritCpuset(part);
       if (end == std::string::npos) break;
+      PassOnControllers(part);
     }
   }
   return cgroup;

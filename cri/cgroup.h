@@ -29,7 +29,11 @@ absl::StatusOr<std::string> CgroupPath(const std::string& cgroups_path);
 // made.
 HostCgroup HostCgroupAt(const std::string& root, const std::string& path);
 
-// Makes them. What exists is reused. On error what was made is removed.
+// One write, into a file that is there. Errors name file and value.
+absl::Status WriteCgroupFile(const std::string& file, const std::string& value);
+
+// Makes them; cgroups of v2 above them pass memory and pids on, where they can. What exists is reused. On
+// error what was made is removed.
 absl::StatusOr<HostCgroup> MakeHostCgroup(const std::string& root, const std::string& path);
 
 // The limits of the pod's cgroup, which is the parent of the sandbox's `path`, of cgroup v1 or v2. nullopt:

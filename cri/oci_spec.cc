@@ -137,6 +137,10 @@ absl::StatusOr<BundleSpec> ParseSpec(const std::string& text, const std::string&
       spec.mounts.push_back(std::move(mount));
     }
   }
+  const int64_t oom_score_adj = Number(Child(root, "process"), "oomScoreAdj").value_or(0);
+  if (oom_score_adj < -1000 || oom_score_adj > 1000)
+    return InvalidArgument("{}: process.oomScoreAdj is {}; it goes from -1000 to 1000", what, oom_score_adj);
+  spec.oom_score_adj = static_cast<int>(oom_score_adj);
   const std::string name = spec.Annotation("container-name");
   spec.limits.name = name.empty() ? "container" : "container " + name;
   ReadLimits(Child(linux_part, "resources"), spec.limits);
@@ -174,7 +178,6 @@ absl::StatusOr<std::string> GuestSpec(const std::string& text,
   if (const auto process = root.find("process"); process != root.end() && process->is_object()) {
     process->erase("apparmorProfile");
     process->erase("selinuxLabel");
-    process->erase("oomScoreAdj");  // would compare with the agent, not with other pods
   }
   if (const auto seccomp = linux_part.find("seccomp"); seccomp != linux_part.end() && seccomp->is_object()) {
     for (const char* key : {"listenerPath", "listenerMetadata"}) {

@@ -28,6 +28,7 @@ struct BundleSpec {
   std::string netns_path;
   std::map<std::string, std::string> sysctls;
   std::vector<SpecMount> mounts;
+  int oom_score_adj = 0;  // process.oomScoreAdj, -1000 to 1000
   sizing::Limits limits;  // linux.resources
   // Of the whole pod; from PodSandboxConfig alone, in a config.json they are annotations or nowhere.
   std::optional<sizing::Limits> pod_limits, pod_overhead;

@@ -8,6 +8,7 @@
 #include "base/status.h"
 #include "base/units.h"
 #include "cri/cgroup.h"
+#include "cri/host_limits.h"
 #include "cri/volumes.h"
 #include "guest/protocol/contract.h"
 #include "proto/agent.pb.h"
@@ -176,8 +177,9 @@ absl::Status PodSize::Restore(const BundleSpec& spec) {
   return absl::OkStatus();
 }
 
-void PodSize::Attach(vmm::Vm& vm, ttrpc::Caller& agent) {
+void PodSize::Attach(vmm::Vm& vm, ttrpc::Caller& agent, vmm::Accel accel) {
   MutexLock lock(mutex_);
+  accel_ = accel;
   vm_ = &vm;
   agent_ = &agent;
   resizer_ = config_.sizing.mode == "dynamic" ? &vm.resizer() : nullptr;
@@ -234,13 +236,26 @@ absl::Status PodSize::Retarget(uint64_t claim_bytes) {
   RETURN_IF_ERROR(laminad_.Retarget(request));
   unshown_.reset();
   if (claim_bytes == before) return absl::OkStatus();
-  const absl::Status saved = book_.Change([&](SandboxState& state) { state.claim_bytes = claim_bytes; });
-  if (!saved.ok()) {
+  absl::Status status = Enforce(claim_bytes);
+  // What the pod gave back it does not miss: a limit that stays too high costs nobody anything.
+  if (!status.ok() && claim_bytes < before) {
+    LogWarning("sandbox {}: {}", id(), Message(status));
+    status = absl::OkStatus();
+  }
+  if (status.ok()) status = book_.Change([&](SandboxState& state) { state.claim_bytes = claim_bytes; });
+  if (!status.ok()) {
     request.set_bytes(before);
     request.clear_sizing();
     laminad_.Retarget(request).IgnoreError();
+    Enforce(before).IgnoreError();
   }
-  return saved;
+  return status;
+}
+
+absl::Status PodSize::Enforce(uint64_t claim_bytes) const {
+  const auto dirs = book_.Look([](const SandboxState& state) { return state.cgroup_dirs; });
+  const absl::Status limited = LimitMemory(dirs, MemoryLimit(accel_, claim_bytes));
+  return absl::IsNotFound(limited) ? absl::OkStatus() : limited;
 }
 
 absl::Status PodSize::CheckCgroup(const sizing::VmPlan& plan) const {

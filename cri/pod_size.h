@@ -46,8 +46,9 @@ class PodSize {
   absl::StatusOr<FirstSize> PlanFirst(const BundleSpec& spec);
   // Goes on where another process stopped: the pod's description, and the book's state.
   absl::Status Restore(const BundleSpec& spec);
-  // The VM that is resized and its agent, which must live until Detach.
-  void Attach(vmm::Vm& vm, ttrpc::Caller& agent);
+  // The VM that is resized and its agent, which must live until Detach. What the cgroup lets the pod have
+  // follows its claim from here on.
+  void Attach(vmm::Vm& vm, ttrpc::Caller& agent, vmm::Accel accel);
   // Nothing is asked of the VM any more. Returns when nothing is under way. Idempotent.
   void Detach();
 
@@ -88,6 +89,8 @@ class PodSize {
   // is back.
   void WatchMemory();
   bool MemoryIsSettled() REQUIRES(mutex_);
+  // What the sandbox's cgroup enforces. OK where there is none.
+  absl::Status Enforce(uint64_t claim_bytes) const REQUIRES(mutex_);
   std::string id() const;
 
   const Config& config_;
@@ -98,6 +101,7 @@ class PodSize {
   CondVar detached_;
   vmm::Vm* vm_ GUARDED_BY(mutex_) = nullptr;  // null: none yet, or no more
   ttrpc::Caller* agent_ GUARDED_BY(mutex_) = nullptr;
+  vmm::Accel accel_ GUARDED_BY(mutex_) = vmm::Accel::kTcg;
   vmm::Resizer* resizer_ GUARDED_BY(mutex_) = nullptr;       // null: the VM keeps its size
   sizing::PlanInput plan_input_ GUARDED_BY(mutex_);          // the node's values and the pod's overrides
   std::string cgroup_path_ GUARDED_BY(mutex_);               // under a hierarchy; empty: none

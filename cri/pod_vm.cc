@@ -14,8 +14,10 @@
 #include "base/status.h"
 #include "base/tsc.h"
 #include "base/ttrpc/client.h"
+#include "base/units.h"
 #include "base/unix_socket.h"
 #include "cri/cgroup.h"
+#include "cri/host_limits.h"
 #include "cri/network.h"
 #include "cri/pod_files.h"
 #include "cri/volumes.h"
@@ -123,7 +125,8 @@ absl::Status PodVm::Start(const BundleSpec& spec, const FirstSize& size,
 
 absl::Status PodVm::MakeDirectories(Recipe& recipe) {
   const std::string& dir = recipe.state.runtime_dir;
-  ASSIGN_OR_RETURN(recipe.vm.accel, doors_.hypervisor.ChooseAccel(config_));
+  ASSIGN_OR_RETURN(accel_, doors_.hypervisor.ChooseAccel(config_));
+  recipe.vm.accel = accel_;
   recipe.vm.tsc_khz = TscKhz();
   RETURN_IF_ERROR(FileSystem::Real().MakeDirectories(dir, 0700));
   RETURN_IF_ERROR(MakeSharedDir(dir + "/shared"));
@@ -137,6 +140,10 @@ absl::Status PodVm::MakeCgroup(Recipe& recipe) {
   const HostCgroup planned = HostCgroupAt(kCgroupRoot, recipe.size.cgroup_path);
   RETURN_IF_ERROR(book_.Change([&](SandboxState& state) { state.cgroup_dirs = planned.dirs; }));
   ASSIGN_OR_RETURN(recipe.cgroup, MakeHostCgroup(kCgroupRoot, recipe.size.cgroup_path));
+  RETURN_IF_ERROR(LimitTasks(recipe.cgroup.dirs, TaskLimit(recipe.size.max_vcpus)));
+  const absl::Status limited = LimitMemory(recipe.cgroup.dirs, MemoryLimit(accel_, recipe.size.claim_bytes));
+  if (!absl::IsNotFound(limited)) return limited;
+  LogWarning("sandbox {}: {}: its claim is not enforced", recipe.state.sandbox_id, Message(limited));
   return absl::OkStatus();
 }
 
@@ -154,6 +161,7 @@ absl::Status PodVm::ShareFiles(Recipe& recipe) {
   options.socket = dir + "/virtiofsd.sock";
   options.log_path = dir + "/virtiofsd.log";
   options.cgroup_procs_files = recipe.cgroup.procs_files();
+  options.oom_score_adj = recipe.spec.oom_score_adj;
   options.timeout = kVirtiofsdTimeout;
   options.on_started = [&](pid_t pid, uint64_t start_time) {
     return book_.Change([&](SandboxState& state) {
@@ -190,6 +198,7 @@ absl::Status PodVm::LaunchVm(Recipe& recipe) {
   vmm::StartOptions options;
   options.netns_path = recipe.spec.netns_path;
   options.cgroup_procs_files = recipe.cgroup.procs_files();
+  options.oom_score_adj = recipe.spec.oom_score_adj;
   if (recipe.network.present) {
     vm.tap_fd = kTapFd;
     vm.mac = recipe.network.mac;
@@ -256,6 +265,7 @@ absl::Status PodVm::Restore(std::chrono::nanoseconds timeout) {
         return absl::UnavailableError("its virtiofsd has ended, and the volumes with it");
       ASSIGN_OR_RETURN(virtiofsd_pidfd_, std::move(pidfd));
     }
+    ASSIGN_OR_RETURN(accel_, doors_.hypervisor.ChooseAccel(config_));
     ASSIGN_OR_RETURN(vm_, doors_.hypervisor.Adopt({state.vmm, state.runtime_dir, state.boot_memory_bytes}));
     RETURN_IF_ERROR(Greet(state.runtime_dir, timeout).status());
     ASSIGN_OR_RETURN(clock_keeper_, guest::ClockKeeper::Start(link_, doors_.clock));
@@ -275,7 +285,13 @@ void PodVm::Drop() {
 
 absl::Status PodVm::Alive() const {
   if (vm_ == nullptr) return absl::FailedPreconditionError("the pod's VM does not run");
-  return vm_->Alive();
+  const absl::Status alive = vm_->Alive();
+  if (alive.ok()) return alive;
+  const SandboxState state = book_.Get();
+  if (OomKills(state.cgroup_dirs) == 0) return alive;
+  return Annotate(alive,
+                  fmt::format("the pod's processes used up the {} that its claim lets them have on the host",
+                              FormatBytes(MemoryLimit(accel_, state.claim_bytes))));
 }
 
 absl::Status PodVm::Stop() {

@@ -65,6 +65,8 @@ class PodVm {
   vmm::Vm& vm() { return *vm_; }
   ttrpc::Caller& agent() { return link_; }
   guest::StdioMux& mux() { return *mux_; }
+  // How it runs; of the same life as vm().
+  vmm::Accel accel() const { return accel_; }
   // OK while it lives, else why it is gone; FailedPrecondition before its start.
   absl::Status Alive() const;
 
@@ -98,6 +100,7 @@ class PodVm {
   AgentLink link_;
   mutable Mutex mutex_;
   bool aborted_ GUARDED_BY(mutex_) = false;
+  vmm::Accel accel_ = vmm::Accel::kTcg;
   std::unique_ptr<vmm::Vm> vm_;  // set once, by Start
   UniqueFd virtiofsd_pidfd_;
   std::unique_ptr<guest::StdioMux> mux_;

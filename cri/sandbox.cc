@@ -230,7 +230,7 @@ absl::Status Sandbox::Build(const BundleSpec& spec, Deadline deadline, laminad::
 
 // A pod whose end nobody could watch does not begin.
 absl::Status Sandbox::BeginRunning() {
-  size_.Attach(vm_.vm(), vm_.agent());
+  size_.Attach(vm_.vm(), vm_.agent(), vm_.accel());
   layers_.Attach(vm_.vm(), vm_.agent());
   {
     MutexLock lock(mutex_);

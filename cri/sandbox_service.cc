@@ -13,6 +13,8 @@ namespace {
 using containerd::Nothing;
 using containerd::SandboxRequest;
 
+// As containerd's CRI plugin writes into a sandbox's config.json, which there is none of here.
+constexpr int kSandboxOomScoreAdj = -998;
 constexpr char kService[] = "containerd.runtime.sandbox.v1.Sandbox";
 constexpr char kConfigType[] = "runtime.v1.PodSandboxConfig";
 
@@ -181,6 +183,7 @@ absl::StatusOr<BundleSpec> SpecFromPodConfig(const containerd::CreateSandboxRequ
   spec.annotations["io.kubernetes.cri.sandbox-name"] = config.metadata().name();
   spec.annotations["io.kubernetes.cri.sandbox-namespace"] = config.metadata().namespace_();
   spec.annotations["io.kubernetes.cri.sandbox-uid"] = config.metadata().uid();
+  spec.oom_score_adj = kSandboxOomScoreAdj;
   spec.hostname = config.hostname();
   const containerd::DnsConfig& dns = config.dns_config();
   spec.files = PodFiles{config.hostname(),

@@ -18,6 +18,7 @@ namespace lamina::vmm {
 struct StartOptions {
   std::string netns_path;                       // empty: the caller's
   std::vector<std::string> cgroup_procs_files;  // joined before exec
+  int oom_score_adj = 0;                        // as SpawnOptions has it
   int tap_fd = -1;                              // ours; given to QEMU as VmSpec::tap_fd
   // Until its control socket answers.
   std::chrono::milliseconds timeout = std::chrono::seconds(30);

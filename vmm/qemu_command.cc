@@ -68,12 +68,16 @@ QemuCommand BuildQemuCommand(const VmSpec& spec) {
   // another machine.
   add({"-no-reboot"});
   add({"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"});
-  add({"-machine", "q35,memory-backend=ram,hpet=off,usb=off,vmport=off,smm=off,i8042=off"});
+  add({"-machine",
+       "q35,memory-backend=ram,hpet=off,usb=off,vmport=off,smm=off,i8042=off,dump-guest-core=off"});
   const uint32_t max_vcpus = std::max(spec.vcpus, spec.max_vcpus);
   if (spec.accel == Accel::kTcg) {
     // Emulated, `rep movsb` goes byte by byte: a kernel that takes it for fast copies at a third of the
     // speed.
-    add({"-accel", max_vcpus == 1 ? "tcg,thread=single" : "tcg,thread=multi", "-cpu", "max,-erms,-fsrm"});
+    add({"-accel",
+         fmt::format("tcg,thread={},tb-size={}", max_vcpus == 1 ? "single" : "multi",
+                     kTranslatedCodeBytes / kMiB),
+         "-cpu", "max,-erms,-fsrm"});
   } else {
     add({"-accel", AccelName(spec.accel), "-cpu", "host"});
   }

@@ -95,6 +95,8 @@ absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Start(const VmSpec& spec, const Star
   std::unique_ptr<QemuVm> vm(new QemuVm(spec.runtime_dir));
   SpawnOptions spawn;
   spawn.argv = command.argv;
+  spawn.env = {kProgramPath};
+  spawn.oom_score_adj = options.oom_score_adj;
   spawn.netns_path = options.netns_path;
   spawn.log_path = QemuLog(spec.runtime_dir);
   spawn.cgroup_procs_files = options.cgroup_procs_files;

@@ -59,11 +59,12 @@ absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options)
   spawn.log_path = options.log_path;
   // With one arena malloc never asks for the number of CPUs, a call for which its seccomp filter kills it:
   // QEMU 7.2's allows none, and glibc 2.36's malloc makes it once threads have filled eight arenas.
-  spawn.env = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "MALLOC_ARENA_MAX=1"};
+  spawn.env = {kProgramPath, "MALLOC_ARENA_MAX=1"};
   // A socket that an earlier one left would look like readiness.
   if (unlink(options.socket.c_str()) != 0 && errno != ENOENT)
     return ErrnoStatus(errno, "remove " + options.socket);
   spawn.cgroup_procs_files = options.cgroup_procs_files;
+  spawn.oom_score_adj = options.oom_score_adj;
   ASSIGN_OR_RETURN(const pid_t pid, Spawn(spawn));
   VirtiofsdProcess process;
   process.pid = pid;

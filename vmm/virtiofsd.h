@@ -30,6 +30,7 @@ struct VirtiofsdOptions {
   std::string socket;
   std::string log_path;  // VirtiofsdLog(runtime_dir), where Vm::WaitExit keeps it short
   std::vector<std::string> cgroup_procs_files;                   // joined before exec
+  int oom_score_adj = 0;                                         // as SpawnOptions has it
   std::chrono::milliseconds timeout = std::chrono::seconds(30);  // until its socket is there
   int cancel_fd = -1;                                            // readable: the start is given up
   OnStarted on_started;

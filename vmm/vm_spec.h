@@ -19,6 +19,9 @@ enum class Accel { kKvm, kTcg };
 // As QEMU and the config name it: "kvm", "tcg".
 inline const char* AccelName(Accel accel) { return accel == Accel::kKvm ? "kvm" : "tcg"; }
 
+// What an emulated guest's QEMU keeps of translated code, at most.
+inline constexpr uint64_t kTranslatedCodeBytes = 256ULL << 20;
+
 struct VmSpec {
   std::string name;  // sandbox id; shown by ps
   std::string qemu = "qemu-system-x86_64";

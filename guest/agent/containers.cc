@@ -13,7 +13,6 @@
 #include "base/status.h"
 #include "guest/agent/files.h"
 #include "guest/agent/overlay.h"
-#include "guest/agent/spec.h"
 #include "proto/agent.pb.h"
 
 namespace lamina::guest {
@@ -141,7 +140,7 @@ absl::StatusOr<pid_t> ContainerTable::CreateLocked(const agent::v1::CreateContai
 absl::Status ContainerTable::CreateExec(const agent::v1::ExecCreateRequest& request) {
   RETURN_IF_ERROR(CheckSafeId(request.exec_id(), "exec id"));
   ASSIGN_OR_RETURN(const ContainerRef container, Find(request.container_id()));
-  ASSIGN_OR_RETURN(std::string process, PrepareProcess(request.process_json(), request.terminal()));
+  ASSIGN_OR_RETURN(PreparedProcess process, PrepareProcess(request.process_json(), request.terminal()));
   auto task = std::make_shared<Task>(mux_, processes_, StreamsOf(request));
   MutexLock lock(container->execs_mutex);
   if (container->execs.size() >= options_.max_execs) {
@@ -175,7 +174,7 @@ absl::StatusOr<pid_t> ContainerTable::Start(const std::string& id, const std::st
 
 absl::StatusOr<pid_t> ContainerTable::StartExec(Container& container, const std::string& exec_id) {
   TaskRef task;
-  std::string process_json;
+  PreparedProcess prepared;
   {
     MutexLock lock(container.execs_mutex);
     const auto found = container.execs.find(exec_id);
@@ -183,7 +182,7 @@ absl::StatusOr<pid_t> ContainerTable::StartExec(Container& container, const std:
       return MakeStatus(absl::StatusCode::kNotFound, "container {} has no exec {}", container.id, exec_id);
     }
     task = found->second.task;
-    process_json = found->second.process_json;
+    prepared = found->second.process;
   }
   const ProcessRef init = container.init->process();
   if (!init || processes_.Exit(init)) {
@@ -192,14 +191,14 @@ absl::StatusOr<pid_t> ContainerTable::StartExec(Container& container, const std:
   RETURN_IF_ERROR(task->BeginStart());
   const auto run = [&]() -> absl::StatusOr<pid_t> {
     const std::string process_file = crun_.TemporaryPath("json"), pid_file = crun_.TemporaryPath("pid");
-    RETURN_IF_ERROR(WriteRegularFile(process_file, process_json, 0600));
+    RETURN_IF_ERROR(WriteRegularFile(process_file, prepared.json, 0600));
     ASSIGN_OR_RETURN(TaskStdio stdio, TaskStdio::Open(task->streams(), crun_.TemporaryPath("console")));
     std::vector<std::string> arguments = {"exec",       "--detach",   "--process",
                                           process_file, "--pid-file", pid_file};
     stdio.AddArguments(arguments);
     arguments.push_back(container.id);
     ProcessTable::AdoptScope adopting(processes_);
-    const absl::Status done = crun_.Run(arguments, stdio.for_crun());
+    const absl::Status done = crun_.Run(arguments, stdio.for_crun(), prepared.oom_score_adj);
     unlink(process_file.c_str());
     if (!done.ok()) {
       unlink(pid_file.c_str());

@@ -19,6 +19,7 @@
 #include "guest/agent/layers.h"
 #include "guest/agent/modules.h"
 #include "guest/agent/shared_names.h"
+#include "guest/agent/spec.h"
 #include "guest/agent/task.h"
 #include "guest/protocol/contract.h"
 
@@ -76,7 +77,7 @@ class ContainerTable {
     Mutex execs_mutex;
     struct Exec {
       TaskRef task;
-      std::string process_json;
+      PreparedProcess process;
     };
     std::map<std::string, Exec> execs GUARDED_BY(execs_mutex);
   };

@@ -56,11 +56,14 @@ std::string Crun::TemporaryPath(std::string_view suffix) {
   return fmt::format("{}/log/{}.{}", root_, counter_.fetch_add(1), suffix);
 }
 
-absl::Status Crun::Run(const std::vector<std::string>& arguments, const CrunStdio& stdio) {
+absl::Status Crun::Run(const std::vector<std::string>& arguments, const CrunStdio& stdio,
+                       std::optional<int> oom_score_adj) {
   const std::string log_path = TemporaryPath("log");
   SpawnOptions options;
   options.argv = {program_, "--root", root_ + "/crun", "--cgroup-manager=cgroupfs", "--log", log_path};
   options.argv.insert(options.argv.end(), arguments.begin(), arguments.end());
+  options.oom_score_adj = oom_score_adj;
+  options.core_files = true;  // a container's own limits decide
   if (stdio.in >= 0) options.fds.emplace_back(stdio.in, 0);
   if (stdio.out >= 0) options.fds.emplace_back(stdio.out, 1);
   if (stdio.err >= 0) options.fds.emplace_back(stdio.err, 2);

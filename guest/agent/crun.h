@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -31,8 +32,10 @@ class Crun {
   Crun(ProcessTable& processes, std::string program, std::string root)
       : processes_(processes), program_(std::move(program)), root_(std::move(root)) {}
 
-  // crun <global options> <arguments>. DeadlineExceeded after 60 s, when it is killed.
-  absl::Status Run(const std::vector<std::string>& arguments, const CrunStdio& stdio = {});
+  // crun <global options> <arguments>. DeadlineExceeded after 60 s, when it is killed. `oom_score_adj`: for
+  // crun and what it starts (`crun exec` passes over the one in the process).
+  absl::Status Run(const std::vector<std::string>& arguments, const CrunStdio& stdio = {},
+                   std::optional<int> oom_score_adj = std::nullopt);
 
   // A name for a file that only this run uses: <root>/log/<number>.<suffix>.
   std::string TemporaryPath(std::string_view suffix);

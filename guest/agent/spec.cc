@@ -180,10 +180,22 @@ absl::StatusOr<PreparedSpec> PrepareSpec(std::string_view spec_json, const SpecC
   return prepared;
 }
 
-absl::StatusOr<std::string> PrepareProcess(std::string_view process_json, bool terminal) {
+absl::StatusOr<PreparedProcess> PrepareProcess(std::string_view process_json, bool terminal) {
   ASSIGN_OR_RETURN(Json process, ParseObject(process_json, "process"));
   RETURN_IF_ERROR(AdaptProcess(process, terminal, "process"));
-  return Dump(process);
+  PreparedProcess prepared;
+  if (const auto score = process.find("oomScoreAdj"); score != process.end()) {
+    const bool fits = score->is_number_unsigned()
+                          ? score->get<uint64_t>() <= 1000
+                          : score->is_number_integer() && score->get<int64_t>() >= -1000;
+    if (!fits) {
+      return InvalidArgument("process.oomScoreAdj {}: want a number from -1000 to 1000",
+                             Dump(*score).substr(0, 80));
+    }
+    prepared.oom_score_adj = score->get<int>();
+  }
+  prepared.json = Dump(process);
+  return prepared;
 }
 
 absl::StatusOr<std::string> PrepareResources(std::string_view resources_json,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -35,8 +36,13 @@ struct PreparedSpec {
 // process.args, a namespace with a path outside /proc, a root outside the shared directory.
 absl::StatusOr<PreparedSpec> PrepareSpec(std::string_view spec_json, const SpecContext& context);
 
+struct PreparedProcess {
+  std::string json;
+  std::optional<int> oom_score_adj;  // -1000 to 1000
+};
+
 // The same for an OCI Process of an exec.
-absl::StatusOr<std::string> PrepareProcess(std::string_view process_json, bool terminal);
+absl::StatusOr<PreparedProcess> PrepareProcess(std::string_view process_json, bool terminal);
 
 // OCI LinuxResources for `crun update`, with the same droppings.
 absl::StatusOr<std::string> PrepareResources(std::string_view resources_json,

@@ -33,6 +33,7 @@ void Fill(const Resources& from, cri::LinuxContainerResources& to) {
   to.set_cpu_period(from.cpu_period != 0 || from.cpu_quota == 0 ? from.cpu_period : 100'000);
   to.set_cpu_shares(from.cpu_shares);
   to.set_memory_limit_in_bytes(from.memory);
+  to.set_oom_score_adj(from.oom_score_adj);
   for (const auto& [size, limit] : from.hugepages) {
     auto& hugepage = *to.add_hugepage_limits();
     hugepage.set_page_size(size);

@@ -21,6 +21,7 @@ struct Resources {
   int64_t cpu_period = 0;  // 100000 when only a quota is given
   int64_t cpu_shares = 0;
   int64_t memory = 0;
+  int64_t oom_score_adj = 0;
   std::map<std::string, uint64_t> hugepages;  // "2MB" -> bytes
 };
 

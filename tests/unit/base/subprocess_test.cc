@@ -1,6 +1,8 @@
 #include "base/subprocess.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -87,6 +89,28 @@ TEST(Spawn, PassesDescriptorsAndClosesOthers) {
   ASSERT_GT(read(read_end.get(), text, sizeof text - 1), 0);
   waitpid(*pid, nullptr, 0);
   EXPECT_STREQ(text, "0 1 2 3 5 ");  // 3 is the directory that ls reads
+}
+
+TEST(Spawn, TheOomScoreIsAsAskedAndNoCoreIsLeft) {
+  // What the caller has leaves no trace in the child. Lower than one's own takes a privilege.
+  const int own = std::stoi(FileSystem::Real().Read("/proc/self/oom_score_adj", 16).value_or("0"));
+  const TempDir dir;
+  SpawnOptions options;
+  options.argv = {"sh", "-c", "cat /proc/self/oom_score_adj; ulimit -c; ulimit -H -c"};
+  options.log_path = dir / "log";
+  for (const int score : {own + 1, 1000, -1000}) {
+    options.oom_score_adj = score;
+    const auto pid = Spawn(options);
+    ASSERT_OK(pid);
+    waitpid(*pid, nullptr, 0);
+    const std::string said = FileSystem::Real().Read(options.log_path, 64).value_or("");
+    if (score != -1000) {
+      EXPECT_EQ(said, fmt::format("{}\n0\n0\n", score));
+    } else {
+      EXPECT_THAT(said, ::testing::AnyOf("-1000\n0\n0\n", fmt::format("{}\n0\n0\n", own)));
+    }
+    unlink(options.log_path.c_str());
+  }
 }
 
 TEST(Spawn, FailuresNameTheStep) {

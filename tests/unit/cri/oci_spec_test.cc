@@ -34,7 +34,7 @@ json Guest(const json& spec, const std::map<size_t, std::string>& sources = {},
 
 TEST(ParseSpec, ReadsWhatTheShimNeeds) {
   const BundleSpec spec = Parsed(json::parse(R"({
-    "hostname": "web",
+    "hostname": "web", "process": {"oomScoreAdj": -998},
     "annotations": {"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": "abc",
                     "io.kubernetes.cri.container-name": "c", "other": 7},
     "mounts": [{"destination": "/a", "type": "bind", "source": "/h", "options": ["ro", 1, "rslave"]},
@@ -49,6 +49,7 @@ TEST(ParseSpec, ReadsWhatTheShimNeeds) {
   EXPECT_EQ(spec.sandbox_id("fallback"), "abc");
   EXPECT_EQ(spec.annotations.count("other"), 0U) << "what is no text is no annotation";
   EXPECT_EQ(spec.cgroups_path, "/kubepods/x");
+  EXPECT_EQ(spec.oom_score_adj, -998);
   EXPECT_TRUE(spec.has_network_namespace);
   EXPECT_EQ(spec.netns_path, "/run/netns/n");
   EXPECT_EQ(spec.sysctls.at("net.core.somaxconn"), "5");
@@ -71,6 +72,7 @@ TEST(ParseSpec, AnEmptySpecHasNoValues) {
   EXPECT_EQ(spec.sandbox_id("id"), "id");
   EXPECT_FALSE(spec.has_network_namespace);
   EXPECT_TRUE(spec.mounts.empty());
+  EXPECT_EQ(spec.oom_score_adj, 0);
   EXPECT_FALSE(spec.limits.memory_bytes.has_value());
 }
 
@@ -147,7 +149,7 @@ TEST(GuestSpec, KeepsWhatTheContainerIs) {
 TEST(GuestSpec, DropsWhatIsTheHosts) {
   std::vector<std::string> notes;
   const json guest = Guest(json::parse(R"({"hostname": "h", "hooks": {"prestart": [{"path": "/bin/sh"}]},
-    "process": {"args": ["a"], "apparmorProfile": "p", "selinuxLabel": "l", "oomScoreAdj": -999},
+    "process": {"args": ["a"], "apparmorProfile": "p", "selinuxLabel": "l", "oomScoreAdj": -997},
     "linux": {"cgroupsPath": "/host", "mountLabel": "l", "intelRdt": {}, "sysctl": {"kernel.x": "1"},
       "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 1}], "gidMappings": [],
       "seccomp": {"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/run/host.sock"},
@@ -157,7 +159,7 @@ TEST(GuestSpec, DropsWhatIsTheHosts) {
         "cpu": {"cpus": "0-3", "mems": "0", "realtimeRuntime": 1, "realtimePeriod": 1, "shares": 10}}}})"),
                            {}, &notes);
   for (const char* key : {"hostname", "hooks"}) EXPECT_FALSE(guest.contains(key)) << key;
-  EXPECT_EQ(guest["process"], json({{"args", {"a"}}}));
+  EXPECT_EQ(guest["process"], json({{"args", {"a"}}, {"oomScoreAdj", -997}}));
   for (const char* key : {"cgroupsPath", "mountLabel", "intelRdt", "sysctl", "uidMappings", "gidMappings"})
     EXPECT_FALSE(guest["linux"].contains(key)) << key;
   EXPECT_EQ(guest["linux"]["seccomp"], json({{"defaultAction", "SCMP_ACT_NOTIFY"}}));

@@ -4,8 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <thread>
 
 #include "base/ttrpc/fake_caller.h"
+#include "cri/host_limits.h"
 #include "guest/protocol/contract.h"
 #include "proto/agent.pb.h"
 #include "tests/testing/status_matchers.h"
@@ -68,7 +72,7 @@ class PodSizeTest : public ::testing::Test {
     auto vm = hypervisor_.Start(spec, {});
     ASSERT_OK(vm);
     vm_ = std::move(*vm);
-    size.Attach(*vm_, agent_);
+    size.Attach(*vm_, agent_, vmm::Accel::kKvm);
   }
   static BundleSpec Container(const std::string& name, int64_t quota, uint64_t memory_bytes) {
     BundleSpec spec;
@@ -139,6 +143,52 @@ TEST_F(PodSizeTest, MoreThanTheVmWasStartedForIsOutOfRange) {
               HasStatus(StatusCode::kOutOfRange, "vCPUs"));
 }
 
+TEST_F(PodSizeTest, WhatTheCgroupLetsThePodHaveFollowsItsClaim) {
+  const std::string leaf = dir_ / "leaf", file = leaf + "/memory.max";
+  std::filesystem::create_directory(leaf);
+  std::ofstream(file).flush();
+  const auto limit = [&] { return FileSystem::Real().Read(file, 64).value_or("?"); };
+  const auto claim = [&] {
+    return book_.Look([](const persist::SandboxState& state) { return state.claim_bytes; });
+  };
+  const auto wanted = [&] { return std::to_string(MemoryLimit(vmm::Accel::kKvm, claim())); };
+  PodSize size(config_, book_, laminad_);
+  Begin(size);
+  ASSERT_OK(book_.Change([&](persist::SandboxState& state) { state.cgroup_dirs = {leaf}; }));
+  ASSERT_OK(size.Admit("c1", Container("web", 100'000, 128 * kMiB), {}));
+  const uint64_t first = claim();
+
+  // It is raised before the guest gets the memory.
+  hypervisor_.BeforeEach([&](const std::string& call) {
+    if (call.rfind("GrowMemory", 0) == 0) {
+      EXPECT_GT(claim(), first);
+      EXPECT_EQ(limit(), wanted());
+    }
+    return absl::OkStatus();
+  });
+  ASSERT_OK(size.Admit("c2", Container("debug", 100'000, 256 * kMiB), {}));
+  hypervisor_.BeforeEach(nullptr);
+  EXPECT_GT(hypervisor_.Count("GrowMemory"), 0);
+  size.Dismiss("c2");
+  while (claim() != first) std::this_thread::yield();
+  EXPECT_EQ(limit(), wanted());
+
+  // What cannot be enforced is not granted, and laminad has its memory back.
+  std::filesystem::remove(file);
+  std::filesystem::create_directory(file);
+  uint64_t last = 0;
+  laminad_caller_->Handle(kRetarget,
+                          [&](const laminad::v1::RetargetRequest& r) -> absl::StatusOr<laminad::v1::Empty> {
+                            last = r.bytes();
+                            return laminad::v1::Empty();
+                          });
+  EXPECT_THAT(size.Admit("c3", Container("more", 100'000, 256 * kMiB), {}),
+              HasStatus(StatusCode::kInternal, "memory.max"));
+  EXPECT_EQ(claim(), first);
+  EXPECT_EQ(last, first);
+  EXPECT_EQ(Memory(), 224 * kMiB);
+}
+
 TEST_F(PodSizeTest, AnotherGoesOnWhereItStopped) {
   {
     PodSize first(config_, book_, laminad_);
@@ -149,7 +199,7 @@ TEST_F(PodSizeTest, AnotherGoesOnWhereItStopped) {
   EXPECT_EQ(Vcpus(), 2U);
   PodSize next(config_, book_, laminad_);
   ASSERT_OK(next.Restore(pod_));
-  next.Attach(*vm_, agent_);
+  next.Attach(*vm_, agent_, vmm::Accel::kKvm);
   // It knows what both have: one grows, the other goes.
   ASSERT_OK(next.Update("c1", Resources(200'000, 256 * kMiB)));
   EXPECT_EQ(agent_.Count("UpdateContainer"), 1);

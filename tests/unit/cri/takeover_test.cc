@@ -39,7 +39,7 @@ class TakeoverTest : public PodTest {
       RETURN_IF_ERROR(vm.Restore(kGreeting));
       layers.Restore(state);
       layers.Attach(vm.vm(), vm.agent());
-      size.Attach(vm.vm(), vm.agent());
+      size.Attach(vm.vm(), vm.agent(), vm.accel());
       return containers.Restore(state);
     }
     std::vector<std::string> Known() const {

@@ -159,7 +159,14 @@ TEST(Spec, IsBelowWantsWholeCleanParts) {
 TEST(Spec, ExecsAreCheckedTheSameWay) {
   const auto process = PrepareProcess(R"({"args":["sh"],"cwd":"/","apparmorProfile":"x"})", true);
   ASSERT_OK(process);
-  EXPECT_EQ(Json::parse(*process), Json::parse(R"({"args":["sh"],"cwd":"/","terminal":true})"));
+  EXPECT_EQ(Json::parse(process->json), Json::parse(R"({"args":["sh"],"cwd":"/","terminal":true})"));
+  EXPECT_FALSE(process->oom_score_adj.has_value());
+  EXPECT_EQ(PrepareProcess(R"({"args":["sh"],"cwd":"/","oomScoreAdj":-997})", true)->oom_score_adj, -997);
+  for (const char* score : {"-1001", "1001", "1.5", "\"1\"", "null", "18446744073709551615"}) {
+    EXPECT_THAT(PrepareProcess(fmt::format(R"({{"args":["sh"],"cwd":"/","oomScoreAdj":{}}})", score), true),
+                testing::HasStatus(absl::StatusCode::kInvalidArgument, "oomScoreAdj"))
+        << score;
+  }
   EXPECT_NOT_OK(PrepareProcess(R"({"args":[],"cwd":"/"})", false));
 }
 

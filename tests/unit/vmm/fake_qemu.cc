@@ -1,8 +1,8 @@
 // A program in QEMU's place: listens where `-chardev socket,id=qmp,path=…` says, greets, and says OK to every
-// command. The environment says what else it does:
-//   FAKE_QEMU=silent   it takes the connection, says so in its log, and never answers
-//   FAKE_QEMU=fds      it writes its open descriptors to its log before anything else
-//   FAKE_QEMU=flood    before it answers command N it writes 4 MiB to its log, and then "answers command N"
+// command. Its name says what else it does:
+//   -name silent   it takes the connection, says so in its log, and never answers
+//   -name fds      it writes its open descriptors to its log before anything else
+//   -name flood    before it answers command N it writes 4 MiB to its log, and then "answers command N"
 // After two minutes it ends by itself.
 #include <dirent.h>
 #include <stdio.h>
@@ -43,8 +43,10 @@ void Say(int fd, const std::string& line) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const char* value = getenv("FAKE_QEMU");
-  const std::string mode = value != nullptr ? value : "";
+  std::string mode;
+  for (int i = 1; i + 1 < argc; ++i) {
+    if (strcmp(argv[i], "-name") == 0) mode = argv[i + 1];
+  }
   alarm(120);
   if (mode == "fds") ListDescriptors();
   const std::string path = QmpPath(argc, argv);

@@ -63,7 +63,7 @@ TEST(QemuCommandTest, RoomToGrow) {
   spec.max_hot_memory_bytes = 2 * kGiB;
   spec.extra_kernel_args = "debug";
   EXPECT_EQ(Line(spec, "-smp"), "-smp 1,maxcpus=8");
-  EXPECT_EQ(Line(spec, "-accel"), "-accel tcg,thread=multi");
+  EXPECT_EQ(Line(spec, "-accel"), "-accel tcg,thread=multi,tb-size=256");
   EXPECT_EQ(Line(spec, "-m 352M"), "-m 352M,slots=8,maxmem=3424M");
   EXPECT_EQ(Line(spec, "hot-ram,size"), "-object memory-backend-memfd,id=hot-ram,size=2048M,share=on");
   EXPECT_EQ(Line(spec, "virtio-mem"),
@@ -75,7 +75,7 @@ TEST(QemuCommandTest, RoomToGrow) {
   spec.max_vcpus = 1;
   spec.max_hot_memory_bytes = 0;
   EXPECT_EQ(Line(spec, "-smp"), "-smp 1");
-  EXPECT_EQ(Line(spec, "-accel"), "-accel tcg,thread=single");
+  EXPECT_EQ(Line(spec, "-accel"), "-accel tcg,thread=single,tb-size=256");
   EXPECT_EQ(Line(spec, "virtio-mem"), "none");
 }
 
@@ -110,8 +110,8 @@ TEST(QemuCommandTest, AWholePod) {
           "-nodefaults", "-no-user-config", "-display none", "-no-reboot",
           // A QEMU that was taken over can neither start programs nor gain rights.
           "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-          "-machine q35,memory-backend=ram,hpet=off,usb=off,vmport=off,smm=off,i8042=off",
-          "-accel tcg,thread=single", "-cpu max,-erms,-fsrm", "-smp 1",
+          "-machine q35,memory-backend=ram,hpet=off,usb=off,vmport=off,smm=off,i8042=off,dump-guest-core=off",
+          "-accel tcg,thread=single,tb-size=256", "-cpu max,-erms,-fsrm", "-smp 1",
           // Address space: 1 GiB arena at boot + 3 GiB later + 1 GiB for alignment.
           "-m 352M,slots=8,maxmem=5472M", "-object memory-backend-memfd,id=ram,size=352M,share=on",
           "-bios /fw/qboot.rom", "-kernel /guest/vmlinux", "-initrd /guest/initramfs.img",
@@ -163,7 +163,7 @@ TEST(QemuCommandTest, OnlyWhatThePodHasIsThere) {
 TEST(QemuCommandTest, EmulationUsesAThreadPerCpuOnlyWhereThereAreMore) {
   VmSpec spec = Pod();
   spec.vcpus = 3;
-  EXPECT_EQ(Line(spec, "-accel"), "-accel tcg,thread=multi");
+  EXPECT_EQ(Line(spec, "-accel"), "-accel tcg,thread=multi,tb-size=256");
   EXPECT_EQ(Line(spec, "-smp"), "-smp 3");
   spec.accel = Accel::kKvm;
   EXPECT_EQ(Line(spec, "-accel"), "-accel kvm");

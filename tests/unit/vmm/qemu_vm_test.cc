@@ -150,10 +150,7 @@ class SpeakingQemuTest : public QemuVmStartTest {
       return absl::OkStatus();
     };
   }
-  void TearDown() override {
-    unsetenv("FAKE_QEMU");
-    EXPECT_OK(KillProcess(pid_, start_time_, seconds(10)));
-  }
+  void TearDown() override { EXPECT_OK(KillProcess(pid_, start_time_, seconds(10))); }
   std::unique_ptr<Vm> StartVm() {
     auto vm = QemuVm::Start(spec_, options_);
     EXPECT_OK(vm);
@@ -174,7 +171,7 @@ class SpeakingQemuTest : public QemuVmStartTest {
 };
 
 TEST_F(SpeakingQemuTest, AStartThatIsGivenUpEndsAtOnceAndLeavesNothing) {
-  setenv("FAKE_QEMU", "silent", 1);
+  spec_.name = "silent";
   const UniqueFd cancel(eventfd(0, EFD_CLOEXEC));
   options_.cancel_fd = cancel.get();
   options_.timeout = seconds(300);
@@ -190,7 +187,7 @@ TEST_F(SpeakingQemuTest, AStartThatIsGivenUpEndsAtOnceAndLeavesNothing) {
 }
 
 TEST_F(SpeakingQemuTest, ALogThatGrowsForEverStaysShortAndTellsItsEnd) {
-  setenv("FAKE_QEMU", "flood", 1);
+  spec_.name = "flood";
   const auto vm = StartVm();
   ASSERT_NE(vm, nullptr);
   std::thread watcher([&] { EXPECT_TRUE(vm->WaitExit(-1)); });
@@ -225,7 +222,7 @@ size_t OpenDescriptors() {
 }
 
 TEST_F(SpeakingQemuTest, QemuHasItsTapAndNoOtherDescriptorOfOurs) {
-  setenv("FAKE_QEMU", "fds", 1);
+  spec_.name = "fds";
   const UniqueFd careless(open("/dev/null", O_RDONLY));  // not closed on exec
   spec_.tap_fd = 3;
   spec_.mac = "02:00:00:00:00:01";
