@@ -6,10 +6,10 @@
 #include <utility>
 #include <vector>
 
+#include "base/crc32.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "base/units.h"
-#include "persist/crc32.h"
 
 namespace lamina::node {
 namespace {
@@ -44,12 +44,12 @@ std::string Header() { return fmt::format("{}{}\n", kHeader, kVersion); }
 bool FrameAt(std::string_view content, size_t at, std::string_view& payload) {
   if (content.size() - at < kFrameHeader) return false;
   const std::string_view header = content.substr(at, kFrameHeader);
-  if (header.substr(0, 4) != kFrameMagic || persist::Crc32(header.substr(0, 12)) != Little(header.substr(12)))
+  if (header.substr(0, 4) != kFrameMagic || Crc32(header.substr(0, 12)) != Little(header.substr(12)))
     return false;
   const size_t length = Little(header.substr(4));
   if (content.size() - at - kFrameHeader < length) return false;
   payload = content.substr(at + kFrameHeader, length);
-  return persist::Crc32(payload) == Little(header.substr(8));
+  return Crc32(payload) == Little(header.substr(8));
 }
 
 absl::Status Damaged(const std::string& what, const std::string& why) {
@@ -80,8 +80,8 @@ absl::StatusOr<ClaimBatch> ParseBatch(std::string_view payload) {
 
 std::string EncodeFrame(const std::string& payload) {
   const std::string header =
-      kFrameMagic + Little(static_cast<uint32_t>(payload.size())) + Little(persist::Crc32(payload));
-  return header + Little(persist::Crc32(header)) + payload;
+      kFrameMagic + Little(static_cast<uint32_t>(payload.size())) + Little(Crc32(payload));
+  return header + Little(Crc32(header)) + payload;
 }
 
 std::string EncodeJournal(const ClaimRecords& records) {

@@ -3,9 +3,9 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "base/crc32.h"
 #include "base/safe_id.h"
 #include "base/status.h"
-#include "persist/crc32.h"
 
 namespace lamina::persist {
 namespace {

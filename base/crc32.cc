@@ -1,8 +1,8 @@
-#include "persist/crc32.h"
+#include "base/crc32.h"
 
 #include <array>
 
-namespace lamina::persist {
+namespace lamina {
 
 uint32_t Crc32(std::string_view data) {
   static const std::array<uint32_t, 256> table = [] {
@@ -19,4 +19,4 @@ uint32_t Crc32(std::string_view data) {
   return ~crc;
 }
 
-}  // namespace lamina::persist
+}  // namespace lamina
