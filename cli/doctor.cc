@@ -6,12 +6,12 @@
 
 #include <cerrno>
 #include <chrono>
-#include <climits>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
 #include "base/clock.h"
 #include "base/file_system.h"
+#include "base/proc.h"
 #include "base/process.h"
 #include "base/status.h"
 #include "base/subprocess.h"
@@ -110,14 +110,9 @@ Finding CheckLaminad(const Common& common) {
 // The shim beside this program, else the one in PATH.
 std::string ShimProgram() {
   constexpr char kName[] = "containerd-shim-lamina-v2";
-  char self[PATH_MAX];
-  const ssize_t n = readlink("/proc/self/exe", self, sizeof self);
-  if (n > 0 && n < static_cast<ssize_t>(sizeof self)) {
-    std::string path(self, static_cast<size_t>(n));
-    path = path.substr(0, path.rfind('/') + 1) + kName;
-    if (access(path.c_str(), X_OK) == 0) return path;
-  }
-  return kName;
+  const std::string self = OwnProgram().value_or("");
+  std::string path = self.substr(0, self.rfind('/') + 1) + kName;
+  return !self.empty() && access(path.c_str(), X_OK) == 0 ? path : kName;
 }
 
 // The shim's own clean-up, which looks again whether the shim lives before it touches anything.

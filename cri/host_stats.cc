@@ -3,9 +3,9 @@
 #include <unistd.h>
 
 #include <cinttypes>
-#include <cstring>
 
 #include "base/file_system.h"
+#include "base/proc.h"
 #include "base/status.h"
 
 namespace lamina::cri {
@@ -28,19 +28,15 @@ agent::v1::ContainerStats HostStats(const HostProcesses& processes, const std::s
                &major, &user, &system) != 4) {
       continue;
     }
-    const auto kilobytes = [&](const char* key) {
-      const size_t at = status.find(key);
-      return at == std::string::npos ? 0 : strtoull(status.c_str() + at + strlen(key), nullptr, 10) * 1024;
-    };
     stats.set_pids_current(stats.pids_current() + 1);
     stats.set_cpu_user_usec(stats.cpu_user_usec() + user * tick_usec);
     stats.set_cpu_system_usec(stats.cpu_system_usec() + system * tick_usec);
     add("pgfault", minor + major);
     add("pgmajfault", major);
-    add("anon", kilobytes("RssAnon:"));
+    add("anon", KernelBytes(status, "RssAnon"));
     // virtiofsd maps the guest's memory, which is QEMU's already. Mapped files are arenas, which all VMs
     // share.
-    if (pid == processes.vmm) add("shmem", kilobytes("RssShmem:"));
+    if (pid == processes.vmm) add("shmem", KernelBytes(status, "RssShmem"));
   }
   stats.set_cpu_usage_usec(stats.cpu_user_usec() + stats.cpu_system_usec());
   uint64_t held = 0;

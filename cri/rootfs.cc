@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <map>
-#include <sstream>
 
 #include "base/file_system.h"
+#include "base/proc.h"
 #include "base/status.h"
 
 namespace lamina::cri {
@@ -16,39 +16,16 @@ bool EndsWith(std::string_view text, std::string_view end) {
   return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
 }
 
-// mountinfo writes space, tab, newline and backslash as three octal digits.
-std::string Unescape(std::string_view text) {
-  std::string out;
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '\\' && i + 3 < text.size()) {
-      out.push_back(
-          static_cast<char>((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 + (text[i + 3] - '0')));
-      i += 3;
-    } else {
-      out.push_back(text[i]);
-    }
-  }
-  return out;
-}
-
 // Mount point -> the EROFS blob that is mounted there whole.
 std::map<std::string, std::string> MountedBlobs(const HostMounts& host) {
   std::map<std::string, std::string> blobs;
-  std::istringstream lines(host.mountinfo);
-  for (std::string line; std::getline(lines, line);) {
-    std::istringstream words(line);
-    std::string id, parent, device, root, point, word, type, source;
-    words >> id >> parent >> device >> root >> point;
-    while (words >> word && word != "-") {
-    }
-    if (!(words >> type >> source)) continue;
-    point = Unescape(point);
-    blobs.erase(point);  // what is mounted over it hides it
-    if (type != "erofs" || root != "/") continue;
-    source = Unescape(source);
+  for (const MountEntry& mount : ParseMountinfo(host.mountinfo)) {
+    blobs.erase(mount.point);  // what is mounted over it hides it
+    if (mount.type != "erofs" || mount.root != "/") continue;
     // A blob is mounted through a loop device, or by newer kernels as the file that it is.
-    std::string file = source.rfind("/dev/", 0) == 0 ? host.loop_file(device) : source;
-    if (!file.empty() && file[0] == '/' && !EndsWith(file, " (deleted)")) blobs[point] = std::move(file);
+    std::string file = mount.source.starts_with("/dev/") ? host.loop_file(mount.device) : mount.source;
+    if (!file.empty() && file[0] == '/' && !EndsWith(file, " (deleted)"))
+      blobs[mount.point] = std::move(file);
   }
   return blobs;
 }

@@ -5,6 +5,7 @@
 #include <cerrno>
 
 #include "base/file_system.h"
+#include "base/proc.h"
 #include "base/safe_id.h"
 #include "base/status.h"
 #include "base/subprocess.h"
@@ -19,17 +20,9 @@ absl::Status StartServer(const CommandLine& line, const Config& config, const st
                          const std::string& bundle) {
   RETURN_IF_ERROR(FileSystem::Real().MakeDirectories(config.paths.run_dir + "/shim", 0700));
   ASSIGN_OR_RETURN(const UniqueFd listener, ListenUnix(path));
-  char self[4096];
-  const ssize_t length = readlink("/proc/self/exe", self, sizeof self);
-  if (length <= 0) return ErrnoStatus(errno, "readlink /proc/self/exe");
+  ASSIGN_OR_RETURN(const std::string self, OwnProgram());
   SpawnOptions options;
-  options.argv = {std::string(self, static_cast<size_t>(length)),
-                  "-namespace",
-                  line.ns,
-                  "-address",
-                  line.address,
-                  "-id",
-                  line.id};
+  options.argv = {self, "-namespace", line.ns, "-address", line.address, "-id", line.id};
   if (line.debug) options.argv.push_back("-debug");
   options.argv.push_back("serve");
   options.fds = {{listener.get(), kListenFd}};

@@ -14,6 +14,7 @@
 
 #include "base/file_system.h"
 #include "base/log.h"
+#include "base/proc.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "base/units.h"
@@ -30,22 +31,8 @@ std::string PointsDir(const std::string& shared_dir) { return shared_dir + ".poi
 absl::StatusOr<std::vector<std::string>> MountsBelow(const std::string& dir) {
   ASSIGN_OR_RETURN(const std::string info, FileSystem::Real().Read("/proc/self/mountinfo", 64 * kMiB));
   std::vector<std::string> points;
-  for (size_t start = 0; start < info.size();) {
-    const size_t end = std::min(info.find('\n', start), info.size());
-    size_t at = start;
-    for (int field = 0; field < 4 && at < end; ++field) at = info.find(' ', at) + 1;
-    std::string point;
-    for (size_t i = at; i < end && info[i] != ' '; ++i) {
-      if (info[i] == '\\' && i + 3 < end) {  // \040 and the like
-        point.push_back(
-            static_cast<char>((info[i + 1] - '0') * 64 + (info[i + 2] - '0') * 8 + (info[i + 3] - '0')));
-        i += 3;
-      } else {
-        point.push_back(info[i]);
-      }
-    }
-    if (point == dir || point.rfind(dir + "/", 0) == 0) points.push_back(std::move(point));
-    start = end + 1;
+  for (MountEntry& mount : ParseMountinfo(info)) {
+    if (mount.point == dir || mount.point.starts_with(dir + "/")) points.push_back(std::move(mount.point));
   }
   std::sort(points.begin(), points.end());
   return points;

@@ -7,9 +7,9 @@
 #include <cerrno>
 #include <vector>
 
+#include "base/positioned_io.h"
 #include "base/status.h"
 #include "layers/digest.h"
-#include "layers/file_io.h"
 
 namespace lamina::layers {
 namespace {

@@ -6,9 +6,9 @@
 #include <cerrno>
 #include <vector>
 
+#include "base/positioned_io.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
-#include "layers/file_io.h"
 
 namespace lamina::layers {
 

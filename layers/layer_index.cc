@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "base/framing.h"
 #include "base/status.h"
 #include "base/units.h"
 #include "layers/digest.h"
@@ -11,7 +12,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr uint64_t kIndexVersion = 2;
+constexpr FrameKind kKind{"index", 3, 3};
 
 std::string Text(const json& object, const char* key) {
   const auto it = object.find(key);
@@ -39,7 +40,7 @@ const json& Array(const json& object, const char* key) {
   return it != object.end() && it->is_array() ? *it : empty;
 }
 
-// Paths need not be UTF-8; what is not is replaced before the checksum is taken.
+// Paths need not be UTF-8; what is not is replaced.
 std::string Dump(const json& content) { return content.dump(-1, ' ', false, json::error_handler_t::replace); }
 
 json ContentOf(const IndexContent& content) {
@@ -124,6 +125,19 @@ absl::StatusOr<IndexContent> ContentFrom(const json& root) {
   return content;
 }
 
+// Version 2 was JSON alone: the version, the content's sha256, the content.
+absl::StatusOr<IndexContent> DecodeOldIndex(std::string_view text, const FramedFile& file) {
+  const json root = json::parse(text, nullptr, false);
+  if (!root.is_object()) return DamagedFile(file, "it is not a layer index");
+  if (const uint64_t version = Number(root, "version"); version != 2)
+    return DamagedFile(file, fmt::format("version {} is not read", version));
+  const auto content = root.find("content");
+  if (content == root.end() || !content->is_object()) return DamagedFile(file, "it has no content");
+  ASSIGN_OR_RETURN(const std::string checksum, Sha256(Dump(*content)));
+  if (checksum != Text(root, "checksum")) return DamagedFile(file, "its checksum is wrong");
+  return ContentFrom(*content);
+}
+
 }  // namespace
 
 IndexContent IndexOf(const LayerRecords& records) {
@@ -146,37 +160,17 @@ IndexContent IndexOf(const LayerRecords& records) {
   return content;
 }
 
-absl::StatusOr<std::string> EncodeIndex(const IndexContent& content) {
-  const std::string text = Dump(ContentOf(content));
-  ASSIGN_OR_RETURN(const std::string checksum, Sha256(text));
-  return fmt::format("{{\"version\":{},\"checksum\":\"{}\",\"content\":\n{}\n}}\n", kIndexVersion, checksum,
-                     text);
+std::string EncodeIndex(const IndexContent& content) {
+  return EncodeFrame(kKind, Dump(ContentOf(content)) + "\n");
 }
 
 absl::StatusOr<IndexContent> DecodeIndex(std::string_view text, const std::string& dir) {
-  const std::string path = dir + "/index.json";
-  json root = json::parse(text, nullptr, false);
-  if (root.is_discarded() || !root.is_object()) {
-    return MakeStatus(absl::StatusCode::kDataLoss, "{}: not a layer index; remove {} when no Lamina pod runs",
-                      path, dir);
-  }
-  const uint64_t version = Number(root, "version");
-  if (version > kIndexVersion) {
-    return MakeStatus(absl::StatusCode::kFailedPrecondition,
-                      "{}: written by a newer Lamina (version {}); left untouched", path, version);
-  }
-  if (version != kIndexVersion) {
-    return MakeStatus(absl::StatusCode::kDataLoss,
-                      "{}: version {} instead of {}; remove {} when no Lamina pod runs", path, version,
-                      kIndexVersion, dir);
-  }
-  const json stored = std::move(root["content"]);
-  ASSIGN_OR_RETURN(const std::string checksum, Sha256(Dump(stored)));
-  if (!stored.is_object() || checksum != Text(root, "checksum")) {
-    return MakeStatus(absl::StatusCode::kDataLoss,
-                      "{}: its checksum is wrong; remove {} when no Lamina pod runs", path, dir);
-  }
-  return ContentFrom(stored);
+  const FramedFile file{dir + "/index.json", fmt::format("remove {} when no Lamina pod runs", dir)};
+  if (text.starts_with('{')) return DecodeOldIndex(text, file);
+  ASSIGN_OR_RETURN(const Frame frame, OnlyFrame(kKind, text, file));
+  const json root = json::parse(frame.payload, nullptr, false);
+  if (!root.is_object()) return DamagedFile(file, "its content is not a layer index");
+  return ContentFrom(root);
 }
 
 absl::StatusOr<IndexContent> IndexFile::Read() {
@@ -189,7 +183,7 @@ absl::Status IndexFile::Write(uint64_t version, const std::function<Numbered()>&
   MutexLock lock(mutex_);
   if (written_ >= version) return absl::OkStatus();
   const Numbered now = newest();
-  ASSIGN_OR_RETURN(const std::string text, EncodeIndex(now.content));
+  const std::string text = EncodeIndex(now.content);
   RETURN_IF_ERROR(Annotate(WriteFileAtomically(fs_, Path(), text, 0600), "save the layer index"));
   written_ = now.version;
   return absl::OkStatus();

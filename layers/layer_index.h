@@ -45,9 +45,11 @@ struct IndexContent {
 // What of the records outlives the process: arenas with a file and the regions that are ready.
 IndexContent IndexOf(const LayerRecords& records);
 
-absl::StatusOr<std::string> EncodeIndex(const IndexContent& content);
-// Entries that cannot be one (an id with a slash, a digest that is none) are left out. FailedPrecondition: it
-// is of a newer version; DataLoss: it is no index, of another version, or its checksum is wrong.
+// One frame (base/framing.h) of the kind "index", its payload JSON.
+std::string EncodeIndex(const IndexContent& content);
+// Entries that cannot be one (an id with a slash, a digest that is none) are left out. Version 2, which was
+// JSON alone, is read too. FailedPrecondition: it is of a newer version; DataLoss: it is no index, or
+// damaged.
 absl::StatusOr<IndexContent> DecodeIndex(std::string_view text, const std::string& dir);
 
 // The file. Thread-safe: writers take turns, and who waited finds its change written by another.

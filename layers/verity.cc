@@ -7,10 +7,10 @@
 #include <cerrno>
 #include <vector>
 
+#include "base/positioned_io.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "layers/digest.h"
-#include "layers/file_io.h"
 
 namespace lamina::layers {
 namespace {

@@ -1,15 +1,15 @@
 #include "node/claims_journal.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <cstring>
+#include <optional>
 #include <utility>
 #include <vector>
 
+#include "base/crc32.h"
+#include "base/framing.h"
 #include "base/log.h"
 #include "base/status.h"
 #include "base/units.h"
-#include "persist/crc32.h"
 
 namespace lamina::node {
 namespace {
@@ -17,44 +17,39 @@ namespace {
 using laminad::v1::ClaimBatch;
 using laminad::v1::ClaimRecord;
 
-constexpr char kHeader[] = "lamina-claims ";
-constexpr int kVersion = 1;
-constexpr char kFrameMagic[] = "LCfr";
-constexpr size_t kFrameHeader = 16;  // magic, length, CRC of the payload, CRC of these twelve bytes
+constexpr FrameKind kKind{"claims", 2, 2};
 constexpr uint32_t kDone = UINT32_MAX;
 constexpr char kSave[] = "save the claims";
 constexpr size_t kReadLimit = 256 * kMiB;
 
-std::string Little(uint32_t value) {
-  std::string out;
-  for (int i = 0; i < 4; ++i) out.push_back(static_cast<char>(value >> (8 * i) & 0xFF));
-  return out;
-}
+// Version 1 began with this line; its frames were the bytes LCfr, the payload's length, its CRC-32, the
+// CRC-32 of these twelve bytes (32 bits each, little endian), and the payload.
+constexpr std::string_view kOldHeader = "lamina-claims 1\n", kOldMagic = "LCfr";
+constexpr size_t kOldFrameHeader = 16;
 
 uint32_t Little(std::string_view bytes) {
   uint32_t value = 0;
-  for (int i = 0; i < 4; ++i)
-    value |= uint32_t{static_cast<unsigned char>(bytes[static_cast<size_t>(i)])} << (8 * i);
+  for (size_t i = 0; i < 4; ++i) value |= uint32_t{static_cast<unsigned char>(bytes[i])} << (8 * i);
   return value;
 }
 
-std::string Header() { return fmt::format("{}{}\n", kHeader, kVersion); }
-
-// The payload of the frame that begins at `at`; false when none does that is whole.
-bool FrameAt(std::string_view content, size_t at, std::string_view& payload) {
-  if (content.size() - at < kFrameHeader) return false;
-  const std::string_view header = content.substr(at, kFrameHeader);
-  if (header.substr(0, 4) != kFrameMagic || persist::Crc32(header.substr(0, 12)) != Little(header.substr(12)))
-    return false;
-  const size_t length = Little(header.substr(4));
-  if (content.size() - at - kFrameHeader < length) return false;
-  payload = content.substr(at + kFrameHeader, length);
-  return persist::Crc32(payload) == Little(header.substr(8));
+absl::StatusOr<Frame> NextOldFrame(std::string_view content, const FramedFile& file) {
+  const std::string_view header = content.substr(0, kOldFrameHeader);
+  if (header.size() == kOldFrameHeader && header.starts_with(kOldMagic) &&
+      Crc32(header.substr(0, 12)) == Little(header.substr(12))) {
+    const std::string_view payload = content.substr(kOldFrameHeader, Little(header.substr(4)));
+    if (payload.size() == Little(header.substr(4)) && Crc32(payload) == Little(header.substr(8)))
+      return Frame{1, payload, kOldFrameHeader + payload.size()};
+  }
+  return DamagedFile(file, "a frame is not whole");
 }
 
-absl::Status Damaged(const std::string& what, const std::string& why) {
-  return MakeStatus(absl::StatusCode::kDataLoss,
-                    "{}: damaged ({}); move it away when no Lamina pod runs on this node", what, why);
+std::optional<size_t> FindOldFrame(std::string_view content, size_t from) {
+  for (size_t at = content.find(kOldMagic, from); at != std::string_view::npos;
+       at = content.find(kOldMagic, at + 1)) {
+    if (NextOldFrame(content.substr(at), {}).ok()) return at;
+  }
+  return std::nullopt;
 }
 
 // The field of a ClaimBatch that holds the record: fields put one after another are one batch.
@@ -68,62 +63,42 @@ std::string OneRecord(const ClaimRecord& record) {
   return one;
 }
 
-// Refused where a record or a whole journal could not be read back.
-absl::StatusOr<ClaimBatch> ParseBatch(std::string_view payload) {
-  ClaimBatch batch;
-  if (!batch.ParseFromArray(payload.data(), static_cast<int>(payload.size())))
-    return absl::DataLossError("a frame does not parse");
-  return batch;
-}
-
 }  // namespace
-
-std::string EncodeFrame(const std::string& payload) {
-  const std::string header =
-      kFrameMagic + Little(static_cast<uint32_t>(payload.size())) + Little(persist::Crc32(payload));
-  return header + Little(persist::Crc32(header)) + payload;
-}
 
 std::string EncodeJournal(const ClaimRecords& records) {
   std::string payload;
   for (const auto& [id, record] : records) payload += OneRecord(record);
-  return Header() + EncodeFrame(payload);
+  return EncodeFrame(kKind, payload);
 }
 
-absl::StatusOr<ClaimRecords> DecodeJournal(const std::string& content, const std::string& what) {
-  const size_t line = content.find('\n');
-  int version = 0;
-  if (line == std::string::npos || content.rfind(kHeader, 0) != 0 ||
-      sscanf(content.c_str() + strlen(kHeader), "%d", &version) != 1 || version < 1) {
-    return Damaged(what, "its first line is not \"lamina-claims VERSION\"");
-  }
-  if (version > kVersion) {
-    return MakeStatus(absl::StatusCode::kFailedPrecondition,
-                      "{}: version {}, written by a newer laminad; left untouched", what, version);
-  }
+absl::StatusOr<ClaimRecords> DecodeJournal(std::string_view content, const std::string& what) {
+  const FramedFile file{what, "move it away when no Lamina pod runs on this node"};
+  const bool old = content.starts_with(kOldHeader);
   ClaimRecords records;
-  const std::string_view all = content;
-  for (size_t at = line + 1; at < all.size();) {
-    std::string_view payload;
-    if (!FrameAt(all, at, payload)) {
-      // Each frame was durable before the next was begun: only the last can be cut short.
-      for (size_t next = all.find(kFrameMagic, at + 1); next != std::string_view::npos;
-           next = all.find(kFrameMagic, next + 1)) {
-        if (FrameAt(all, next, payload))
-          return Damaged(what, fmt::format("the frame at byte {} is not whole, and one follows it", at));
-      }
-      break;
+  for (size_t at = old ? kOldHeader.size() : 0; at < content.size() || at == 0;) {
+    const std::string_view rest = content.substr(at);
+    const absl::StatusOr<Frame> frame = old ? NextOldFrame(rest, file) : NextFrame(kKind, rest, file);
+    if (!frame.ok()) {
+      // The first came with the file, as a whole. Each other was durable before the next was begun: only the
+      // last can be cut short.
+      if (at == 0 || absl::IsFailedPrecondition(frame.status())) return frame.status();
+      const std::optional<size_t> next =
+          old ? FindOldFrame(content, at + 1) : FindFrame(kKind, content, at + 1);
+      if (!next) break;
+      return DamagedFile(
+          file, fmt::format("the frame at byte {} is not whole, and one follows it at byte {}", at, *next));
     }
-    const absl::StatusOr<ClaimBatch> batch = ParseBatch(payload);
-    if (!batch.ok()) return Damaged(what, fmt::format("the frame at byte {} does not parse", at));
-    for (const ClaimRecord& record : batch->records()) {
+    ClaimBatch batch;
+    if (!batch.ParseFromArray(frame->payload.data(), static_cast<int>(frame->payload.size())))
+      return DamagedFile(file, fmt::format("the frame at byte {} does not parse", at));
+    for (const ClaimRecord& record : batch.records()) {
       if (record.removed()) {
         records.erase(record.claim().sandbox_id());
       } else {
         records[record.claim().sandbox_id()] = record;
       }
     }
-    at += kFrameHeader + payload.size();
+    at += frame->size;
   }
   return records;
 }
@@ -223,7 +198,7 @@ absl::Status ClaimsJournal::Write(std::vector<Change> changes) {
   if (!whole_ || size_ > rewrite_at_) {
     status = Rewrite();
   } else {
-    const std::string frame = EncodeFrame(payload);
+    const std::string frame = EncodeFrame(kKind, payload);
     status = fs_.AppendAndSync(path_, frame);
     size_ += frame.size();
   }
@@ -242,7 +217,7 @@ absl::Status ClaimsJournal::Write(std::vector<Change> changes) {
 absl::Status ClaimsJournal::Rewrite() {
   std::string payload;
   for (const auto& [id, record] : live_) payload += record;
-  const std::string content = Header() + EncodeFrame(payload);
+  const std::string content = EncodeFrame(kKind, payload);
   whole_ = false;
   RETURN_IF_ERROR(fs_.MakeDirectories(path_.substr(0, path_.rfind('/')), 0700));
   RETURN_IF_ERROR(WriteFileAtomically(fs_, path_, content, 0600));

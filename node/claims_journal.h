@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -73,9 +74,8 @@ class ClaimsJournal {
   bool whole_ = true;
 };
 
-// The file's text for these records, and back. Pure.
+// The file's content for these records: frames (base/framing.h) of the kind "claims", and back. Pure.
 std::string EncodeJournal(const ClaimRecords& records);
-std::string EncodeFrame(const std::string& payload);
-absl::StatusOr<ClaimRecords> DecodeJournal(const std::string& content, const std::string& what);
+absl::StatusOr<ClaimRecords> DecodeJournal(std::string_view content, const std::string& what);
 
 }  // namespace lamina::node

@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/file_system.h"
+#include "base/proc.h"
 #include "base/process.h"
 #include "base/status.h"
 
@@ -16,12 +17,6 @@ namespace lamina::node {
 namespace {
 
 constexpr size_t kProcLimit = 65536;
-
-// "MemTotal:  24 kB" -> bytes; 0 when the key is missing.
-uint64_t KilobytesOf(const std::string& text, const std::string& key) {
-  const size_t at = text.find(key + ":");
-  return at == std::string::npos ? 0 : strtoull(text.c_str() + at + key.size() + 1, nullptr, 10) * 1024;
-}
 
 // "max", and version 1's huge number, are no limit.
 uint64_t ReadLimit(const std::string& path) {
@@ -40,15 +35,15 @@ class RealHost : public Host {
   uint64_t ResidentBytes(int64_t pid) override {
     const std::string text =
         FileSystem::Real().Read(fmt::format("/proc/{}/status", pid), kProcLimit).value_or("");
-    return KilobytesOf(text, "RssAnon") + KilobytesOf(text, "RssShmem") + KilobytesOf(text, "HugetlbPages");
+    return KernelBytes(text, "RssAnon") + KernelBytes(text, "RssShmem") + KernelBytes(text, "HugetlbPages");
   }
   uint64_t MemTotalBytes() override {
-    uint64_t total = KilobytesOf(Meminfo(), "MemTotal");
+    uint64_t total = KernelBytes(Meminfo(), "MemTotal");
     for (const auto& [v2, path] : Cgroups()) total = std::min(total, ReadLimit(LimitFile(v2, path)));
     return total;
   }
   MemoryLeft Left() override {
-    MemoryLeft left{KilobytesOf(Meminfo(), "MemAvailable"), "the node"};
+    MemoryLeft left{KernelBytes(Meminfo(), "MemAvailable"), "the node"};
     for (const auto& [v2, path] : Cgroups()) {
       const std::string dir = CgroupDir(v2, path);
       const uint64_t bytes =
@@ -137,13 +132,12 @@ std::map<uint32_t, NumaMemory> ReadNumaNodes(const std::string& root) {
     if (name.rfind(kPrefix, 0) != 0) continue;
     const auto [at, error] = std::from_chars(name.data() + kPrefix.size(), end, node);
     if (error != std::errc() || at != end || node > sizing::kMaxNumaNode) continue;
-    // Its lines are "Node 0 MemTotal:  24 kB".
     const std::string text =
         FileSystem::Real().Read(fmt::format("{}/{}/meminfo", root, name), kProcLimit).value_or("");
     NumaMemory memory;
-    memory.total_bytes = KilobytesOf(text, "MemTotal");
+    memory.total_bytes = KernelBytes(text, "MemTotal");
     for (const char* key : {"MemFree", "Active(file)", "Inactive(file)", "SReclaimable"})
-      memory.left_bytes += KilobytesOf(text, key);
+      memory.left_bytes += KernelBytes(text, key);
     if (memory.total_bytes > 0) nodes[node] = memory;
   }
   return nodes;

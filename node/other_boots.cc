@@ -1,7 +1,6 @@
 #include "node/other_boots.h"
 
-#include <sstream>
-
+#include "base/proc.h"
 #include "base/status.h"
 #include "base/units.h"
 #include "persist/state_store.h"
@@ -19,14 +18,8 @@ bool Inside(const std::string& path, const std::string& directory) {
 }  // namespace
 
 std::string MountIn(const std::string& mountinfo, const std::string& directory) {
-  std::istringstream lines(mountinfo);
-  for (std::string line; std::getline(lines, line);) {
-    std::istringstream fields(line);
-    std::string field, point;
-    // id, parent, device, root, mount point
-    for (int i = 0; i < 4; ++i) fields >> field;
-    fields >> point;
-    if (point == directory || Inside(point, directory)) return point;
+  for (const MountEntry& mount : ParseMountinfo(mountinfo)) {
+    if (mount.point == directory || Inside(mount.point, directory)) return mount.point;
   }
   return "";
 }

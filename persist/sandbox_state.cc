@@ -5,9 +5,10 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "base/crc32.h"
+#include "base/framing.h"
 #include "base/safe_id.h"
 #include "base/status.h"
-#include "persist/crc32.h"
 
 namespace lamina::persist {
 namespace {
@@ -18,6 +19,25 @@ constexpr const char* kLifeCycleNames[] = {"creating", "ready", "stopping", "sto
 constexpr const char* kContainerLifeNames[] = {"created", "running", "stopped"};
 
 json ToJson(const ProcessId& process) { return {{"pid", process.pid}, {"start_time", process.start_time}}; }
+
+constexpr FrameKind kKind{"state", 3, kStateVersion};
+
+// Versions 1 and 2: a first line "lamina-state <version> <CRC-32 of the rest, 8 hex digits>". NotFound: it is
+// another.
+absl::StatusOr<Frame> OldFrame(std::string_view content, const FramedFile& file) {
+  for (int version = 1; version < kKind.oldest; ++version) {
+    const std::string begin = fmt::format("lamina-state {} ", version);
+    const size_t newline = begin.size() + 8;
+    if (!content.starts_with(begin) || content.find('\n') != newline) continue;
+    const std::string_view body = content.substr(newline + 1);
+    const std::string found = fmt::format("{:08x}", Crc32(body));
+    const std::string_view said = content.substr(begin.size(), 8);
+    if (said != found)
+      return DamagedFile(file, fmt::format("checksum {}, its first line says {}", found, said));
+    return Frame{version, body, content.size()};
+  }
+  return absl::NotFoundError("not of an old form");
+}
 
 // No exceptions: nlohmann's value() throws.
 template <typename T>
@@ -243,39 +263,19 @@ std::string EncodeState(const SandboxState& state) {
       {"arenas", state.arenas},
       {"layers", layers},
       {"containers", containers}};
-  const std::string body = root.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
-  return fmt::format("lamina-state {} {:08x}\n", kStateVersion, Crc32(body)) + body;
+  return EncodeFrame(kKind, root.dump(1, ' ', false, json::error_handler_t::replace) + "\n");
 }
 
 absl::StatusOr<SandboxState> DecodeState(std::string_view content, const std::string& what) {
-  const size_t newline = content.find('\n');
-  const std::string header(content.substr(0, std::min<size_t>(newline, 64)));
-  int version = 0, used = 0;
-  unsigned crc = 0;
-  if (newline == std::string_view::npos ||
-      sscanf(header.c_str(), "lamina-state %d %8x%n", &version, &crc, &used) != 2 ||
-      static_cast<size_t>(used) != header.size()) {
-    return MakeStatus(absl::StatusCode::kDataLoss, "{}: not a sandbox state file (first line \"{}\")", what,
-                      header);
-  }
-  if (version > kStateVersion) {
-    return MakeStatus(
-        absl::StatusCode::kFailedPrecondition,
-        "{}: written by a newer Lamina (state version {}, this one reads up to {}); left untouched", what,
-        version, kStateVersion);
-  }
-  if (version < 1)
-    return MakeStatus(absl::StatusCode::kDataLoss, "{}: state version {} never existed", what, version);
-  const std::string_view body = content.substr(newline + 1);
-  if (Crc32(body) != crc) {
-    return MakeStatus(absl::StatusCode::kDataLoss, "{}: damaged: checksum {:08x}, header says {:08x}", what,
-                      Crc32(body), crc);
-  }
-  json root = json::parse(body, nullptr, false);
+  const FramedFile file{what, ""};
+  absl::StatusOr<Frame> frame = OldFrame(content, file);
+  if (absl::IsNotFound(frame.status())) frame = OnlyFrame(kKind, content, file);
+  RETURN_IF_ERROR(frame.status());
+  json root = json::parse(frame->payload, nullptr, false);
   SandboxState state;
-  if (root.is_discarded() || !Migrate(version, root) || !ReadState(root, state) ||
-      state.created_with_version < 1 || state.created_with_version > version) {
-    return MakeStatus(absl::StatusCode::kDataLoss, "{}: its content is not a sandbox state", what);
+  if (root.is_discarded() || !Migrate(frame->version, root) || !ReadState(root, state) ||
+      state.created_with_version < 1 || state.created_with_version > frame->version) {
+    return DamagedFile(file, "its content is not a sandbox state");
   }
   return state;
 }

@@ -12,8 +12,9 @@
 
 namespace lamina::persist {
 
-// 1: the first. 2: what belongs to the network stands together; containers name their disks and pid.
-inline constexpr int kStateVersion = 2;
+// 1: the first. 2: what belongs to the network stands together; containers name their disks and pid. 3: the
+// frame of base/framing.h.
+inline constexpr int kStateVersion = 3;
 
 enum class LifeCycle { kCreating, kReady, kStopping, kStopped };
 
@@ -89,7 +90,7 @@ struct SandboxState {
 
 const char* LifeCycleName(LifeCycle value);
 
-// The file's content: a header line "lamina-state <version> <crc32 of the rest, 8 hex digits>", then JSON.
+// The file's content: one frame (base/framing.h) of the kind "state", its payload JSON.
 std::string EncodeState(const SandboxState& state);
 
 // A file of an older version is migrated. DataLoss when damaged; FailedPrecondition when of a newer version;

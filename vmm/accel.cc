@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "base/clock.h"
 #include "base/file_system.h"
 #include "base/log.h"
 #include "base/status.h"
@@ -111,8 +112,7 @@ absl::StatusOr<Accel> ChooseAccel(const Config& config) {
     }
     poll(nullptr, 0, 20);
   }
-  const std::string key = fmt::format("{} {} {} {}", kernel, initramfs, qemu,
-                                      fs.Read("/proc/sys/kernel/random/boot_id", 128).value_or("?\n"));
+  const std::string key = fmt::format("{} {} {} {}\n", kernel, initramfs, qemu, BootId());
   const std::string known = fs.Read(path, 4096).value_or("");
   const auto line = [&](Accel accel) { return fmt::format("{} {}", AccelName(accel), key); };
   for (const Accel accel : {Accel::kKvm, Accel::kTcg}) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "base/positioned_io.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 
@@ -32,8 +33,7 @@ std::string LogTail(const std::string& path, size_t max_bytes) {
   if (!fd || fstat(fd.get(), &info) != 0) return "";
   const auto length = static_cast<size_t>(info.st_size);
   std::string tail(std::min(length, max_bytes), '\0');
-  const ssize_t n = pread(fd.get(), tail.data(), tail.size(), static_cast<off_t>(length - tail.size()));
-  tail.resize(static_cast<size_t>(std::max<ssize_t>(n, 0)));
+  if (!ReadAt(fd.get(), path, length - tail.size(), tail.data(), tail.size()).ok()) return "";
   while (!tail.empty() && tail.back() == '\n') tail.pop_back();
   std::string line;
   for (const char c : tail) {

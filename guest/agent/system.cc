@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "base/proc.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "guest/agent/files.h"
@@ -108,38 +109,21 @@ uint32_t OnlineVcpus() {
   return cpus.ok() ? static_cast<uint32_t>(cpus->size()) : 1;
 }
 
-uint64_t MemInfoBytes(std::string_view meminfo, std::string_view field) {
-  while (!meminfo.empty()) {
-    const size_t newline = meminfo.find('\n');
-    std::string_view line = meminfo.substr(0, newline);
-    meminfo = newline == std::string_view::npos ? std::string_view() : meminfo.substr(newline + 1);
-    if (line.size() <= field.size() || line.substr(0, field.size()) != field || line[field.size()] != ':')
-      continue;
-    line.remove_prefix(field.size() + 1);
-    const size_t begin = line.find_first_not_of(" \t");
-    if (begin == std::string_view::npos) return 0;
-    line.remove_prefix(begin);
-    const auto kib = ParseCount(line.substr(0, line.find(' ')));
-    return kib.ok() ? *kib * 1024 : 0;
-  }
-  return 0;
-}
-
 uint64_t MemTotalBytes() {
   const auto text = ReadKernelFile("/proc/meminfo");
-  return text.ok() ? MemInfoBytes(*text, "MemTotal") : 0;
+  return text.ok() ? KernelBytes(*text, "MemTotal") : 0;
 }
 
 agent::v1::GuestInfoResponse GuestInfo() {
   agent::v1::GuestInfoResponse info;
   info.set_online_vcpus(OnlineVcpus());
   if (const auto text = ReadKernelFile("/proc/meminfo"); text.ok()) {
-    info.set_mem_total_bytes(MemInfoBytes(*text, "MemTotal"));
-    info.set_mem_available_bytes(MemInfoBytes(*text, "MemAvailable"));
-    info.set_page_cache_bytes(MemInfoBytes(*text, "Cached"));
+    info.set_mem_total_bytes(KernelBytes(*text, "MemTotal"));
+    info.set_mem_available_bytes(KernelBytes(*text, "MemAvailable"));
+    info.set_page_cache_bytes(KernelBytes(*text, "Cached"));
   }
   if (const auto text = ReadKernelFile("/proc/self/status"); text.ok()) {
-    info.set_agent_rss_bytes(MemInfoBytes(*text, "VmRSS"));
+    info.set_agent_rss_bytes(KernelBytes(*text, "VmRSS"));
   }
   if (const auto text = ReadKernelFile("/proc/self/mounts"); text.ok())
     info.set_mounts(text->substr(0, kMaxMountsBytes));

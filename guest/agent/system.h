@@ -26,8 +26,7 @@ absl::Status SetSysctl(std::string_view name, std::string_view value);
 // Seconds of CLOCK_BOOTTIME.
 double BootSeconds();
 uint32_t OnlineVcpus();
-// "MemTotal" of /proc/meminfo's text in bytes; 0 when it is not there.
-uint64_t MemInfoBytes(std::string_view meminfo, std::string_view field);
+// Of /proc/meminfo; 0 when it cannot be read.
 uint64_t MemTotalBytes();
 
 agent::v1::GuestInfoResponse GuestInfo();

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "base/proc.h"
 #include "guest/agent/crun.h"
 #include "guest/agent/devices.h"
 #include "guest/agent/files.h"
@@ -69,7 +70,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       ParseCpuList(text).status().IgnoreError();
       break;
     default:
-      MemInfoBytes(text, "MemTotal");
+      lamina::KernelBytes(text, "MemTotal");
+      lamina::ParseMountinfo(text);
       break;
   }
   return 0;

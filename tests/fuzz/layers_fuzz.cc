@@ -1,4 +1,5 @@
-// What layers/ reads: an image's header, a trace of allocations, the store's index. The first byte chooses.
+// What layers/ reads: an image's header, a trace of allocations, the store's index, as it is and behind a
+// right checksum. The first byte chooses.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -7,6 +8,7 @@
 #include <string>
 
 #include "base/file_system.h"
+#include "base/framing.h"
 #include "base/status.h"
 #include "layers/erofs_image.h"
 #include "layers/layer_store.h"
@@ -79,6 +81,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     case 1:
     case 2:
       Trace(text, data[0] % 5 == 1);
+      break;
+    case 3:
+      Index(lamina::EncodeFrame({"index", 3, 3}, text), dir.path());
       break;
     default:
       Index(text, dir.path());

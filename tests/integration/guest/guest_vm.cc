@@ -14,6 +14,7 @@
 #include <filesystem>
 
 #include "base/file_system.h"
+#include "base/positioned_io.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/tsc.h"
@@ -273,10 +274,8 @@ GuestVm::~GuestVm() {
 absl::StatusOr<agent::v1::PmemRegion> GuestVm::AddToArena(const DiskImage& image) {
   ASSIGN_OR_RETURN(const std::string bytes, FileSystem::Real().Read(image.path, kArenaBytes));
   UniqueFd fd(open((directory_ + "/arena").c_str(), O_WRONLY | O_CLOEXEC));
-  if (!fd || pwrite(fd.get(), bytes.data(), bytes.size(), static_cast<off_t>(arena_used_)) !=
-                 static_cast<ssize_t>(bytes.size())) {
-    return ErrnoStatus(errno, "write to the arena");
-  }
+  if (!fd) return ErrnoStatus(errno, "open the arena");
+  RETURN_IF_ERROR(WriteAt(fd.get(), directory_ + "/arena", arena_used_, bytes.data(), bytes.size()));
   agent::v1::PmemRegion region;
   region.set_pci_path(kPmemPath);
   region.set_offset(arena_used_);

@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "base/file_system.h"
+#include "base/positioned_io.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/unique_fd.h"
@@ -68,7 +69,7 @@ class BadLayers : public ::testing::Test {
   void Damage(const std::string& path, uint64_t offset) {
     UniqueFd fd(open(path.c_str(), O_WRONLY | O_CLOEXEC));
     ASSERT_TRUE(fd) << path;
-    ASSERT_EQ(pwrite(fd.get(), "damage", 6, static_cast<off_t>(offset)), 6);
+    ASSERT_OK(WriteAt(fd.get(), path, offset, "damage", 6));
   }
   std::string Metrics() { return laminad_.Http("/metrics").body; }
   std::vector<std::string> StoredFiles() {

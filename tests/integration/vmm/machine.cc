@@ -9,6 +9,7 @@
 #include <fstream>
 
 #include "base/file_system.h"
+#include "base/positioned_io.h"
 #include "base/process.h"
 #include "base/status.h"
 #include "base/subprocess.h"
@@ -56,8 +57,7 @@ ArenaDevice MakeArena(const std::string& dir, const std::string& id, uint64_t by
 void WriteRegion(const ArenaDevice& arena, const std::string& layer, uint64_t offset) {
   const std::string content = FileSystem::Real().Read(layer, kGiB).value_or("");
   const UniqueFd fd(open(arena.path.c_str(), O_WRONLY | O_CLOEXEC));
-  EXPECT_EQ(pwrite(fd.get(), content.data(), content.size(), static_cast<off_t>(offset)),
-            static_cast<ssize_t>(content.size()));
+  EXPECT_OK(WriteAt(fd.get(), arena.path, offset, content.data(), content.size()));
 }
 
 std::string LayerId(int number) { return fmt::format("{:064x}", number); }

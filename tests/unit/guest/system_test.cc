@@ -21,15 +21,6 @@ TEST(System, SysctlNamesBecomePathsBelowProcSys) {
   }
 }
 
-TEST(System, MeminfoIsReadInBytes) {
-  const char* text = "MemTotal:         503000 kB\nMemFree:            1000 kB\nHugePages_Total:       3\n";
-  EXPECT_EQ(MemInfoBytes(text, "MemTotal"), 503000u * 1024);
-  EXPECT_EQ(MemInfoBytes(text, "MemFree"), 1000u * 1024);
-  EXPECT_EQ(MemInfoBytes(text, "Mem"), 0u);
-  EXPECT_EQ(MemInfoBytes(text, "Cached"), 0u);
-  EXPECT_EQ(MemInfoBytes("Name:\tx\nVmRSS:\t    2 kB\n", "VmRSS"), 2048u);
-}
-
 TEST(System, ControllersAreEnabledByName) {
   EXPECT_EQ(SubtreeControlOf("cpuset cpu io memory pids"), "+cpuset +cpu +io +memory +pids");
   EXPECT_EQ(SubtreeControlOf(""), "");

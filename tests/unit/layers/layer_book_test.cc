@@ -5,6 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "base/file_system.h"
 #include "base/units.h"
 #include "layers/layer_index.h"
 #include "layers/placement.h"
@@ -186,9 +187,7 @@ TEST_F(LayerBookTest, TheIndexGivesBackWhatWasPutIn) {
   PutDisk(Digest('c'), "/snapshots/\xff", "s2").why = "too large";
   PutDisk(Digest('d'), "/store/" + Digest('d') + ".erofs", "");
   records_.digests = {{"a source", Digest('a')}};
-  const auto text = EncodeIndex(IndexOf(records_));
-  ASSERT_OK(text);
-  const auto content = DecodeIndex(*text, "/store");
+  const auto content = DecodeIndex(EncodeIndex(IndexOf(records_)), "/store");
   ASSERT_OK(content);
   const auto again = RestoreRecords(*content, options_);
   ASSERT_OK(again);
@@ -206,6 +205,54 @@ TEST_F(LayerBookTest, TheIndexGivesBackWhatWasPutIn) {
   EXPECT_EQ(again->disks.count(Digest('d')), 1u);
 }
 
+// As the last Lamina wrote it whose index was JSON alone.
+TEST_F(LayerBookTest, AnIndexOfVersionTwoIsRead) {
+  const std::string old =
+      *FileSystem::Real().Read(LAMINA_SOURCE_DIR "/tests/data/formats/index-2.json", 1 << 20);
+  const auto content = DecodeIndex(old, "/store");
+  ASSERT_OK(content);
+  EXPECT_EQ(content->next_arena, 3U);
+  EXPECT_EQ(content->sources.at("/snapshots/1/fs"), Digest('a'));
+  ASSERT_EQ(content->arenas.size(), 1U);
+  EXPECT_EQ(content->arenas[0].domain, "shop");
+  ASSERT_EQ(content->arenas[0].regions.size(), 1U);
+  const IndexedRegion& region = content->arenas[0].regions[0];
+  EXPECT_EQ(region.digest, Digest('a'));
+  EXPECT_EQ(region.region.offset, 2 * kMiB);
+  EXPECT_EQ(region.region.handle.generation, 4U);
+  EXPECT_EQ(region.region.payload_bytes, 5000U);
+  EXPECT_EQ(region.users, (std::set<std::string>{"pod-1", "pod-2"}));
+  ASSERT_EQ(content->disks.size(), 1U);
+  EXPECT_EQ(content->disks[0].why, "no device slot");
+  const std::string again = EncodeIndex(*content);
+  EXPECT_TRUE(again.starts_with("lamina-index 3 "));
+  EXPECT_EQ(EncodeIndex(*DecodeIndex(again, "/store")), again);
+  for (size_t at = 0; at < old.size(); ++at) {
+    std::string bad = old;
+    bad[at] = static_cast<char>(bad[at] ^ 1);
+    // Spaces between its words say nothing.
+    if (const auto read = DecodeIndex(bad, "/store"); read.ok()) {
+      EXPECT_EQ(EncodeIndex(*read), again) << at;
+    } else {
+      EXPECT_THAT(read, HasStatus(absl::StatusCode::kDataLoss, "remove /store when no Lamina pod runs"))
+          << at;
+    }
+  }
+}
+
+TEST_F(LayerBookTest, ADamagedIndexNamesItselfAndWhatToDo) {
+  Put(Digest('a'), 3 * kMiB, "s1");
+  const std::string good = EncodeIndex(IndexOf(records_));
+  for (size_t at = 0; at < good.size(); ++at) {
+    std::string bad = good;
+    bad[at] = static_cast<char>(bad[at] ^ 1);
+    EXPECT_THAT(DecodeIndex(bad, "/store"),
+                HasStatus(absl::StatusCode::kDataLoss, "remove /store when no Lamina pod runs"));
+    EXPECT_THAT(DecodeIndex(good.substr(0, at), "/store"),
+                HasStatus(absl::StatusCode::kDataLoss, "/store/index.json: damaged ("));
+  }
+}
+
 TEST_F(LayerBookTest, RegionsThatOverlapAreNoIndex) {
   Put(Digest('a'), 3 * kMiB, "s1");
   IndexContent content = IndexOf(records_);
@@ -221,7 +268,7 @@ TEST_F(LayerBookTest, NamesThatCannotBeOnesAreLeftOut) {
   content.arenas.push_back(content.arenas[0]);
   content.arenas[1].id = "../arena";
   content.disks.push_back({"short", "", "", 1, 1, {}});
-  const auto again = DecodeIndex(*EncodeIndex(content), "/store");
+  const auto again = DecodeIndex(EncodeIndex(content), "/store");
   ASSERT_OK(again);
   ASSERT_EQ(again->arenas.size(), 1u);
   EXPECT_TRUE(again->arenas[0].regions.empty());

@@ -4,11 +4,12 @@
 #include <chrono>
 #include <future>
 #include <latch>
-#include <nlohmann/json.hpp>
 #include <random>
 #include <thread>
 
+#include "base/framing.h"
 #include "layers/digest.h"
+#include "layers/layer_index.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/unit/layers/store_fixture.h"
 
@@ -258,15 +259,13 @@ TEST_F(LayerStoreTest, ABlobThatChangedWithoutBeingWrittenIsNoLayer) {
     const std::string dir = options_.dir;
     options_.dir = root_ + "/other";
     EXPECT_OK((*Open())->Place(Ask("s1", blob)));
-    const auto sources =
-        nlohmann::json::parse(std::ifstream(options_.dir + "/index.json"))["content"]["sources"];
+    const auto content = IndexFile(FileSystem::Real(), options_.dir).Read();
     options_.dir = dir;
-    return sources.begin().key();
+    return content->sources.begin()->first;
   }();
-  auto content = nlohmann::json::parse(std::ifstream(index));
-  content["content"]["sources"] = {{fresh_key, first->layer_id}};
-  content["checksum"] = *Sha256(content["content"].dump());
-  std::ofstream(index) << content.dump();
+  auto content = IndexFile(FileSystem::Real(), options_.dir).Read();
+  content->sources = {{fresh_key, first->layer_id}};
+  std::ofstream(index) << EncodeIndex(*content);
 
   auto store = *Open();
   const auto again = store->Place(Ask("s2", blob));
@@ -489,12 +488,9 @@ TEST_F(LayerStoreTest, ForeignIndexesAreLeftUntouched) {
     EXPECT_EQ(Files().count("arena-1.arena"), 1u);
     return status.code();
   };
-  std::string newer = good;
-  newer.replace(newer.find("\"version\":2"), 11, "\"version\":3");
-  EXPECT_EQ(open_with(newer), StatusCode::kFailedPrecondition);
-  std::string older = good;
-  older.replace(older.find("\"version\":2"), 11, "\"version\":1");
-  EXPECT_EQ(open_with(older), StatusCode::kDataLoss);
+  EXPECT_EQ(open_with(EncodeFrame({"index", 3, 4}, "{}")), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(open_with(EncodeFrame({"index", 2, 2}, "{}")), StatusCode::kDataLoss);
+  EXPECT_EQ(open_with(EncodeFrame({"index", 3, 3}, "[]")), StatusCode::kDataLoss);
   EXPECT_EQ(open_with("{}"), StatusCode::kDataLoss);
   EXPECT_EQ(open_with("{\"arenas\":[]}"), StatusCode::kDataLoss) << "without a checksum nothing is believed";
   std::string flipped = good;

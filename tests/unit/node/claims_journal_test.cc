@@ -7,6 +7,7 @@
 #include <random>
 #include <thread>
 
+#include "base/framing.h"
 #include "tests/testing/dying_file_system.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
@@ -54,11 +55,8 @@ TEST(ClaimsJournal, KeepsTheLastOfEach) {
   }
 }
 
-TEST(ClaimsJournal, OnlyTheLastFrameMayBeCutShort) {
-  const std::string head = EncodeJournal({{"a", RecordOf("a", 1)}});
-  laminad::v1::ClaimBatch batch;
-  *batch.add_records() = RecordOf("b", 2);
-  const std::string frame = EncodeFrame(batch.SerializeAsString());
+// The same of both forms.
+void ExpectOnlyTheLastMayBeCutShort(const std::string& head, const std::string& frame) {
   for (size_t cut = 0; cut < frame.size(); ++cut) {
     const auto records = DecodeJournal(head + frame.substr(0, cut), "j");
     ASSERT_OK(records) << cut;
@@ -72,11 +70,58 @@ TEST(ClaimsJournal, OnlyTheLastFrameMayBeCutShort) {
     EXPECT_THAT(DecodeJournal(head + damaged + frame, "j"),
                 HasStatus(absl::StatusCode::kDataLoss, "not whole"))
         << at;
+    EXPECT_THAT(DecodeJournal(head + damaged + frame, "j"),
+                HasStatus(absl::StatusCode::kDataLoss, "move it away when no Lamina pod runs on this node"));
   }
-  EXPECT_THAT(DecodeJournal("", "j"), HasStatus(absl::StatusCode::kDataLoss, "j"));
-  EXPECT_THAT(DecodeJournal("{\"version\": 1}\n", "j"), HasStatus(absl::StatusCode::kDataLoss, "first line"));
-  EXPECT_THAT(DecodeJournal("lamina-claims 2\n", "j"),
-              HasStatus(absl::StatusCode::kFailedPrecondition, "newer"));
+}
+
+TEST(ClaimsJournal, OnlyTheLastFrameMayBeCutShort) {
+  const std::string head = EncodeJournal({{"a", RecordOf("a", 1)}});
+  ExpectOnlyTheLastMayBeCutShort(head, EncodeJournal({{"b", RecordOf("b", 2)}}));
+  // The first frame was put there as a whole: without it there is no journal.
+  for (size_t at = 0; at < head.size(); ++at) {
+    std::string damaged = head;
+    damaged[at] = static_cast<char>(damaged[at] ^ 0x10);
+    EXPECT_THAT(DecodeJournal(damaged, "j"), HasStatus(absl::StatusCode::kDataLoss, "j: damaged (")) << at;
+    EXPECT_THAT(DecodeJournal(head.substr(0, at), "j"),
+                HasStatus(absl::StatusCode::kDataLoss, "move it away when no Lamina pod runs on this node"))
+        << at;
+  }
+  EXPECT_THAT(DecodeJournal("{\"version\": 1}\n", "j"),
+              HasStatus(absl::StatusCode::kDataLoss, "it does not begin with \"lamina-claims \""));
+}
+
+TEST(ClaimsJournal, ANewerFrameAnywhereIsLeftToWhoeverWroteIt) {
+  const std::string head = EncodeJournal({{"a", RecordOf("a", 1)}});
+  const std::string newer = EncodeFrame({"claims", 2, 3}, "x");
+  for (const std::string& content : {newer, head + newer, head + newer + head})
+    EXPECT_THAT(DecodeJournal(content, "j"),
+                HasStatus(absl::StatusCode::kFailedPrecondition, "newer Lamina"));
+}
+
+TEST(ClaimsJournal, AFrameThatIsWholeAndNoBatchIsDamage) {
+  EXPECT_THAT(DecodeJournal(EncodeFrame({"claims", 2, 2}, "\xff"), "j"),
+              HasStatus(absl::StatusCode::kDataLoss, "the frame at byte 0 does not parse"));
+}
+
+// As the last Lamina wrote it whose frames were binary: two claims; one changed and the other gone; a third.
+TEST(ClaimsJournal, VersionOneIsReadAndReplaced) {
+  const std::string old =
+      *FileSystem::Real().Read(LAMINA_SOURCE_DIR "/tests/data/formats/claims-1.journal", 1 << 20);
+  const size_t second = old.find("LCfr", old.find("LCfr") + 1), third = old.find("LCfr", second + 1);
+  using Claims = std::map<std::string, uint64_t>;
+  EXPECT_EQ(Bytes(*DecodeJournal(old, "j")), (Claims{{"a", 3 << 20}, {"c", 4 << 20}}));
+  EXPECT_EQ(Bytes(*DecodeJournal(old.substr(0, third), "j")), (Claims{{"a", 3 << 20}}));
+  EXPECT_EQ(Bytes(*DecodeJournal(old.substr(0, second), "j")), (Claims{{"a", 1 << 20}, {"b", 2 << 20}}));
+  ExpectOnlyTheLastMayBeCutShort(
+      old.substr(0, second).substr(0, old.find('\n') + 1) + old.substr(second, third - second),
+      old.substr(third));
+  TempDir dir;
+  ASSERT_OK(FileSystem::Real().WriteAndSync(dir / "j", old, 0600));
+  ClaimRecords records;
+  ASSERT_OK(ClaimsJournal::Open(FileSystem::Real(), dir / "j", records));
+  EXPECT_EQ(Bytes(records), (Claims{{"a", 3 << 20}, {"c", 4 << 20}}));
+  EXPECT_EQ(*FileSystem::Real().Read(dir / "j", 1 << 20), EncodeJournal(records)) << "of the present form";
 }
 
 // Random changes until the machine stops at one of its writes, those that replace a file grown large among

@@ -9,6 +9,7 @@
 #include <functional>
 #include <thread>
 
+#include "base/framing.h"
 #include "base/units.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/unit/node/fake_host.h"
@@ -412,7 +413,7 @@ TEST_F(EngineTest, ADamagedSandboxStateKeepsItsClaim) {
 TEST_F(EngineTest, DamagedClaimsAreNotTakenForNone) {
   ASSERT_OK(Claim("one", 1 * kGiB));
   const std::string path = config_.paths.state_dir + "/claims.journal";
-  ASSERT_OK(FileSystem::Real().WriteAndSync(path, "lamina-claims 99\n", 0600));
+  ASSERT_OK(FileSystem::Real().WriteAndSync(path, EncodeFrame({"claims", 2, 99}, ""), 0600));
   EXPECT_THAT(Engine::Open(config_, fs_, host_, clock_),
               testing::HasStatus(absl::StatusCode::kFailedPrecondition));
   ASSERT_OK(FileSystem::Real().WriteAndSync(path, "lamina-claims 1", 0600));

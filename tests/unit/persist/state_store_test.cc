@@ -9,6 +9,7 @@
 #include <map>
 #include <set>
 
+#include "base/framing.h"
 #include "tests/testing/dying_file_system.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
@@ -84,7 +85,7 @@ TEST_F(StateStoreTest, UnsafeIdsTouchNothing) {
 
 TEST_F(StateStoreTest, ANewerFileIsLeftUntouched) {
   ASSERT_OK(store_.Save(Make("a")));
-  const std::string newer = fmt::format("lamina-state {} 00000000\n{{}}", kStateVersion + 1);
+  const std::string newer = EncodeFrame({"state", 3, kStateVersion + 1}, "{}");
   std::ofstream(store_.Path("a")) << newer;
   EXPECT_THAT(store_.Load("a"), HasStatus(StatusCode::kFailedPrecondition, store_.Path("a")));
   EXPECT_EQ(ReadAll(store_.Path("a")), newer);

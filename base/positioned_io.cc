@@ -1,4 +1,4 @@
-#include "layers/file_io.h"
+#include "base/positioned_io.h"
 
 #include <unistd.h>
 
@@ -6,7 +6,7 @@
 
 #include "base/status.h"
 
-namespace lamina::layers {
+namespace lamina {
 
 absl::Status ReadAt(int fd, const std::string& path, uint64_t offset, char* data, uint64_t bytes) {
   while (bytes > 0) {
@@ -33,4 +33,4 @@ absl::Status WriteAt(int fd, const std::string& path, uint64_t offset, const cha
   return absl::OkStatus();
 }
 
-}  // namespace lamina::layers
+}  // namespace lamina
