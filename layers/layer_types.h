@@ -28,7 +28,7 @@ struct StoreOptions {
   uint64_t idle_budget_bytes = 4ULL << 30;
   size_t max_arenas_per_domain = 0;  // 0: as many as the pods' device slots ask for
   size_t max_conversions = 0;        // at a time, of all sandboxes; 0: one for each core, at least two
-  std::chrono::milliseconds convert_timeout = std::chrono::minutes(10);  // of one, whoever waits for it
+  ConvertLimits convert;             // of each, whoever waits for it
 };
 
 enum class PlacementKind { kVpmem, kScsi };
@@ -59,7 +59,7 @@ struct PlaceRequest {
   Patience patience;
 };
 
-// Makes an EROFS image of a directory, as MakeErofsImage.
+// Makes an EROFS image of a directory, as ErofsMaker::Make.
 using ImageMaker = std::function<absl::StatusOr<Image>(
     const std::string& directory, const std::string& image_path, const std::stop_token& stop)>;
 

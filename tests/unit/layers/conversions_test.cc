@@ -11,6 +11,7 @@
 #include <latch>
 #include <thread>
 
+#include "base/subprocess.h"
 #include "base/unique_fd.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/unit/layers/store_fixture.h"
@@ -130,27 +131,24 @@ TEST_F(ConversionsTest, WhoWaitsForATurnCanGiveUp) {
   EXPECT_EQ(conversions.under_way()[0].source, "/a");
 }
 
-// A store whose mkfs.erofs writes half an image and never ends, until the test lets it be the real one.
+// A store whose converter is a program that writes half an image and never ends, until the test lets it be
+// mkfs.erofs.
 class EndlessProgramTest : public StoreFixture {
  protected:
-  EndlessProgramTest() : path_(getenv("PATH")) {
-    std::filesystem::create_directories(root_ + "/bin");
-    EXPECT_EQ(mkfifo(alive_.c_str(), 0600), 0);
-    const std::string program = root_ + "/bin/mkfs.erofs";
-    std::ofstream(program) << "#!/bin/sh\n"
-                              "[ -e "
-                           << root_ << "/real ] && PATH=" << path_ << " exec mkfs.erofs \"$@\"\n"
-                           << "while [ $# -gt 2 ]; do shift; done\n"
-                              "echo half >\"$1\"\n"
-                              "exec 3>"
-                           << alive_ << "\nsleep 100000 & wait\n";
-    EXPECT_EQ(chmod(program.c_str(), 0755), 0);
-    setenv("PATH", (root_ + "/bin:" + path_).c_str(), 1);
-  }
-  ~EndlessProgramTest() override { setenv("PATH", path_.c_str(), 1); }
+  EndlessProgramTest() { EXPECT_EQ(mkfifo(alive_.c_str(), 0600), 0); }
 
   absl::StatusOr<std::unique_ptr<LayerStore>> OpenReal() {
-    return LayerStore::Open(FileSystem::Real(), options_);
+    return LayerStore::Open(FileSystem::Real(), options_,
+                            [this](const std::string& directory, const std::string& path,
+                                   const std::stop_token& stop) -> absl::StatusOr<Image> {
+                              if (real_) return mkfs_.Make(directory, path, stop);
+                              RETURN_IF_ERROR(RunChecked({"sh", "-c",
+                                                          "echo half >\"$0\"\nexec 3>\"$1\"\n"
+                                                          "sleep 100000 & wait",
+                                                          path, alive_},
+                                                         std::chrono::minutes(10), stop));
+                              return absl::InternalError("it ended");
+                            });
   }
   std::string RealLayer() {
     std::filesystem::create_directories(root_ + "/layer");
@@ -170,9 +168,10 @@ class EndlessProgramTest : public StoreFixture {
     EXPECT_EQ(waitpid(-1, nullptr, WNOHANG), -1) << "a child is left";
     EXPECT_EQ(errno, ECHILD);
   }
-  void LetItBeReal() { std::ofstream(root_ + "/real") << ""; }
+  void LetItBeReal() { real_ = true; }
 
-  const std::string path_;
+  ErofsMaker mkfs_{{}};
+  std::atomic<bool> real_ = false;
   const std::string alive_ = root_ + "/alive";
 };
 
