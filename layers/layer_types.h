@@ -27,7 +27,7 @@ struct StoreOptions {
   bool scsi_verity = false;  // disks come with a hash tree (layers/verity.h)
   uint64_t idle_budget_bytes = 4ULL << 30;
   size_t max_arenas_per_domain = 0;  // 0: as many as the pods' device slots ask for
-  size_t max_conversions = 0;        // at a time, of all sandboxes; 0: one for each core, at least two
+  size_t max_conversions = 0;        // at a time (layers/fair_turns.h); 0: one for each core, at least two
   ConvertLimits convert;             // of each, whoever waits for it
 };
 
