@@ -158,6 +158,9 @@ const std::map<std::string, Setter>& Setters() {
       {"layers.max_layer_size", Bytes(FIELD(layers.max_layer_bytes))},
       {"layers.max_arenas_per_pod", Integer<uint32_t>(FIELD(layers.max_arenas_per_pod), 1, 64)},
       {"layers.idle_budget", Bytes(FIELD(layers.idle_budget_bytes))},
+      {"layers.convert_timeout_seconds", Integer<uint64_t>(FIELD(layers.convert_timeout_seconds), 1, 86400)},
+      {"layers.convert_memory", Bytes(FIELD(layers.convert_memory_bytes))},
+      {"layers.convert_size", Bytes(FIELD(layers.convert_size_bytes))},
       {"memory.capacity", Bytes(FIELD(memory.capacity_bytes))},
       {"memory.reserve", Bytes(FIELD(memory.reserve_bytes))},
       {"memory.carve_out", Bytes(FIELD(memory.carve_out_bytes))},
@@ -212,6 +215,14 @@ absl::Status Check(const Config& config) {
         "layers.arena_size = {}: with layers.policy = \"classic\" it must be 1, 4, 16, 64, 256, 1024 or 4096 "
         "MiB",
         FormatBytes(config.layers.arena_bytes));
+  }
+  if (config.layers.convert_memory_bytes < 64 * kMiB) {
+    return InvalidArgument("layers.convert_memory = {}: must be at least 64MiB, or no layer is converted",
+                           FormatBytes(config.layers.convert_memory_bytes));
+  }
+  if (config.layers.convert_size_bytes < kMiB) {
+    return InvalidArgument("layers.convert_size = {}: must be at least 1MiB",
+                           FormatBytes(config.layers.convert_size_bytes));
   }
   if (config.sizing.default_memory_bytes == 0)
     return InvalidArgument("sizing.default_memory = 0: a VM needs memory");

@@ -15,7 +15,9 @@
 #include <cstring>
 #include <optional>
 #include <string_view>
+#include <utility>
 
+#include "base/printable.h"
 #include "base/status.h"
 
 namespace lamina {
@@ -39,6 +41,30 @@ struct ChildFailure {
   _exit(127);
 }
 
+// While it lives, what this thread forks is the first process of a pid namespace of its own.
+class ChildrenInOwnPidNamespace {
+ public:
+  absl::Status Begin() {
+    ours_.reset(open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC));
+    if (!ours_) return ErrnoStatus(errno, "open /proc/self/ns/pid");
+    if (unshare(CLONE_NEWPID) != 0) return ErrnoStatus(errno, "make a pid namespace");
+    begun_ = true;
+    return absl::OkStatus();
+  }
+  // Another child of this thread would fail, or be another's neighbour.
+  absl::Status End() {
+    if (std::exchange(begun_, false) && setns(ours_.get(), CLONE_NEWPID) != 0)
+      return ErrnoStatus(errno, "return to the pid namespace");
+    return absl::OkStatus();
+  }
+
+ private:
+  UniqueFd ours_;
+  bool begun_ = false;
+};
+
+}  // namespace
+
 // Resolved in the parent, because execvpe and getenv are not safe between fork and exec.
 std::string FindProgram(const std::string& name) {
   if (name.find('/') != std::string::npos) return name;
@@ -52,8 +78,6 @@ std::string FindProgram(const std::string& name) {
   }
   return name;
 }
-
-}  // namespace
 
 absl::StatusOr<pid_t> Spawn(const SpawnOptions& options) {
   if (options.argv.empty()) return absl::InvalidArgumentError("spawn: empty command line");
@@ -74,6 +98,9 @@ absl::StatusOr<pid_t> Spawn(const SpawnOptions& options) {
   if (pipe2(pipe_fds, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
   UniqueFd report_read(pipe_fds[0]), report_write(pipe_fds[1]);
 
+  ChildrenInOwnPidNamespace own_pids;
+  if (options.setup != nullptr && options.setup->own_pid_namespace())
+    RETURN_IF_ERROR(Annotate(own_pids.Begin(), "start " + options.argv[0]));
   sigset_t all, old;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -133,12 +160,20 @@ absl::StatusOr<pid_t> Spawn(const SpawnOptions& options) {
     // The report pipe must survive until exec: mark, don't close, everything above the child's own
     // descriptors.
     syscall(SYS_close_range, base, ~0U, 4U /* CLOSE_RANGE_CLOEXEC */);
+    if (const char* failed = options.setup != nullptr ? options.setup->Enter() : nullptr; failed != nullptr)
+      FailChild(report, "confine:", failed);
     execve(program.c_str(), argv.data(), child_env);
     FailChild(report, "exec", program.c_str());
   }
   const int fork_error = errno;
+  const absl::Status back = own_pids.End();
   pthread_sigmask(SIG_SETMASK, &old, nullptr);
   if (pid < 0) return ErrnoStatus(fork_error, "fork for " + options.argv[0]);
+  if (!back.ok()) {
+    kill(pid, SIGKILL);
+    waitpid(pid, nullptr, 0);
+    return Annotate(back, "start " + options.argv[0]);
+  }
   report_write.reset();
   ChildFailure failure{};
   ssize_t n;
@@ -154,12 +189,18 @@ absl::StatusOr<pid_t> Spawn(const SpawnOptions& options) {
 
 absl::StatusOr<CommandResult> RunCommand(const std::vector<std::string>& argv,
                                          std::chrono::milliseconds timeout, const std::stop_token& stop) {
+  SpawnOptions options;
+  options.argv = argv;
+  return RunSpawned(std::move(options), timeout, stop);
+}
+
+absl::StatusOr<CommandResult> RunSpawned(SpawnOptions options, std::chrono::milliseconds timeout,
+                                         const std::stop_token& stop) {
   int pipe_fds[2];
   if (pipe2(pipe_fds, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
   UniqueFd out_read(pipe_fds[0]), out_write(pipe_fds[1]);
-  SpawnOptions options;
-  options.argv = argv;
-  options.fds = {{out_write.get(), 1}, {out_write.get(), 2}};
+  options.fds.emplace_back(out_write.get(), 1);
+  options.fds.emplace_back(out_write.get(), 2);
   ASSIGN_OR_RETURN(const pid_t pid, Spawn(options));
   out_write.reset();
 
@@ -197,24 +238,29 @@ absl::StatusOr<CommandResult> RunCommand(const std::vector<std::string>& argv,
   while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
   }
   if (stop.stop_requested())
-    return MakeStatus(absl::StatusCode::kCancelled, "{}: ended before it was done", fmt::join(argv, " "));
+    return MakeStatus(absl::StatusCode::kCancelled, "{}: ended before it was done",
+                      fmt::join(options.argv, " "));
   if (timed_out) {
     return MakeStatus(absl::StatusCode::kDeadlineExceeded, "{}: not finished after {} ms",
-                      fmt::join(argv, " "), timeout.count());
+                      fmt::join(options.argv, " "), timeout.count());
   }
   result.exit_code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
   return result;
 }
 
-absl::Status RunChecked(const std::vector<std::string>& argv, std::chrono::milliseconds timeout,
-                        const std::stop_token& stop) {
-  ASSIGN_OR_RETURN(CommandResult result, RunCommand(argv, timeout, stop));
+absl::Status CheckExit(const std::string& command, const CommandResult& result) {
   if (result.exit_code == 0) return absl::OkStatus();
   std::string_view tail = result.output;
   if (tail.size() > 512) tail = tail.substr(tail.size() - 512);
   while (!tail.empty() && tail.back() == '\n') tail.remove_suffix(1);
-  return MakeStatus(absl::StatusCode::kInternal, "{}: exit code {}: {}", fmt::join(argv, " "),
-                    result.exit_code, tail);
+  return MakeStatus(absl::StatusCode::kInternal, "{}: exit code {}: {}", command, result.exit_code,
+                    Printable(tail, 1024));
+}
+
+absl::Status RunChecked(const std::vector<std::string>& argv, std::chrono::milliseconds timeout,
+                        const std::stop_token& stop) {
+  ASSIGN_OR_RETURN(const CommandResult result, RunCommand(argv, timeout, stop));
+  return CheckExit(fmt::format("{}", fmt::join(argv, " ")), result);
 }
 
 }  // namespace lamina

@@ -27,12 +27,25 @@ struct CommandResult {
 absl::StatusOr<CommandResult> RunCommand(const std::vector<std::string>& argv,
                                          std::chrono::milliseconds timeout, const std::stop_token& stop = {});
 
-// RunCommand that turns a non-zero exit into Internal with the command and the end of its output.
+// OK for an exit code of 0, else Internal with the command's name and the end of its output, as one line of
+// printable ASCII.
+absl::Status CheckExit(const std::string& command, const CommandResult& result);
+// RunCommand and CheckExit.
 absl::Status RunChecked(const std::vector<std::string>& argv, std::chrono::milliseconds timeout,
                         const std::stop_token& stop = {});
 
 // The whole environment of a program that needs nothing else of ours.
 inline constexpr char kProgramPath[] = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
+
+// What a child does to itself between fork and exec (base/confinement.h).
+class ChildSetup {
+ public:
+  virtual ~ChildSetup() = default;
+  // The child is the first process of a pid namespace: with it ends all that it started. Wants CAP_SYS_ADMIN.
+  virtual bool own_pid_namespace() const = 0;
+  // Called in the child, last before exec: system calls only. Null, or the step that failed (errno says why).
+  virtual const char* Enter() const = 0;
+};
 
 struct SpawnOptions {
   std::vector<std::string> argv;
@@ -46,10 +59,18 @@ struct SpawnOptions {
   // -1000 to 1000; none: inherited. Who may not go so low leaves the child where it is.
   std::optional<int> oom_score_adj;
   bool core_files = false;  // false: none, of no process below it: it could hold a guest's memory
+  const ChildSetup* setup = nullptr;
 };
 
-// Forks and execs; returns when exec has
-// succeeded (or its error, with what failed). The caller reaps the pid.
+// Forks and execs; returns when exec has succeeded (or its error, with what failed). The caller reaps the
+// pid.
 absl::StatusOr<pid_t> Spawn(const SpawnOptions& options);
+
+// RunCommand with more to say: `options.fds` may not name 1 and 2, which are the output.
+absl::StatusOr<CommandResult> RunSpawned(SpawnOptions options, std::chrono::milliseconds timeout,
+                                         const std::stop_token& stop = {});
+
+// The program's path: `name` itself where it has a slash, else the first in PATH, else `name`.
+std::string FindProgram(const std::string& name);
 
 }  // namespace lamina

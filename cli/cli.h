@@ -55,9 +55,12 @@ absl::Status Version(const Common& common);
 
 // --- for the commands ---
 
-// How laminad fares, in a sentence. Unavailable when it does not answer, FailedPrecondition when it answers
-// and grants nothing.
-absl::StatusOr<std::string> AskLaminad(const Common& common);
+struct LaminadAnswer {
+  std::string sentence;    // how it fares
+  std::string unconfined;  // what is missing of the confinement of what reads layers; empty: nothing
+};
+// Unavailable when it does not answer, FailedPrecondition when it answers and grants nothing.
+absl::StatusOr<LaminadAnswer> AskLaminad(const Common& common);
 
 // A file's content, or stdin's for "-"; at most 64 MiB.
 absl::StatusOr<std::string> ReadInput(const std::string& path);

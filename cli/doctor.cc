@@ -101,10 +101,19 @@ Finding CheckContainerd() {
   return {"containerd", Verdict::kOk, fmt::format("{} names the runtime", kContainerdConfig)};
 }
 
-Finding CheckLaminad(const Common& common) {
-  const absl::StatusOr<std::string> sentence = AskLaminad(common);
-  if (sentence.ok()) return {"laminad", Verdict::kOk, *sentence};
-  return {"laminad", Verdict::kFailure, Message(sentence.status())};
+void CheckLaminad(const Common& common, std::vector<Finding>& findings) {
+  const absl::StatusOr<LaminadAnswer> answer = AskLaminad(common);
+  if (!answer.ok()) {
+    findings.push_back({"laminad", Verdict::kFailure, Message(answer.status())});
+    return;
+  }
+  findings.push_back({"laminad", Verdict::kOk, answer->sentence});
+  if (answer->unconfined.empty()) {
+    findings.push_back(
+        {"confinement", Verdict::kOk, "layers are read in a root and namespaces of their own"});
+  } else {
+    findings.push_back({"confinement", Verdict::kWarning, answer->unconfined});
+  }
 }
 
 // The shim beside this program, else the one in PATH.
@@ -175,8 +184,8 @@ absl::Status Doctor(const Common& common, bool repair) {
       CheckFiles("guest image", {config.kernel(), config.initramfs()},
                  "; ./dev build makes it, paths.guest_dir says where it is"),
       CheckContainerd(),
-      CheckLaminad(common),
   };
+  CheckLaminad(common, findings);
   CheckSandboxes(config, repair, findings);
 
   size_t failures = 0;

@@ -272,7 +272,7 @@ absl::Status PackLayers(const Common& common) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> AskLaminad(const Common& common) {
+absl::StatusOr<LaminadAnswer> AskLaminad(const Common& common) {
   ASSIGN_OR_RETURN(const Laminad laminad, Connect(common));
   v1::StatusResponse status;
   RETURN_IF_ERROR(Call(laminad, &v1::Node::Stub::GetStatus, v1::StatusRequest(), &status));
@@ -280,8 +280,10 @@ absl::StatusOr<std::string> AskLaminad(const Common& common) {
     return absl::FailedPreconditionError("laminad has not reconciled with the running VMs yet");
   if (!status.pressure().empty())
     return MakeStatus(absl::StatusCode::kFailedPrecondition, "nothing is granted: {}", status.pressure());
-  return fmt::format("{} answers: {} sandboxes, {} of {} claimed", status.version(), status.sandboxes(),
-                     HumanBytes(status.claimed_bytes()), HumanBytes(status.capacity_bytes()));
+  return LaminadAnswer{
+      fmt::format("{} answers: {} sandboxes, {} of {} claimed", status.version(), status.sandboxes(),
+                  HumanBytes(status.claimed_bytes()), HumanBytes(status.capacity_bytes())),
+      status.unconfined()};
 }
 
 }  // namespace lamina::cli

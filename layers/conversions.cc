@@ -3,6 +3,8 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <iterator>
+#include <optional>
 #include <thread>
 
 #include "base/status.h"
@@ -25,14 +27,14 @@ size_t AtATime(size_t most) {
 struct Conversions::Job {
   explicit Job(std::string k) : key(std::move(k)) {}
   const std::string key;
-  size_t tickets = 0;
+  DomainCounts tickets;
   bool started = false, done = false;
   absl::Status error;
   LayerImagePtr image;
   std::stop_source stop;
 };
 
-Conversions::Conversions(size_t most) : most_(AtATime(most)) {}
+Conversions::Conversions(size_t most) : limits_{.most = AtATime(most)} {}
 
 Conversions::~Conversions() {
   std::map<std::string, std::shared_ptr<Job>> jobs;
@@ -51,20 +53,25 @@ void Conversions::WakeAll() {
   changed_.NotifyAll();
 }
 
-std::unique_ptr<Conversions::Ticket> Conversions::Join(const std::string& source_key) {
+std::unique_ptr<Conversions::Ticket> Conversions::Join(const std::string& source_key,
+                                                       const std::string& domain) {
   MutexLock lock(mutex_);
   std::shared_ptr<Job>& job = jobs_[source_key];
   if (job == nullptr) job = std::make_shared<Job>(source_key);
-  ++job->tickets;
-  return std::unique_ptr<Ticket>(new Ticket(*this, job));
+  ++job->tickets[domain];
+  changed_.NotifyAll();  // what waits for its turn may have one now
+  return std::unique_ptr<Ticket>(new Ticket(*this, job, domain));
 }
 
-Conversions::Ticket::~Ticket() { all_.Leave(job_); }
+Conversions::Ticket::~Ticket() { all_.Leave(job_, domain_); }
 
-void Conversions::Leave(const std::shared_ptr<Job>& job) {
+void Conversions::Leave(const std::shared_ptr<Job>& job, const std::string& domain) {
   {
     MutexLock lock(mutex_);
-    if (--job->tickets > 0) return;
+    const auto calls = job->tickets.find(domain);
+    if (--calls->second == 0) job->tickets.erase(calls);
+    changed_.NotifyAll();
+    if (!job->tickets.empty()) return;
     const auto it = jobs_.find(job->key);
     if (it != jobs_.end() && it->second == job) jobs_.erase(it);
     if (!job->started || job->done) return;
@@ -133,18 +140,31 @@ void Conversions::Run(std::shared_ptr<Job> job, Work work) {
   changed_.NotifyAll();
 }
 
-absl::StatusOr<Conversions::Turn> Conversions::Begin(const std::string& source, const std::string& file,
-                                                     const std::stop_token& stop) {
+bool Conversions::IsNext(uint64_t number) const {
+  std::vector<const DomainCounts*> waiting, under_way;
+  for (const auto& [arrival, job] : waiting_) waiting.push_back(&job->tickets);
+  for (const auto& [file, one] : under_way_) under_way.push_back(&one.job->tickets);
+  const std::optional<size_t> next = NextTurn(waiting, under_way, limits_);
+  return next && std::next(waiting_.begin(), static_cast<ptrdiff_t>(*next))->first == number;
+}
+
+absl::StatusOr<Conversions::Turn> Conversions::Begin(const Request& request, const std::stop_token& stop) {
   std::stop_callback wake(stop, [this] { WakeAll(); });
   MutexLock lock(mutex_);
-  for (;;) {
-    if (stop.stop_requested())
-      return MakeStatus(absl::StatusCode::kCancelled, "layer {}: not converted: nobody waits for it", source);
-    if (under_way_.size() < most_) break;
-    changed_.Wait(mutex_);
+  const auto known = jobs_.find(request.source_key);
+  const std::shared_ptr<Job> job =
+      known != jobs_.end() ? known->second : std::make_shared<Job>(request.source_key);
+  const uint64_t number = arrivals_++;
+  waiting_[number] = job;
+  while (!stop.stop_requested() && !IsNext(number)) changed_.Wait(mutex_);
+  waiting_.erase(number);
+  changed_.NotifyAll();  // the next one may begin too
+  if (stop.stop_requested()) {
+    return MakeStatus(absl::StatusCode::kCancelled, "layer {}: not converted: nobody waits for it",
+                      request.source);
   }
-  under_way_[file] = {source, steady_clock::now()};
-  return Turn(*this, file);
+  under_way_[request.file] = {request.source, job, steady_clock::now()};
+  return Turn(*this, request.file);
 }
 
 Conversions::Turn::~Turn() {

@@ -1,5 +1,5 @@
-// Images under way: one at a time for a layer, whoever asks for it, and no more at a time than the node
-// allows.
+// Images under way: one at a time for a layer, whoever asks for it, no more at a time than the node allows,
+// and turns that are shared between the domains (layers/fair_turns.h).
 #pragma once
 
 #include <chrono>
@@ -14,6 +14,7 @@
 
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
+#include "layers/fair_turns.h"
 #include "layers/layer_image.h"
 #include "layers/layer_types.h"
 #include "layers/patience.h"
@@ -27,7 +28,7 @@ class Conversions {
   // Ends soon once `stop` is requested, and leaves nothing.
   using Work = std::function<absl::StatusOr<LayerImagePtr>(const std::stop_token& stop)>;
 
-  // `most` at a time; 0: one for each core, at least two.
+  // `most` at a time, and extra ones for domains that have none; 0: one for each core, at least two.
   explicit Conversions(size_t most);
   // Ends what is under way, and waits for it.
   ~Conversions();
@@ -51,12 +52,15 @@ class Conversions {
 
    private:
     friend class Conversions;
-    Ticket(Conversions& all, std::shared_ptr<Job> job) : all_(all), job_(std::move(job)) {}
+    Ticket(Conversions& all, std::shared_ptr<Job> job, std::string domain)
+        : all_(all), job_(std::move(job)), domain_(std::move(domain)) {}
     Conversions& all_;
     std::shared_ptr<Job> job_;
+    const std::string domain_;
     bool began_ = false;
   };
-  std::unique_ptr<Ticket> Join(const std::string& source_key);
+  // `domain`: in whose share of the turns it is waited for.
+  std::unique_ptr<Ticket> Join(const std::string& source_key, const std::string& domain);
   // Nobody has a ticket.
   bool idle() const;
 
@@ -72,25 +76,35 @@ class Conversions {
     Conversions& all_;
     std::string file_;
   };
-  // Waits for one. `file` is what is written, for progress. Cancelled when `stop` is requested first.
-  absl::StatusOr<Turn> Begin(const std::string& source, const std::string& file, const std::stop_token& stop);
+  struct Request {
+    std::string source_key;  // that of the tickets whose domains wait for it
+    std::string source;      // for people
+    std::string file;        // what is written, for progress
+  };
+  // Waits for one. Cancelled when `stop` is requested first.
+  absl::StatusOr<Turn> Begin(const Request& request, const std::stop_token& stop);
   std::vector<ConversionInfo> under_way() const;
 
  private:
   struct UnderWay {
     std::string source;
+    std::shared_ptr<Job> job;
     std::chrono::steady_clock::time_point start;
   };
 
   void Run(std::shared_ptr<Job> job, Work work);
-  void Leave(const std::shared_ptr<Job>& job);
+  void Leave(const std::shared_ptr<Job>& job, const std::string& domain);
+  // Whether the turn of who waits as `number` has come.
+  bool IsNext(uint64_t number) const REQUIRES(mutex_);
   void WakeAll();
 
-  const size_t most_;
+  const TurnLimits limits_;
   mutable Mutex mutex_;  // none is taken under it
   CondVar changed_;
   std::map<std::string, std::shared_ptr<Job>> jobs_ GUARDED_BY(mutex_);  // by source key
   std::map<std::string, UnderWay> under_way_ GUARDED_BY(mutex_);         // by file
+  std::map<uint64_t, std::shared_ptr<Job>> waiting_ GUARDED_BY(mutex_);  // for a turn, by arrival
+  uint64_t arrivals_ GUARDED_BY(mutex_) = 0;
   size_t threads_ GUARDED_BY(mutex_) = 0;
 };
 

@@ -1,16 +1,23 @@
 #include "layers/erofs_image.h"
 
 #include <fcntl.h>
+#include <linux/capability.h>
+#include <signal.h>
 #include <sys/stat.h>
 
 #include <cerrno>
 #include <climits>
 #include <cstring>
 #include <filesystem>
+#include <string_view>
+#include <utility>
 
+#include "base/log.h"
+#include "base/printable.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/unique_fd.h"
+#include "base/units.h"
 
 namespace lamina::layers {
 namespace {
@@ -18,16 +25,22 @@ namespace {
 constexpr uint64_t kPage = 4096;
 constexpr uint32_t kErofsMagic = 0xE0F5E1E2;
 constexpr off_t kSuperblockOffset = 1024;
+constexpr size_t kLongestPath = 1024;  // in messages
 // One UUID for all: the digest is what names an image.
 constexpr char kUuid[] = "00000000-0000-4000-8000-6c616d696e61";
 
 // mkfs.erofs 1.5 cannot take a name as long as the kernel allows, and says of it no more than that a file
-// does not exist. The first such path below `directory`, or nothing.
-std::string TooLongNameBelow(const std::string& directory) {
+// does not exist. The first such path below `directory`, or nothing. The layer's author decides how large and
+// how deep it is: the search is short.
+std::string TooLongNameBelow(const std::string& directory, const std::stop_token& stop) {
+  constexpr int kDeepest = 64;  // each level is an open directory
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(5);
   std::error_code error;
   for (std::filesystem::recursive_directory_iterator it(directory, error), end; !error && it != end;
        it.increment(error)) {
     if (it->path().filename().native().size() >= NAME_MAX) return it->path().native();
+    if (it.depth() >= kDeepest) it.disable_recursion_pending();
+    if (stop.stop_requested() || std::chrono::steady_clock::now() > deadline) break;
   }
   return "";
 }
@@ -37,6 +50,43 @@ absl::StatusOr<uint64_t> SizeOf(int fd, const std::string& path) {
   if (fstat(fd, &info) != 0) return ErrnoStatus(errno, "stat " + path);
   if (!S_ISREG(info.st_mode)) return InvalidArgument("{}: not a regular file", path);
   return static_cast<uint64_t>(info.st_size);
+}
+
+bool Says(const CommandResult& result, std::string_view words) {
+  return result.output.find(words) != std::string::npos;
+}
+
+// What it means that mkfs.erofs ended so.
+absl::Status CheckMkfs(const ConvertLimits& limits, const CommandResult& result, const std::string& directory,
+                       const std::stop_token& stop) {
+  absl::Status status = CheckExit("mkfs.erofs", result);
+  if (status.ok()) return status;
+  if (Says(result, "No space left on device")) return absl::ResourceExhaustedError(status.message());
+  if (Says(result, "File too large") || result.exit_code == 128 + SIGXFSZ) {
+    return MakeStatus(absl::StatusCode::kResourceExhausted,
+                      "its image would be larger than {} (layers.convert_size): {}",
+                      FormatBytes(limits.image_bytes), Message(status));
+  }
+  // mkfs.erofs 1.5 does not look at every allocation: it may find no memory by a fault.
+  if (Says(result, "Cannot allocate memory") || result.exit_code == 128 + SIGSEGV) {
+    return MakeStatus(absl::StatusCode::kResourceExhausted,
+                      "it takes more than {} (layers.convert_memory), or mkfs.erofs is at fault: {}",
+                      FormatBytes(limits.memory_bytes), Message(status));
+  }
+  if (result.exit_code == 128 + SIGKILL) {
+    return MakeStatus(
+        absl::StatusCode::kResourceExhausted,
+        "it takes more than {} s of CPU (layers.convert_timeout_seconds), or the node's memory is "
+        "short: {}",
+        limits.time.count(), Message(status));
+  }
+  if (Says(result, "No such file or directory")) {
+    if (const std::string path = TooLongNameBelow(directory, stop); !path.empty()) {
+      return InvalidArgument("mkfs.erofs cannot store a name of {} bytes: {}", NAME_MAX,
+                             Printable(path, kLongestPath));
+    }
+  }
+  return status;
 }
 
 }  // namespace
@@ -54,11 +104,55 @@ absl::StatusOr<Image> ExamineErofsImage(const std::string& path, const Patience&
   return Image{path, std::move(digest), size};
 }
 
-absl::StatusOr<Image> MakeErofsImage(const std::string& directory, const std::string& image_path,
-                                     std::chrono::milliseconds timeout, const std::stop_token& stop) {
+ConfinementRules MkfsErofsRules() {
+  ConfinementRules rules;
+  rules.program = "mkfs.erofs";
+  // Layers have files of any owner and mode. The kernel shows attributes named trusted.* (overlayfs marks
+  // opaque directories with one) to CAP_SYS_ADMIN alone; all else that it allows takes calls that are not
+  // below: mount, bpf, setns, unshare, ioctl, perf_event_open, setxattr, keyctl, quotactl, and so on. Nor are
+  // open_by_handle_at, which CAP_DAC_READ_SEARCH opens the whole disk with, and what makes processes.
+  rules.capabilities = {CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN};
+  for (const char* name :
+       {// the layer
+        "openat", "close", "read", "pread64", "lseek", "getdents64", "newfstatat", "fstat", "lstat", "stat",
+        "statx", "readlink", "readlinkat", "llistxattr", "lgetxattr", "access", "faccessat", "faccessat2",
+        "fadvise64",
+        // the image
+        "write", "pwrite64", "writev", "pwritev", "fallocate", "ftruncate", "fsync", "fdatasync",
+        // itself: memory, start and end
+        "brk", "mmap", "munmap", "mprotect", "mremap", "madvise", "arch_prctl", "set_tid_address",
+        "set_robust_list", "rseq", "futex", "getrandom", "getpid", "getppid", "gettid", "getuid", "geteuid",
+        "getgid", "getegid", "getcwd", "sysinfo", "uname", "clock_gettime", "gettimeofday", "time",
+        "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "tgkill", "restart_syscall"}) {
+    rules.system_calls.push_back({name});
+  }
+  rules.system_calls.push_back({"prlimit64", 2});  // to read one
+  return rules;
+}
+
+absl::StatusOr<std::shared_ptr<const Confinement>> ErofsMaker::Prepared() {
+  MutexLock lock(mutex_);
+  if (prepared_ != nullptr) return prepared_;
+  ASSIGN_OR_RETURN(Confinement made, Confinement::Prepare(MkfsErofsRules()));
+  if (!made.shortfall().ok())
+    LogWarning("layers are read with less confinement: {}", Message(made.shortfall()));
+  prepared_ = std::make_shared<const Confinement>(std::move(made));
+  return prepared_;
+}
+
+absl::Status ErofsMaker::confinement() {
+  const auto prepared = Prepared();
+  return prepared.ok() ? (*prepared)->shortfall() : prepared.status();
+}
+
+absl::StatusOr<Image> ErofsMaker::Make(const std::string& directory, const std::string& image_path,
+                                       const std::stop_token& stop) {
   struct stat info {};
   if (stat(directory.c_str(), &info) != 0) return ErrnoStatus(errno, "layer directory " + directory);
   if (!S_ISDIR(info.st_mode)) return InvalidArgument("layer {}: not a directory", directory);
+  absl::StatusOr<std::shared_ptr<const Confinement>> prepared = Prepared();
+  RETURN_IF_ERROR(Annotate(prepared.status(), "convert layer " + directory));
+  const Confinement& confinement = **prepared;
   struct Undo {
     const std::string& path;
     bool keep = false;
@@ -66,27 +160,33 @@ absl::StatusOr<Image> MakeErofsImage(const std::string& directory, const std::st
       if (!keep) unlink(path.c_str());
     }
   } undo{image_path};
+  UniqueFd fd(open(image_path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!fd) return ErrnoStatus(errno, "create " + image_path);
+  const ConfinedFile layer{directory, "/layer"}, image_file{image_path, "/image", true};
+  ConfinedRun run;
+  run.arguments = {"--quiet",
+                   "-U",
+                   kUuid,
+                   "-E",
+                   "force-inode-extended,noinline_data",
+                   confinement.PathOf(image_file),
+                   confinement.PathOf(layer)};
   // A fixed build time and extended inodes with their own mtimes: equal directories give equal images. -T
   // would give every file that one time; SOURCE_DATE_EPOCH only clamps later ones (the year 9999).
-  absl::Status made = RunChecked({"env", "SOURCE_DATE_EPOCH=253402300799", "mkfs.erofs", "--quiet", "-U",
-                                  kUuid, "-E", "force-inode-extended,noinline_data", image_path, directory},
-                                 timeout, stop);
-  if (made.message().find("No space left on device") != absl::string_view::npos)
-    made = absl::ResourceExhaustedError(made.message());
-  if (made.message().find("No such file or directory") != absl::string_view::npos) {
-    if (const std::string path = TooLongNameBelow(directory); !path.empty()) {
-      return InvalidArgument("convert layer {}: mkfs.erofs cannot store a name of {} bytes: {}", directory,
-                             NAME_MAX, path);
-    }
-  }
-  RETURN_IF_ERROR(Annotate(made, "convert layer " + directory));
-  UniqueFd fd(open(image_path.c_str(), O_RDWR | O_CLOEXEC));
-  if (!fd) return ErrnoStatus(errno, "open " + image_path);
+  run.env = {"SOURCE_DATE_EPOCH=253402300799"};
+  run.files = {layer, image_file};
+  run.memory_bytes = limits_.memory_bytes;
+  run.file_bytes = limits_.image_bytes;
+  run.cpu_time = limits_.time;
+  run.wall_time = limits_.time;
+  const absl::StatusOr<CommandResult> result = confinement.Run(run, stop);
+  RETURN_IF_ERROR(Annotate(result.ok() ? CheckMkfs(limits_, *result, directory, stop) : result.status(),
+                           "convert layer " + directory));
   ASSIGN_OR_RETURN(const uint64_t size, SizeOf(fd.get(), image_path));
   const uint64_t rounded = (size + kPage - 1) / kPage * kPage;
   if (rounded != size && ftruncate(fd.get(), static_cast<off_t>(rounded)) != 0)
     return ErrnoStatus(errno, "extend " + image_path);
-  if (fchmod(fd.get(), 0600) != 0 || fsync(fd.get()) != 0) return ErrnoStatus(errno, "fsync " + image_path);
+  if (fsync(fd.get()) != 0) return ErrnoStatus(errno, "fsync " + image_path);
   fd.reset();
   ASSIGN_OR_RETURN(Image image, ExamineErofsImage(image_path, {.stop = stop}));
   undo.keep = true;

@@ -118,7 +118,8 @@ absl::StatusOr<LayerImagePtr> LayerImages::Convert(const LayerSource& source, co
   image->temporary = parts_.TemporaryPath();
   image->made = true;
   const std::string& to = image->temporary;
-  ASSIGN_OR_RETURN(const Conversions::Turn turn, parts_.conversions.Begin(source.path, to, stop));
+  ASSIGN_OR_RETURN(const Conversions::Turn turn,
+                   parts_.conversions.Begin({source.key, source.path, to}, stop));
   const auto start = std::chrono::steady_clock::now();
   ASSIGN_OR_RETURN(const bool copied, CopyFromArena(digest, to, image->image, stop));
   absl::Status status;

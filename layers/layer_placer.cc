@@ -16,7 +16,7 @@ absl::StatusOr<Placement> LayerPlacer::Place(PlaceCall& call, const std::string&
     return absl::InvalidArgumentError("place: no sandbox or domain");
   ASSIGN_OR_RETURN(const LayerSource source, DescribeSource(path));
   // Before the first look at the book: while it is held, an image that another has made is not made again.
-  const std::unique_ptr<Conversions::Ticket> ticket = parts_.conversions.Join(source.key);
+  const std::unique_ptr<Conversions::Ticket> ticket = parts_.conversions.Join(source.key, call.domain);
   Placement placement;
   Wanted wanted{source, "", nullptr, false, ""};
   {

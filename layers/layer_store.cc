@@ -48,13 +48,15 @@ void SideBySide(size_t threads, const std::function<void()>& work) {
 absl::StatusOr<std::unique_ptr<LayerStore>> LayerStore::Open(FileSystem& fs, StoreOptions options,
                                                              ImageMaker maker, ArenaFiles& arenas) {
   ASSIGN_OR_RETURN(const auto probe, MakeAllocator(options.policy, options.arena_bytes));
+  std::shared_ptr<ErofsMaker> mkfs;
   if (!maker) {
-    maker = [timeout = options.convert_timeout](const std::string& directory, const std::string& image,
-                                                const std::stop_token& stop) {
-      return MakeErofsImage(directory, image, timeout, stop);
+    mkfs = std::make_shared<ErofsMaker>(options.convert);
+    maker = [mkfs](const std::string& directory, const std::string& image, const std::stop_token& stop) {
+      return mkfs->Make(directory, image, stop);
     };
   }
   std::unique_ptr<LayerStore> store(new LayerStore(fs, arenas, std::move(options), std::move(maker)));
+  store->mkfs_ = std::move(mkfs);
   RETURN_IF_ERROR(store->Load());
   return store;
 }
@@ -69,6 +71,10 @@ absl::Status LayerStore::Load() {
   MutexLock lock(parts_.mutex);
   parts_.records = std::move(records);
   return absl::OkStatus();
+}
+
+absl::Status LayerStore::confinement() const {
+  return mkfs_ == nullptr ? absl::OkStatus() : mkfs_->confinement();
 }
 
 absl::StatusOr<Placement> LayerStore::Place(const PlaceRequest& request) {

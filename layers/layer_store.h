@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "base/file_system.h"
 #include "layers/arena_file.h"
+#include "layers/erofs_image.h"
 #include "layers/layer_images.h"
 #include "layers/layer_placer.h"
 #include "layers/layer_types.h"
@@ -22,7 +23,7 @@ namespace lamina::layers {
 class LayerStore {
  public:
   // Reads the index; refuses one of a newer version, untouched (FailedPrecondition). Files that the index
-  // does not know are removed. `maker` replaces MakeErofsImage in tests, `arenas` the kernel's files.
+  // does not know are removed. `maker` replaces ErofsMaker in tests, `arenas` the kernel's files.
   static absl::StatusOr<std::unique_ptr<LayerStore>> Open(FileSystem& fs, StoreOptions options,
                                                           ImageMaker maker = nullptr,
                                                           ArenaFiles& arenas = ArenaFiles::Real());
@@ -58,6 +59,8 @@ class LayerStore {
   // Those under way, and a line in the log for each that has taken over ten seconds.
   std::vector<ConversionInfo> conversions() const;
   void LogProgress() const;
+  // What is missing on this node of the confinement of what reads layers (ErofsMaker::confinement).
+  absl::Status confinement() const;
 
  private:
   LayerStore(FileSystem& fs, ArenaFiles& arenas, StoreOptions options, ImageMaker maker)
@@ -73,6 +76,7 @@ class LayerStore {
   void EndCalls(const std::set<std::string>& sandbox_ids);
   absl::Status Release(const std::set<std::string>& sandbox_ids);
 
+  std::shared_ptr<ErofsMaker> mkfs_;  // null: another maker
   mutable StoreParts parts_;
   LayerImages images_{parts_};
   LayerPlacer placer_{parts_, images_};

@@ -27,8 +27,8 @@ struct StoreOptions {
   bool scsi_verity = false;  // disks come with a hash tree (layers/verity.h)
   uint64_t idle_budget_bytes = 4ULL << 30;
   size_t max_arenas_per_domain = 0;  // 0: as many as the pods' device slots ask for
-  size_t max_conversions = 0;        // at a time, of all sandboxes; 0: one for each core, at least two
-  std::chrono::milliseconds convert_timeout = std::chrono::minutes(10);  // of one, whoever waits for it
+  size_t max_conversions = 0;        // at a time (layers/fair_turns.h); 0: one for each core, at least two
+  ConvertLimits convert;             // of each, whoever waits for it
 };
 
 enum class PlacementKind { kVpmem, kScsi };
@@ -59,7 +59,7 @@ struct PlaceRequest {
   Patience patience;
 };
 
-// Makes an EROFS image of a directory, as MakeErofsImage.
+// Makes an EROFS image of a directory, as ErofsMaker::Make.
 using ImageMaker = std::function<absl::StatusOr<Image>(
     const std::string& directory, const std::string& image_path, const std::stop_token& stop)>;
 

@@ -190,6 +190,9 @@ std::string NodeMetrics::Text(const NodeSample& sample) const {
                 static_cast<double>(sample.converting_bytes));
   builder.Gauge("lamina_layers_converting_seconds",
                 "How long the oldest conversion under way has taken so far.", sample.converting_seconds);
+  builder.Gauge("lamina_layers_confined",
+                "1 while what reads image layers has its whole confinement on this node.",
+                sample.layers_confined ? 1 : 0);
   builder.Counter("lamina_layer_reuses_total", "Layers that were there already.",
                   static_cast<double>(sample.layer_reuses));
   builder.Counter("lamina_layer_evictions_total", "Unused layers dropped for room or budget.",

@@ -39,6 +39,7 @@ struct NodeSample {
   uint64_t layer_reuses = 0, layer_evictions = 0, layers_rebuilt = 0, layers_converting = 0;
   uint64_t converting_bytes = 0;  // written so far by the conversions under way
   double converting_seconds = 0;  // age of the oldest of them
+  bool layers_confined = true;    // what reads layers has its whole confinement
 };
 
 // What is counted as it happens. Thread-safe.

@@ -1,6 +1,7 @@
 #include "node/node_layers.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "base/log.h"
@@ -39,11 +40,16 @@ absl::Status NodeLayers::OpenLocked() {
   options.vpmem = config_.vpmem;
   options.scsi_verity = config_.scsi_verity;
   options.idle_budget_bytes = config_.idle_budget_bytes;
+  options.convert = {std::chrono::seconds(config_.convert_timeout_seconds), config_.convert_memory_bytes,
+                     config_.convert_size_bytes};
   absl::StatusOr<std::unique_ptr<layers::LayerStore>> store = layers::LayerStore::Open(fs_, options);
   problem_ = store.status();
   if (!store.ok()) return problem_;
   owned_ = std::move(*store);
   store_ = owned_.get();
+  // What is missing is said at the start, and without mkfs.erofs there may be no layer to convert.
+  if (const absl::Status confined = owned_->confinement(); absl::IsNotFound(confined))
+    LogWarning("no layer can be converted: {}", Message(confined));
   return absl::OkStatus();
 }
 

@@ -12,6 +12,7 @@ void AddLayers(const layers::LayerStore& store, metrics::NodeSample& sample) {
   for (const layers::ArenaInfo& arena : store.arenas()) {
     sample.arenas.push_back({arena.id, arena.bytes, arena.held_bytes, arena.payload_bytes});
   }
+  sample.layers_confined = store.confinement().ok();
   const layers::StoreCounters counters = store.counters();
   sample.layers_placed_vpmem = counters.placed_vpmem;
   sample.layers_placed_scsi = counters.placed_scsi;
@@ -41,6 +42,8 @@ lamina::node::v1::StatusResponse Views::status() const {
   out.set_available_bytes(totals.available_bytes);
   out.set_resident_bytes(totals.resident_bytes);
   out.set_sandboxes(totals.entries);
+  if (const layers::LayerStore* const store = layers_.store(); store != nullptr)
+    out.set_unconfined(Message(store->confinement()));
   return out;
 }
 

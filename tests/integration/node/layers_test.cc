@@ -2,9 +2,14 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <future>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <thread>
 #include <tuple>
 
 #include "base/file_system.h"
@@ -177,6 +182,45 @@ TEST_F(LaminadLayers, ArePackedWhenNobodyUsesThem) {
   const json arenas = json::parse(laminad_.Http("/v1/arenas").body)["arenas"];
   ASSERT_EQ(arenas.size(), 1u);
   EXPECT_EQ(arenas[0]["id"], other->placements(0).arena().id()) << "what a sandbox uses does not move";
+}
+
+// Holes of 1 TiB, which mkfs.erofs writes as zeros: they end long after this test.
+TEST_F(LaminadLayers, HugeLayersDelayNoOtherTenantsPod) {
+  const size_t cores = std::max(2U, std::thread::hardware_concurrency());
+  const auto tiny = [&](const std::string& id) {
+    const std::string layer = MakeLayer(id, 10 * kKiB);
+    const uint64_t generation = Claim(id, "patient");
+    const auto start = std::chrono::steady_clock::now();
+    EXPECT_OK(laminad_.Place(id, generation, {layer}));
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  const auto converting = [&] {
+    return laminad_.Http("/metrics").body.find(fmt::format("lamina_layers_converting {}\n", cores)) !=
+           std::string::npos;
+  };
+  const double alone = tiny("alone");
+  std::map<std::string, uint64_t> hostile;
+  std::vector<std::future<absl::Status>> placing;
+  for (size_t i = 0; i <= cores; ++i) {
+    const std::string id = "hostile" + std::to_string(i), layer = MakeLayer(id, 1);
+    std::filesystem::resize_file(layer + "/data", 1ULL << 40);
+    hostile[id] = Claim(id, "hostile");
+    placing.push_back(std::async(std::launch::async, [this, id, layer, generation = hostile[id]] {
+      return laminad_.Place(id, generation, {layer}).status();
+    }));
+  }
+  ASSERT_TRUE(Eventually(converting)) << "as many as there are cores, and one waits";
+  const double beside = tiny("beside");
+  EXPECT_TRUE(converting()) << "it did not wait for any of them";
+  RecordProperty("alone_seconds", std::to_string(alone));
+  RecordProperty("beside_seconds", std::to_string(beside));
+  EXPECT_LT(beside, alone + 10) << "beside those who fill the cores and the disk";
+  for (const auto& [id, generation] : hostile) EXPECT_OK(laminad_.Release(id, generation));
+  for (auto& one : placing) EXPECT_NOT_OK(one.get());
+  const auto left = [&] { return laminad_.Http("/metrics").body.find("lamina_layers_converting 0\n"); };
+  EXPECT_TRUE(Eventually([&] { return left() != std::string::npos; }));
+  EXPECT_THAT(laminad_.Http("/metrics").body, HasSubstr("lamina_layers_confined 1\n"));
+  EXPECT_EQ(json::parse(laminad_.Http("/v1/status").body).value("unconfined", ""), "");
 }
 
 // Who shares an arena, by the configured domain: {same namespace, other namespace}.

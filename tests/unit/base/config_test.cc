@@ -87,6 +87,9 @@ TEST(Config, SampleShowsTheDefaults) {
   EXPECT_EQ(sample->layers.max_layer_bytes, defaults.layers.max_layer_bytes);
   EXPECT_EQ(sample->layers.max_arenas_per_pod, defaults.layers.max_arenas_per_pod);
   EXPECT_EQ(sample->layers.idle_budget_bytes, defaults.layers.idle_budget_bytes);
+  EXPECT_EQ(sample->layers.convert_timeout_seconds, defaults.layers.convert_timeout_seconds);
+  EXPECT_EQ(sample->layers.convert_memory_bytes, defaults.layers.convert_memory_bytes);
+  EXPECT_EQ(sample->layers.convert_size_bytes, defaults.layers.convert_size_bytes);
   EXPECT_EQ(sample->memory.reserve_bytes, defaults.memory.reserve_bytes);
   EXPECT_EQ(sample->memory.min_available_bytes, defaults.memory.min_available_bytes);
   EXPECT_EQ(sample->laminad.rest_address, defaults.laminad.rest_address);

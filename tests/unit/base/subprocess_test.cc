@@ -71,6 +71,16 @@ TEST(RunCommand, WhoAsksToStopEndsTheWholeGroup) {
 TEST(RunChecked, SaysWhatTheProgramSaid) {
   EXPECT_THAT(RunChecked({"sh", "-c", "echo it is broken; exit 1"}, seconds(30)),
               HasStatus(absl::StatusCode::kInternal, "it is broken"));
+  // What a program says may be another's words.
+  const CommandResult hostile{1, "name \x1b[2J\nfaked line \xff" + std::string(2000, '\a')};
+  const std::string said = Message(CheckExit("mkfs", hostile));
+  EXPECT_EQ(said.find_first_not_of(" !\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`"
+                                   "abcdefghijklmnopqrstuvwxyz{|}~"),
+            std::string::npos)
+      << said;
+  EXPECT_LT(said.size(), 1100u);
+  EXPECT_EQ(Message(CheckExit("mkfs", {3, "a\x1b[2J\n"})), "mkfs: exit code 3: a\\x1b[2J");
+  EXPECT_OK(CheckExit("mkfs", {0, "words"}));
 }
 
 TEST(Spawn, PassesDescriptorsAndClosesOthers) {

@@ -11,6 +11,7 @@
 #include <latch>
 #include <thread>
 
+#include "base/subprocess.h"
 #include "base/unique_fd.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/unit/layers/store_fixture.h"
@@ -56,7 +57,7 @@ class ConversionsTest : public StoreFixture {
 
 TEST_F(ConversionsTest, WhoGivesUpLeavesItToTheOthers) {
   Conversions conversions(1);
-  auto first = conversions.Join("layer"), second = conversions.Join("layer");
+  auto first = conversions.Join("layer", "ns"), second = conversions.Join("layer", "ns");
   EXPECT_THAT(first->Get(For(milliseconds(20)), "layer /a", Work()),
               HasStatus(StatusCode::kDeadlineExceeded, "layer /a"));
   EXPECT_TRUE(first->began());
@@ -77,7 +78,7 @@ TEST_F(ConversionsTest, WhoGivesUpLeavesItToTheOthers) {
 TEST_F(ConversionsTest, TheLastOneEndsIt) {
   {
     Conversions conversions(1);
-    auto first = conversions.Join("layer"), second = conversions.Join("layer");
+    auto first = conversions.Join("layer", "ns"), second = conversions.Join("layer", "ns");
     EXPECT_THAT(first->Get(For(milliseconds(20)), "layer /a", Work()),
                 HasStatus(StatusCode::kDeadlineExceeded, "layer /a"));
     begun_.wait();
@@ -94,10 +95,10 @@ TEST_F(ConversionsTest, TheLastOneEndsIt) {
 
 TEST_F(ConversionsTest, AnImageIsKeptWhileAnyoneMayWantIt) {
   Conversions conversions(1);
-  auto first = conversions.Join("layer");
+  auto first = conversions.Join("layer", "ns");
   Tell();
   ASSERT_OK(first->Get({}, "layer /a", Work()));
-  auto second = conversions.Join("layer");
+  auto second = conversions.Join("layer", "ns");
   first.reset();
   ASSERT_OK(second->Get({}, "layer /a", Work()));
   EXPECT_EQ(made_, 1);
@@ -108,21 +109,22 @@ TEST_F(ConversionsTest, AFailureIsThatOfAllWhoWaitAndOfNobodyWhoComesLater) {
   const auto fail = [](const std::stop_token&) -> absl::StatusOr<LayerImagePtr> {
     return absl::DataLossError("mkfs says no");
   };
-  auto first = conversions.Join("layer"), second = conversions.Join("layer");
+  auto first = conversions.Join("layer", "ns"), second = conversions.Join("layer", "ns");
   EXPECT_THAT(first->Get({}, "layer /a", fail), HasStatus(StatusCode::kDataLoss, "mkfs says no"));
   EXPECT_THAT(second->Get({}, "layer /a", Work()), HasStatus(StatusCode::kDataLoss, "mkfs says no"));
   Tell();
-  EXPECT_OK(conversions.Join("layer")->Get({}, "layer /a", Work()));
+  EXPECT_OK(conversions.Join("layer", "ns")->Get({}, "layer /a", Work()));
 }
 
 TEST_F(ConversionsTest, WhoWaitsForATurnCanGiveUp) {
   Conversions conversions(1);
-  auto turn = conversions.Begin("/a", "/a.part", {});
+  auto turn = conversions.Begin({"a", "/a", "/a.part"}, {});
   ASSERT_OK(turn);
   {
     std::stop_source gone;
-    auto waiting = std::async(std::launch::async,
-                              [&] { return conversions.Begin("/b", "/b.part", gone.get_token()).status(); });
+    auto waiting = std::async(std::launch::async, [&] {
+      return conversions.Begin({"b", "/b", "/b.part"}, gone.get_token()).status();
+    });
     gone.request_stop();
     EXPECT_THAT(waiting.get(), HasStatus(StatusCode::kCancelled, "/b"));
   }
@@ -130,27 +132,85 @@ TEST_F(ConversionsTest, WhoWaitsForATurnCanGiveUp) {
   EXPECT_EQ(conversions.under_way()[0].source, "/a");
 }
 
-// A store whose mkfs.erofs writes half an image and never ends, until the test lets it be the real one.
+// As many images as the node converts at a time, and one more, that never end while the test does not let
+// them.
+class FairShareTest : public StoreFixture {
+ protected:
+  static constexpr size_t kCores = 2;
+  FairShareTest() {
+    options_.max_conversions = kCores;
+    store_ = *LayerStore::Open(
+        FileSystem::Real(), options_,
+        [this](const std::string& directory, const std::string& path, const std::stop_token&) {
+          if (directory.find("huge") != std::string::npos) {
+            begun_.count_down();
+            go_.wait();
+          }
+          return Make(directory, path);
+        });
+    for (size_t i = 0; i <= kCores; ++i) {
+      const std::string layer = Layer("huge" + std::to_string(i), "huge" + std::to_string(i), kMiB);
+      huge_.push_back(std::async(std::launch::async, [this, i, layer] {
+        return store_->Place(Ask("huge" + std::to_string(i), layer, "hostile")).status();
+      }));
+    }
+    begun_.wait();
+  }
+
+  ~FairShareTest() override { Go(); }
+  void Go() {
+    if (!gone_.exchange(true)) go_.count_down();
+  }
+
+  std::latch begun_{kCores}, go_{1};
+  std::atomic<bool> gone_ = false;
+  std::unique_ptr<LayerStore> store_;
+  std::vector<std::future<absl::Status>> huge_;
+};
+
+TEST_F(FairShareTest, ATinyPodOfAnotherDomainDoesNotWait) {
+  // In this thread: where it waited, the test would not end.
+  const auto tiny = store_->Place(Ask("tiny", Layer("tiny", "tiny", kMiB), "other"));
+  ASSERT_OK(tiny);
+  EXPECT_EQ(Seen(*tiny), ImageOf("tiny", kMiB));
+  EXPECT_EQ(store_->conversions().size(), kCores) << "one domain has no more than the node's own turns";
+  EXPECT_EQ(made_, 1) << "no other has ended";
+  Go();
+  for (auto& one : huge_) EXPECT_OK(one.get());
+}
+
+TEST_F(FairShareTest, AnImageThatTwoDomainsWantIsMadeOnce) {
+  std::vector<std::future<absl::Status>> others;
+  for (size_t i = 0; i <= kCores; ++i) {
+    others.push_back(std::async(std::launch::async, [this, i] {
+      const std::string name = "huge" + std::to_string(i);
+      return store_->Place(Ask("other" + name, root_ + "/layers/" + name, "other")).status();
+    }));
+  }
+  Go();
+  for (auto& one : others) EXPECT_OK(one.get());
+  for (auto& one : huge_) EXPECT_OK(one.get());
+  EXPECT_EQ(made_, static_cast<int>(kCores) + 1) << "each is made once";
+}
+
+// A store whose converter is a program that writes half an image and never ends, until the test lets it be
+// mkfs.erofs.
 class EndlessProgramTest : public StoreFixture {
  protected:
-  EndlessProgramTest() : path_(getenv("PATH")) {
-    std::filesystem::create_directories(root_ + "/bin");
-    EXPECT_EQ(mkfifo(alive_.c_str(), 0600), 0);
-    const std::string program = root_ + "/bin/mkfs.erofs";
-    std::ofstream(program) << "#!/bin/sh\n"
-                              "[ -e "
-                           << root_ << "/real ] && PATH=" << path_ << " exec mkfs.erofs \"$@\"\n"
-                           << "while [ $# -gt 2 ]; do shift; done\n"
-                              "echo half >\"$1\"\n"
-                              "exec 3>"
-                           << alive_ << "\nsleep 100000 & wait\n";
-    EXPECT_EQ(chmod(program.c_str(), 0755), 0);
-    setenv("PATH", (root_ + "/bin:" + path_).c_str(), 1);
-  }
-  ~EndlessProgramTest() override { setenv("PATH", path_.c_str(), 1); }
+  EndlessProgramTest() { EXPECT_EQ(mkfifo(alive_.c_str(), 0600), 0); }
 
   absl::StatusOr<std::unique_ptr<LayerStore>> OpenReal() {
-    return LayerStore::Open(FileSystem::Real(), options_);
+    return LayerStore::Open(FileSystem::Real(), options_,
+                            [this](const std::string& directory, const std::string& path,
+                                   const std::stop_token& stop) -> absl::StatusOr<Image> {
+                              if (real_) return mkfs_.Make(directory, path, stop);
+                              RETURN_IF_ERROR(RunChecked({"sh", "-c",
+                                                          "echo half >\"$0\"\nexec 3>\"$1\"\n"
+                                                          "sleep 100000 & wait",
+                                                          path, alive_},
+                                                         std::chrono::minutes(10), stop));
+                              return absl::InternalError("it ended");
+                            });
   }
   std::string RealLayer() {
     std::filesystem::create_directories(root_ + "/layer");
@@ -170,9 +230,10 @@ class EndlessProgramTest : public StoreFixture {
     EXPECT_EQ(waitpid(-1, nullptr, WNOHANG), -1) << "a child is left";
     EXPECT_EQ(errno, ECHILD);
   }
-  void LetItBeReal() { std::ofstream(root_ + "/real") << ""; }
+  void LetItBeReal() { real_ = true; }
 
-  const std::string path_;
+  ErofsMaker mkfs_{{}};
+  std::atomic<bool> real_ = false;
   const std::string alive_ = root_ + "/alive";
 };
 
