@@ -17,7 +17,11 @@ class CppRestServer : public RestServer {
  public:
   CppRestServer(const std::string& address, RestHandler handler)
       : handler_(std::move(handler)), listener_(web::uri("http://" + address)) {
-    listener_.support([this](const web::http::http_request& request) { Serve(request); });
+    const auto serve = [this](const web::http::http_request& request) { Serve(request); };
+    listener_.support(serve);
+    // Those that cpprestsdk would answer itself.
+    for (const auto& method : {web::http::methods::TRCE, web::http::methods::OPTIONS})
+      listener_.support(method, serve);
     listener_.open().wait();
   }
   ~CppRestServer() override {

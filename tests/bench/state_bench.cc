@@ -18,8 +18,8 @@ SandboxState State(int containers) {
   state.reasons = {"vCPUs: 0.5 overhead + 0.25 limits = 0.75, rounded up to 1",
                    "memory: 96 MiB overhead + 128 MiB limits = 224 MiB"};
   for (int layer = 0; layer < 5 * (containers + 1); ++layer) {
-    state.layers.push_back({fmt::format("{:064x}", layer), "vpmem", "arena-0",
-                            static_cast<uint64_t>(layer) << 20, 1 << 20, "", "", "06.0"});
+    state.layers.push_back({fmt::format("{:064x}", layer), "arena-0", static_cast<uint64_t>(layer) << 20,
+                            1 << 20, "", "", "06.0"});
   }
   for (int i = 0; i < containers; ++i) {
     ContainerState container;

@@ -55,7 +55,7 @@ TEST_F(LaminadRest, RefusesWhatItDoesNotServe) {
     EXPECT_EQ(answer.status, 404) << path;
     EXPECT_TRUE(json::parse(answer.body).contains("error")) << path;
   }
-  for (const char* method : {"POST", "PUT", "DELETE", "PATCH"}) {
+  for (const char* method : {"POST", "PUT", "DELETE", "PATCH", "TRACE", "OPTIONS", "ODD"}) {
     const HttpAnswer answer = laminad_.Http("/v1/claims", {"-X", method});
     EXPECT_EQ(answer.status, 405) << method;
     EXPECT_THAT(answer.headers, HasSubstr("Allow: GET, HEAD"));

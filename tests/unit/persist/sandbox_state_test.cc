@@ -164,7 +164,13 @@ TEST(SandboxState, VersionTwoIsRead) {
   EXPECT_EQ(state.containers.at("c").disks, std::vector<std::string>{"/d.img"});
   const std::string again = EncodeState(state);
   EXPECT_TRUE(again.starts_with("lamina-state 3 "));
-  EXPECT_EQ(again.substr(again.find('\n')), old.substr(old.find('\n'))) << "but for the frame it is the same";
+  // What it said it still says; fields that are younger are there beside.
+  const auto fields = [](const std::string& text) {
+    return nlohmann::json::parse(text.substr(text.find('\n'))).flatten();
+  };
+  const nlohmann::json before = fields(old), after = fields(again);
+  for (const auto& [field, value] : before.items())
+    EXPECT_EQ(after.value(field, nlohmann::json()), value) << field;
   EXPECT_EQ(EncodeState(Decoded(again)), again);
   for (size_t at = 0; at < old.size(); ++at) {
     std::string bad = old;
