@@ -58,10 +58,12 @@ bool Says(const CommandResult& result, std::string_view words) {
 
 // What it means that mkfs.erofs ended so.
 absl::Status CheckMkfs(const ConvertLimits& limits, const CommandResult& result, const std::string& directory,
-                       const std::stop_token& stop) {
+                       const std::string& image_path, const std::stop_token& stop) {
   absl::Status status = CheckExit("mkfs.erofs", result);
   if (status.ok()) return status;
-  if (Says(result, "No space left on device")) return absl::ResourceExhaustedError(status.message());
+  // It knows its output by another name.
+  if (Says(result, "No space left on device"))
+    return MakeStatus(absl::StatusCode::kResourceExhausted, "write {}: {}", image_path, Message(status));
   if (Says(result, "File too large") || result.exit_code == 128 + SIGXFSZ) {
     return MakeStatus(absl::StatusCode::kResourceExhausted,
                       "its image would be larger than {} (layers.convert_size): {}",
@@ -180,8 +182,9 @@ absl::StatusOr<Image> ErofsMaker::Make(const std::string& directory, const std::
   run.cpu_time = limits_.time;
   run.wall_time = limits_.time;
   const absl::StatusOr<CommandResult> result = confinement.Run(run, stop);
-  RETURN_IF_ERROR(Annotate(result.ok() ? CheckMkfs(limits_, *result, directory, stop) : result.status(),
-                           "convert layer " + directory));
+  RETURN_IF_ERROR(
+      Annotate(result.ok() ? CheckMkfs(limits_, *result, directory, image_path, stop) : result.status(),
+               "convert layer " + directory));
   ASSIGN_OR_RETURN(const uint64_t size, SizeOf(fd.get(), image_path));
   const uint64_t rounded = (size + kPage - 1) / kPage * kPage;
   if (rounded != size && ftruncate(fd.get(), static_cast<off_t>(rounded)) != 0)
