@@ -3,16 +3,19 @@
 //   FAKE_QEMU=silent   it takes the connection, says so in its log, and never answers
 //   FAKE_QEMU=fds      it writes its open descriptors to its log before anything else
 //   FAKE_QEMU=flood    before it answers command N it writes 4 MiB to its log, and then "answers command N"
+//   FAKE_QEMU=headless its first thread ends at once, and another does all this
 // After two minutes it ends by itself.
 #include <dirent.h>
 #include <stdio.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <thread>
 
 namespace {
 
@@ -40,12 +43,9 @@ void Say(int fd, const std::string& line) {
   if (write(fd, line.data(), line.size()) < 0) exit(1);
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int Serve(int argc, char** argv) {
   const char* value = getenv("FAKE_QEMU");
   const std::string mode = value != nullptr ? value : "";
-  alarm(120);
   if (mode == "fds") ListDescriptors();
   const std::string path = QmpPath(argc, argv);
   sockaddr_un address{};
@@ -79,4 +79,14 @@ int main(int argc, char** argv) {
     }
   }
   for (;;) pause();  // as QEMU, it stays when its client is gone
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  alarm(120);
+  const char* mode = getenv("FAKE_QEMU");
+  if (mode == nullptr || strcmp(mode, "headless") != 0) return Serve(argc, argv);
+  std::thread([=] { exit(Serve(argc, argv)); }).detach();
+  syscall(SYS_exit, 0);
 }
