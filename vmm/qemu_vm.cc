@@ -36,21 +36,6 @@ constexpr int kBusyLookMillis = 50, kIdleLookMillis = 2000;
 constexpr uint64_t kBusyGrowthBytes = 64 << 10;
 constexpr std::chrono::seconds kFollowHelper{1};
 
-int MillisUntil(steady_clock::time_point deadline) {
-  const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - steady_clock::now()).count();
-  return static_cast<int>(std::clamp<int64_t>(left, 0, 60'000));
-}
-
-// Whether the process behind `pidfd` has ended by `deadline`.
-bool AwaitEnd(int pidfd, steady_clock::time_point deadline) {
-  for (;;) {
-    const int timeout = MillisUntil(deadline);
-    pollfd entry{pidfd, POLLIN, 0};
-    if (poll(&entry, 1, timeout) > 0) return true;
-    if (timeout == 0) return false;
-  }
-}
-
 absl::Status CheckSocketPath(const std::string& longest) {
   constexpr size_t kLimit = sizeof(sockaddr_un::sun_path) - 1;
   if (longest.size() <= kLimit) return absl::OkStatus();
@@ -123,7 +108,7 @@ absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Start(const VmSpec& spec, const Star
     if (qmp.ok()) vm->qmp_ = std::move(*qmp);
     if (status.code() == absl::StatusCode::kUnavailable) {
       // It closed its socket because it is ending: its own words say why.
-      AwaitEnd(vm->pidfd_.get(), steady_clock::now() + kEnding);
+      AwaitProcessEnd(vm->pidfd_.get(), kEnding);
       if (const absl::Status alive = vm->Alive(); !alive.ok()) status = alive;
     }
   }
@@ -194,7 +179,7 @@ bool QemuVm::WaitExit(int helper) {
     look = bytes - known > kBusyGrowthBytes ? kBusyLookMillis : kIdleLookMillis;
     known = bytes;
   }
-  if (ends[0].revents == 0 && !AwaitEnd(pidfd_.get(), steady_clock::now() + kFollowHelper)) return false;
+  if (ends[0].revents == 0 && !AwaitProcessEnd(pidfd_.get(), kFollowHelper)) return false;
   TrimLogs();  // its last words may have been many
   waitpid(pid_, nullptr, WNOHANG);
   return true;
@@ -202,7 +187,7 @@ bool QemuVm::WaitExit(int helper) {
 
 absl::Status QemuVm::Kill(std::chrono::milliseconds timeout) {
   syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGKILL, nullptr, 0);
-  if (!AwaitEnd(pidfd_.get(), steady_clock::now() + timeout))
+  if (!AwaitProcessEnd(pidfd_.get(), timeout))
     return MakeStatus(absl::StatusCode::kDeadlineExceeded, "QEMU (pid {}) does not die", pid_);
   waitpid(pid_, nullptr, WNOHANG);
   return absl::OkStatus();

@@ -3,16 +3,19 @@
 //   -name silent   it takes the connection, says so in its log, and never answers
 //   -name fds      it writes its open descriptors to its log before anything else
 //   -name flood    before it answers command N it writes 4 MiB to its log, and then "answers command N"
+//   -name headless its first thread ends at once, and another does all this
 // After two minutes it ends by itself.
 #include <dirent.h>
 #include <stdio.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <thread>
 
 namespace {
 
@@ -40,14 +43,15 @@ void Say(int fd, const std::string& line) {
   if (write(fd, line.data(), line.size()) < 0) exit(1);
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  std::string mode;
+std::string Mode(int argc, char** argv) {
   for (int i = 1; i + 1 < argc; ++i) {
-    if (strcmp(argv[i], "-name") == 0) mode = argv[i + 1];
+    if (strcmp(argv[i], "-name") == 0) return argv[i + 1];
   }
-  alarm(120);
+  return "";
+}
+
+int Serve(int argc, char** argv) {
+  const std::string mode = Mode(argc, argv);
   if (mode == "fds") ListDescriptors();
   const std::string path = QmpPath(argc, argv);
   sockaddr_un address{};
@@ -81,4 +85,13 @@ int main(int argc, char** argv) {
     }
   }
   for (;;) pause();  // as QEMU, it stays when its client is gone
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  alarm(120);
+  if (Mode(argc, argv) != "headless") return Serve(argc, argv);
+  std::thread([=] { exit(Serve(argc, argv)); }).detach();
+  syscall(SYS_exit, 0);
 }

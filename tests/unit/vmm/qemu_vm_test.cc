@@ -4,15 +4,19 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/eventfd.h>
+#include <sys/ptrace.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
 #include <thread>
 
+#include "base/file_system.h"
 #include "base/process.h"
 #include "base/units.h"
 #include "tests/testing/status_matchers.h"
@@ -166,8 +170,29 @@ class SpeakingQemuTest : public QemuVmStartTest {
     return true;
   }
 
+  // QEMU gets one end of a pipe, as its tap: the other is readable (end of file) once its last thread has
+  // ended.
+  UniqueFd HeldByQemu() {
+    int ends[2];
+    EXPECT_EQ(pipe2(ends, O_CLOEXEC), 0);
+    qemus_end_ = UniqueFd(ends[1]);
+    spec_.tap_fd = 3;
+    spec_.mac = "02:00:00:00:00:01";
+    options_.tap_fd = ends[1];
+    options_.on_started = [this, then = options_.on_started](pid_t pid, uint64_t start_time) {
+      qemus_end_ = UniqueFd();
+      return then(pid, start_time);
+    };
+    return UniqueFd(ends[0]);
+  }
+  static bool Readable(int fd) {
+    pollfd end{fd, POLLIN, 0};
+    return poll(&end, 1, 0) == 1;
+  }
+
   pid_t pid_ = 0;
   uint64_t start_time_ = 0;
+  UniqueFd qemus_end_;
 };
 
 TEST_F(SpeakingQemuTest, AStartThatIsGivenUpEndsAtOnceAndLeavesNothing) {
@@ -206,15 +231,49 @@ TEST_F(SpeakingQemuTest, ALogThatGrowsForEverStaysShortAndTellsItsEnd) {
   EXPECT_THAT(vm->Alive(), HasStatus(absl::StatusCode::kUnavailable, "answers command 17"));
 }
 
+// A debugger that holds QEMU at its very end keeps SIGKILL from ending it.
 TEST_F(SpeakingQemuTest, AKillThatTimedOutIsTriedAgainByTheNext) {
+  const UniqueFd held = HeldByQemu();
   const auto vm = StartVm();
   ASSERT_NE(vm, nullptr);
-  // No time at all: whether QEMU has ended is not known, and not taken for granted.
-  const absl::Status hasty = vm->Kill(milliseconds(0));
-  EXPECT_TRUE(hasty.ok() || absl::IsDeadlineExceeded(hasty)) << hasty;
+  ASSERT_EQ(ptrace(PTRACE_SEIZE, pid_, nullptr, PTRACE_O_TRACEEXIT), 0) << strerror(errno);
+  for (const milliseconds timeout : {milliseconds(0), milliseconds(100), milliseconds(0)}) {
+    EXPECT_THAT(vm->Kill(timeout), HasStatus(absl::StatusCode::kDeadlineExceeded, "does not die"));
+    EXPECT_TRUE(ProcessAlive(pid_, start_time_));
+    EXPECT_OK(vm->Alive());
+  }
+  int status = 0;
+  EXPECT_TRUE(Await([&] { return waitpid(pid_, &status, WNOHANG) == pid_; })) << "it was never held";
+  EXPECT_EQ(status >> 8, SIGTRAP | (PTRACE_EVENT_EXIT << 8));
+  EXPECT_FALSE(Readable(held.get()));
+  EXPECT_EQ(ptrace(PTRACE_DETACH, pid_, nullptr, nullptr), 0);
   EXPECT_OK(vm->Kill(seconds(30)));
+  EXPECT_TRUE(Readable(held.get())) << "killed, and still running";
   EXPECT_FALSE(ProcessAlive(pid_, start_time_));
+  EXPECT_NOT_OK(vm->Alive());
   EXPECT_OK(vm->Kill(milliseconds(0)));
+}
+
+// A process's first thread may be a zombie while others run, and hold its memory.
+TEST_F(SpeakingQemuTest, LivesAsLongAsItsLastThread) {
+  spec_.name = "headless";
+  const UniqueFd held = HeldByQemu();
+  const auto vm = StartVm();
+  ASSERT_NE(vm, nullptr);
+  ASSERT_TRUE(Await([&] {
+    const std::string stat = FileSystem::Real().Read(fmt::format("/proc/{}/stat", pid_), 4096).value_or("");
+    return stat.find(") Z ") != std::string::npos;
+  }));
+  EXPECT_OK(vm->Alive());
+  EXPECT_OK(vm->resizer().RequestMemory(0)) << "it answers";
+  // The helper is gone, and QEMU does not follow it.
+  const UniqueFd helper(eventfd(1, EFD_CLOEXEC));
+  EXPECT_FALSE(vm->WaitExit(helper.get()));
+  EXPECT_FALSE(Readable(held.get()));
+  EXPECT_OK(vm->Kill(seconds(30)));
+  EXPECT_TRUE(Readable(held.get())) << "killed, and still running";
+  EXPECT_FALSE(ProcessAlive(pid_, start_time_));
+  EXPECT_TRUE(vm->WaitExit(helper.get()));
 }
 
 size_t OpenDescriptors() {
