@@ -180,6 +180,11 @@ absl::StatusOr<Image> ErofsMaker::Make(const std::string& directory, const std::
   run.cpu_time = limits_.time;
   run.wall_time = limits_.time;
   const absl::StatusOr<CommandResult> result = confinement.Run(run, stop);
+  if (result.ok() && result->exit_code == 127) {
+    // Its loader misses a library: a newer mkfs.erofs may want others. The next call looks again.
+    MutexLock lock(mutex_);
+    prepared_.reset();
+  }
   RETURN_IF_ERROR(Annotate(result.ok() ? CheckMkfs(limits_, *result, directory, stop) : result.status(),
                            "convert layer " + directory));
   ASSIGN_OR_RETURN(const uint64_t size, SizeOf(fd.get(), image_path));
