@@ -136,8 +136,10 @@ void AddParents(const std::string& path, std::vector<std::string>& all) {
 
 absl::Status AddMounted(const ConfinedFile& file, uint64_t attributes, std::vector<std::string>& directories,
                         std::vector<Mounted>& all) {
-  if (file.to.size() < 2 || file.to[0] != '/')
-    return InvalidArgument("confine: \"{}\" is no absolute path", file.to);
+  for (const std::string& path : {file.from, file.to}) {
+    if (path.size() < 2 || path[0] != '/')
+      return InvalidArgument("confine: \"{}\" is no absolute path", path);
+  }
   struct stat info {};
   if (stat(file.from.c_str(), &info) != 0) return ErrnoStatus(errno, "confine: " + file.from);
   Mounted one{file.from, file.to.substr(1), S_ISDIR(info.st_mode), attributes};

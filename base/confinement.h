@@ -29,7 +29,7 @@ struct ConfinementRules {
 };
 
 struct ConfinedFile {
-  std::string from, to;  // of ours; where the program sees it (absolute)
+  std::string from, to;  // of ours; where the program sees it. Both absolute
   bool writable = false;
 };
 

@@ -182,6 +182,11 @@ absl::StatusOr<Image> ErofsMaker::Make(const std::string& directory, const std::
   run.cpu_time = limits_.time;
   run.wall_time = limits_.time;
   const absl::StatusOr<CommandResult> result = confinement.Run(run, stop);
+  if (result.ok() && result->exit_code == 127) {
+    // Its loader misses a library: a newer mkfs.erofs may want others. The next call looks again.
+    MutexLock lock(mutex_);
+    prepared_.reset();
+  }
   RETURN_IF_ERROR(
       Annotate(result.ok() ? CheckMkfs(limits_, *result, directory, image_path, stop) : result.status(),
                "convert layer " + directory));

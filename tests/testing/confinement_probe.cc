@@ -113,6 +113,7 @@ int main(int argc, char** argv) {
   if (strcmp(what, "process") == 0) return Answer(kill(static_cast<pid_t>(number), 0) == 0);
   if (strcmp(what, "segment") == 0) return Answer(shmget(static_cast<key_t>(number), 0, 0) >= 0);
   if (strcmp(what, "mount") == 0) return Answer(mount("none", argument, "tmpfs", 0, nullptr) == 0);
+  if (strcmp(what, "chroot") == 0) return Answer(chroot(argument) == 0);
   if (strcmp(what, "take") == 0) return Take(static_cast<size_t>(number));
   if (strcmp(what, "fill") == 0) return Fill(argument, atol(argv[3]));
   if (strcmp(what, "fork") == 0) return Fork();

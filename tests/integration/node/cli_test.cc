@@ -194,6 +194,7 @@ TEST(LaminaDoctor, FindsWhatIsMissingAndWhoLostItsOwner) {
   json list = findings();
   EXPECT_EQ(verdict(list, "qemu"), "failure");
   EXPECT_EQ(verdict(list, "laminad"), "ok");
+  EXPECT_EQ(verdict(list, "confinement"), "ok");
   EXPECT_EQ(verdict(list, "sandbox orphan"), "absent");
   shim.End();
   EXPECT_EQ(verdict(findings(), "sandbox orphan"), "failure");

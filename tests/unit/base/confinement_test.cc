@@ -320,6 +320,30 @@ TEST_F(ConfinementTest, WithoutPivotRootItHasARootAllTheSame) {
   });
 }
 
+// What laminad has in the chart's container: three capabilities, none of them to change the bounding set, no
+// new privileges, and the runtime's filter.
+TEST_F(ConfinementTest, InTheChartsContainerNothingIsMissing) {
+  OnThread([&] {
+    const uint64_t kept = 1ULL << CAP_DAC_READ_SEARCH | 1ULL << CAP_SYS_ADMIN | 1ULL << CAP_SYS_CHROOT;
+    for (unsigned long cap = 0; cap < 64; ++cap) {
+      if ((kept >> cap & 1) == 0) prctl(PR_CAPBSET_DROP, cap, 0, 0, 0);
+    }
+    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+    __user_cap_data_struct data[2] = {};
+    data[0].permitted = data[0].effective = static_cast<uint32_t>(kept);
+    ASSERT_EQ(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+    ASSERT_EQ(syscall(SYS_capset, &header, data), 0);
+    Refuse({"pivot_root", "bpf", "ptrace", "keyctl", "add_key", "userfaultfd", "open_by_handle_at"});
+    const Confinement confinement = Prepared({CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN});
+    EXPECT_EQ(Said(confinement.Run(Attempt({"read", "/layer/secret"}))), "succeeded");
+    EXPECT_EQ(Said(confinement.Run(Attempt({"attribute", "/layer/d"}))), "succeeded");
+    EXPECT_EQ(Said(confinement.Run(Attempt({"read", "/etc/passwd"}))), "ENOENT");
+    EXPECT_EQ(Said(confinement.Run(Attempt({"chroot", "/layer"}))), "EPERM") << "which it was entered with";
+    EXPECT_EQ(Said(confinement.Run(Attempt({"process", std::to_string(getpid())}))), "ESRCH");
+  });
+  EXPECT_EQ(Free({"chroot", tree_}), "succeeded");
+}
+
 TEST_F(ConfinementTest, WithoutMountsItHasTheRest) {
   OnThread([&] {
     std::ofstream(tree_ + "/open") << "to all";
@@ -374,6 +398,10 @@ TEST_F(ConfinementTest, WhatIsMissingIsNamed) {
   ConfinedRun run = Attempt({"nothing"});
   run.files.push_back({dir_ / "gone", "/gone"});
   EXPECT_THAT(confinement_.Run(run), HasStatus(absl::StatusCode::kNotFound, "gone"));
+  for (const ConfinedFile& file : {ConfinedFile{"relative", "/file"}, ConfinedFile{image_, "relative"}}) {
+    run.files.back() = file;
+    EXPECT_THAT(confinement_.Run(run), HasStatus(absl::StatusCode::kInvalidArgument, "relative"));
+  }
 }
 
 }  // namespace

@@ -169,8 +169,9 @@ class FairShareTest : public StoreFixture {
 };
 
 TEST_F(FairShareTest, ATinyPodOfAnotherDomainDoesNotWait) {
-  // In this thread: where it waited, the test would not end.
-  const auto tiny = store_->Place(Ask("tiny", Layer("tiny", "tiny", kMiB), "other"));
+  PlaceRequest request = Ask("tiny", Layer("tiny", "tiny", kMiB), "other");
+  request.patience = For(std::chrono::minutes(1));  // where it waits, it waits for ever
+  const auto tiny = store_->Place(request);
   ASSERT_OK(tiny);
   EXPECT_EQ(Seen(*tiny), ImageOf("tiny", kMiB));
   EXPECT_EQ(store_->conversions().size(), kCores) << "one domain has no more than the node's own turns";
