@@ -61,7 +61,7 @@ absl::StatusOr<std::string> LoaderOf(const std::string& path) {
     memcpy(&part, data.data(), sizeof part);
     if (part.p_type != PT_INTERP) continue;
     ASSIGN_OR_RETURN(const std::string loader, ReadAt(fd.get(), part.p_offset, part.p_filesz, path));
-    return std::string(loader.c_str());
+    return loader.substr(0, loader.find('\0'));
   }
   return "";
 }
