@@ -28,7 +28,9 @@ absl::StatusOr<UniqueFd> OpenFile(const std::string& path, const std::string& wh
 
 absl::StatusOr<UniqueFd> OpenImage(const std::string& path) {
   struct stat info {};
-  return OpenFile(path, "disk image " + path, info);
+  absl::StatusOr<UniqueFd> fd = OpenFile(path, "disk image " + path, info);
+  if (absl::IsNotFound(fd.status())) return absl::InternalError(Message(fd.status()));
+  return fd;
 }
 
 absl::StatusOr<UniqueFd> OpenArena(const ArenaDevice& arena) {

@@ -14,7 +14,8 @@
 
 namespace lamina::vmm {
 
-// A disk's image. NotFound; InvalidArgument for what is no file.
+// A disk's image. Internal where it is not there: laminad said that it is. InvalidArgument for what is no
+// file.
 absl::StatusOr<UniqueFd> OpenImage(const std::string& path);
 // An arena; InvalidArgument where the file is shorter than it says. QEMU's user opens it anew, so it becomes
 // readable for all (0644); its directory keeps others out.
