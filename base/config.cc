@@ -109,6 +109,25 @@ Setter Address(std::function<std::string&(Config&)> field) {
   };
 }
 
+// FIRST-LAST. The lowest numbers are the system's own users.
+Setter Users(std::function<UserRange&(Config&)> field) {
+  return [=](Config& config, const toml::node& node, const std::string& key) -> absl::Status {
+    ASSIGN_OR_RETURN(const std::string value, Get<std::string>(node, key, "a text in quotes"));
+    constexpr uint32_t kLowest = 1000, kHighest = 4'294'967'293;
+    UserRange range;
+    const size_t dash = value.find('-');
+    const bool two = dash != std::string::npos && absl::SimpleAtoi(value.substr(0, dash), &range.first) &&
+                     absl::SimpleAtoi(value.substr(dash + 1), &range.last);
+    if (!value.empty() &&
+        (!two || range.first < kLowest || range.first > range.last || range.last > kHighest)) {
+      return InvalidArgument("{} = \"{}\": must be FIRST-LAST, numbers from {} to {}, or empty", key, value,
+                             kLowest, kHighest);
+    }
+    field(config) = range;
+    return absl::OkStatus();
+  };
+}
+
 Setter Texts(std::function<std::vector<std::string>&(Config&)> field) {
   return [=](Config& config, const toml::node& node, const std::string& key) -> absl::Status {
     const toml::array* array = node.as_array();
@@ -146,6 +165,7 @@ const std::map<std::string, Setter>& Setters() {
       {"hypervisor.accel", Text(FIELD(hypervisor.accel), {"auto", "kvm", "tcg"})},
       {"hypervisor.firmware", Path(FIELD(hypervisor.firmware))},
       {"hypervisor.virtiofsd", Path(FIELD(hypervisor.virtiofsd))},
+      {"hypervisor.users", Users(FIELD(hypervisor.users))},
       {"hypervisor.boot_timeout_seconds", Integer<uint64_t>(FIELD(hypervisor.boot_timeout_seconds), 1, 3600)},
       {"hypervisor.hotplug_ports", Integer<uint32_t>(FIELD(hypervisor.hotplug_ports), 1, 64)},
       {"hypervisor.vmm_overhead_memory", Bytes(FIELD(hypervisor.vmm_overhead_memory_bytes))},

@@ -10,6 +10,13 @@
 
 namespace lamina {
 
+// Numbers of users, both ends among them; empty where the last is 0.
+struct UserRange {
+  uint32_t first = 0, last = 0;
+  bool empty() const { return last == 0; }
+  bool operator==(const UserRange&) const = default;
+};
+
 struct Config {
   struct Paths {
     std::string run_dir = "/run/lamina";
@@ -35,6 +42,7 @@ struct Config {
     std::string accel = "auto";  // auto, kvm, tcg
     std::string firmware = "/usr/share/qemu/qboot.rom";
     std::string virtiofsd = "/usr/lib/qemu/virtiofsd";
+    UserRange users = {2'000'000'000, 2'000'009'999};
     uint64_t boot_timeout_seconds = 60;
     uint32_t hotplug_ports = 8;
     uint64_t vmm_overhead_memory_bytes = 96 * kMiB;  // host side of one VM, counted in its claim

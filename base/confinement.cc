@@ -1,8 +1,6 @@
 #include "base/confinement.h"
 
-#include <elf.h>
 #include <fcntl.h>
-#include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/landlock.h>
 #include <linux/seccomp.h>
@@ -26,6 +24,7 @@
 #include <string_view>
 #include <utility>
 
+#include "base/private_root.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 
@@ -34,60 +33,6 @@ namespace {
 
 constexpr std::chrono::seconds kTrialTime{20};
 constexpr rlim_t kOpenFiles = 256;
-
-absl::StatusOr<std::string> ReadAt(int fd, uint64_t offset, uint64_t bytes, const std::string& path) {
-  std::string data(std::min<uint64_t>(bytes, 1 << 20), '\0');
-  const ssize_t n = pread(fd, data.data(), data.size(), static_cast<off_t>(offset));
-  if (n < 0) return ErrnoStatus(errno, "read " + path);
-  data.resize(static_cast<size_t>(n));
-  return data;
-}
-
-// The program's dynamic loader; empty where it needs none.
-absl::StatusOr<std::string> LoaderOf(const std::string& path) {
-  const UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd) return ErrnoStatus(errno, "open " + path);
-  ASSIGN_OR_RETURN(const std::string head, ReadAt(fd.get(), 0, sizeof(Elf64_Ehdr), path));
-  Elf64_Ehdr elf;
-  if (head.size() < sizeof elf || memcmp(head.data(), ELFMAG, SELFMAG) != 0 || head[EI_CLASS] != ELFCLASS64) {
-    return InvalidArgument("{}: not a 64-bit ELF program, which is what can be confined", path);
-  }
-  memcpy(&elf, head.data(), sizeof elf);
-  for (size_t i = 0; i < elf.e_phnum; ++i) {
-    ASSIGN_OR_RETURN(const std::string data,
-                     ReadAt(fd.get(), elf.e_phoff + i * sizeof(Elf64_Phdr), sizeof(Elf64_Phdr), path));
-    Elf64_Phdr part;
-    if (data.size() < sizeof part) break;
-    memcpy(&part, data.data(), sizeof part);
-    if (part.p_type != PT_INTERP) continue;
-    ASSIGN_OR_RETURN(const std::string loader, ReadAt(fd.get(), part.p_offset, part.p_filesz, path));
-    return loader.substr(0, loader.find('\0'));
-  }
-  return "";
-}
-
-// What must be there for the program to start: itself, its loader, its libraries. The loader is asked; the
-// program does not run.
-absl::StatusOr<std::vector<std::string>> FilesOf(const std::string& path) {
-  std::vector<std::string> files{path};
-  ASSIGN_OR_RETURN(const std::string loader, LoaderOf(path));
-  if (loader.empty()) return files;
-  ASSIGN_OR_RETURN(const CommandResult listed, RunCommand({loader, "--list", path}, kTrialTime));
-  RETURN_IF_ERROR(Annotate(CheckExit(loader + " --list " + path, listed), "libraries of " + path));
-  // "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)", "/lib64/ld-linux-x86-64.so.2 (0x…)"
-  std::string_view text = listed.output;
-  for (size_t end = 0; !text.empty(); text.remove_prefix(std::min(end + 1, text.size()))) {
-    end = std::min(text.find('\n'), text.size());
-    const std::string_view line = text.substr(0, end);
-    const size_t begin = line.find('/'), stop = line.rfind(" (");
-    if (begin != std::string_view::npos && stop != std::string_view::npos && begin < stop)
-      files.emplace_back(line.substr(begin, stop - begin));
-  }
-  files.push_back(loader);
-  std::sort(files.begin(), files.end());
-  files.erase(std::unique(files.begin(), files.end()), files.end());
-  return files;
-}
 
 absl::StatusOr<std::vector<sock_filter>> FilterOf(const std::vector<SystemCall>& allowed) {
   std::vector<sock_filter> filter;
@@ -120,34 +65,6 @@ absl::StatusOr<std::vector<sock_filter>> FilterOf(const std::vector<SystemCall>&
   return filter;
 }
 
-// One file or directory of the program's root.
-struct Mounted {
-  std::string from, to;  // `to`: relative to the root
-  bool directory = false;
-  uint64_t attributes = 0;
-};
-
-// "a/b/c": a, a/b
-void AddParents(const std::string& path, std::vector<std::string>& all) {
-  for (size_t at = path.find('/'); at != std::string::npos; at = path.find('/', at + 1)) {
-    if (std::find(all.begin(), all.end(), path.substr(0, at)) == all.end()) all.push_back(path.substr(0, at));
-  }
-}
-
-absl::Status AddMounted(const ConfinedFile& file, uint64_t attributes, std::vector<std::string>& directories,
-                        std::vector<Mounted>& all) {
-  for (const std::string& path : {file.from, file.to}) {
-    if (path.size() < 2 || path[0] != '/')
-      return InvalidArgument("confine: \"{}\" is no absolute path", path);
-  }
-  struct stat info {};
-  if (stat(file.from.c_str(), &info) != 0) return ErrnoStatus(errno, "confine: " + file.from);
-  Mounted one{file.from, file.to.substr(1), S_ISDIR(info.st_mode), attributes};
-  AddParents(one.to, directories);
-  all.push_back(std::move(one));
-  return absl::OkStatus();
-}
-
 // In the child, as all below: system calls only.
 const char* SetLimit(int which, uint64_t value, const char* name) {
   if (value == 0) return nullptr;
@@ -160,52 +77,6 @@ const char* SetLimit(int which, uint64_t value, const char* name) {
   return setrlimit(resource, &limit) == 0 ? nullptr : name;
 }
 
-const char* MakeRoot(const std::vector<std::string>& directories, const std::vector<Mounted>& files) {
-  // What the node unmounts goes here too; nothing that is mounted here goes there.
-  if (mount("none", "/", nullptr, MS_REC | MS_SLAVE, nullptr) != 0) return "mount: make / a slave";
-  const int fs = fsopen("tmpfs", FSOPEN_CLOEXEC);
-  if (fs < 0) return "fsopen tmpfs";
-  if (fsconfig(fs, FSCONFIG_SET_STRING, "mode", "755", 0) != 0) return "fsconfig tmpfs mode";
-  if (fsconfig(fs, FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0) return "fsconfig tmpfs";
-  const int root = fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
-  if (root < 0) return "fsmount tmpfs";
-  // Over the old root, which is still what absolute paths begin at.
-  if (move_mount(root, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH) != 0) return "move_mount: a new root";
-  for (const std::string& path : directories) {
-    if (mkdirat(root, path.c_str(), 0755) != 0) return "mkdir in the new root";
-  }
-  for (const Mounted& file : files) {
-    const int tree = open_tree(AT_FDCWD, file.from.c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
-    if (tree < 0) return file.from.c_str();
-    mount_attr attributes{};
-    attributes.attr_set = file.attributes;
-    if (mount_setattr(tree, "", AT_EMPTY_PATH, &attributes, sizeof attributes) != 0)
-      return "mount_setattr of a file";
-    if (file.directory) {
-      if (mkdirat(root, file.to.c_str(), 0755) != 0) return "mkdir in the new root";
-    } else {
-      const int target = openat(root, file.to.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-      if (target < 0) return "create a file in the new root";
-      close(target);
-    }
-    if (move_mount(tree, "", root, file.to.c_str(), MOVE_MOUNT_F_EMPTY_PATH) != 0) return file.to.c_str();
-    close(tree);
-  }
-  mount_attr read_only{};
-  read_only.attr_set = MOUNT_ATTR_RDONLY;
-  if (mount_setattr(root, "", AT_EMPTY_PATH, &read_only, sizeof read_only) != 0)
-    return "mount_setattr of the new root";
-  if (fchdir(root) != 0) return "fchdir to the new root";
-  if (syscall(SYS_pivot_root, ".", ".") == 0) {
-    if (umount2(".", MNT_DETACH) != 0) return "umount the old root";
-  } else if (chroot(".") != 0) {
-    // The filters of container runtimes refuse pivot_root. Without CAP_SYS_CHROOT, which is dropped below,
-    // and without an open directory, nothing leads from here to the old root either.
-    return "pivot_root and chroot";
-  }
-  return chdir("/") == 0 ? nullptr : "chdir";
-}
-
 // Landlock's version on this kernel; 0: there is none, or we may not use it.
 int LandlockVersion() {
   const long version = syscall(SYS_landlock_create_ruleset, nullptr, 0, LANDLOCK_CREATE_RULESET_VERSION);
@@ -213,7 +84,7 @@ int LandlockVersion() {
 }
 
 // In place of a root of its own: what is not among `files` cannot be opened. no_new_privs is set.
-const char* AllowOnly(const std::vector<Mounted>& files, int version) {
+const char* AllowOnly(const std::vector<PrivateRoot::Mount>& files, int version) {
   constexpr uint64_t kOfFiles =
       LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_EXECUTE;
   constexpr uint64_t kFirstVersion = (LANDLOCK_ACCESS_FS_MAKE_SYM << 1) - 1, kTruncate = 1ULL << 14;
@@ -224,7 +95,7 @@ const char* AllowOnly(const std::vector<Mounted>& files, int version) {
   const int rules =
       static_cast<int>(syscall(SYS_landlock_create_ruleset, &handled, sizeof handled.handled_access_fs, 0));
   if (rules < 0) return "landlock_create_ruleset";
-  for (const Mounted& file : files) {
+  for (const PrivateRoot::Mount& file : files) {
     const int fd = open(file.from.c_str(), O_PATH | O_CLOEXEC);
     if (fd < 0) return file.from.c_str();
     uint64_t allowed = kOfFiles | kTruncate;
@@ -241,24 +112,6 @@ const char* AllowOnly(const std::vector<Mounted>& files, int version) {
   if (syscall(SYS_landlock_restrict_self, rules, 0) != 0) return "landlock_restrict_self";
   close(rules);
   return nullptr;
-}
-
-const char* DropCapabilities(uint64_t keep) {
-  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-  std::array<__user_cap_data_struct, 2> data{};
-  if (syscall(SYS_capget, &header, data.data()) != 0) return "capget";
-  // Where that is not allowed, no_new_privs keeps the exec from taking what is in the bounding set.
-  for (unsigned long cap = 0; cap <= 63; ++cap) {
-    if ((keep >> cap & 1) == 0) prctl(PR_CAPBSET_DROP, cap, 0, 0, 0);
-  }
-  prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-  for (size_t i = 0; i < data.size(); ++i) {
-    const auto half = static_cast<uint32_t>(keep >> (32 * i));
-    data[i].permitted &= half;
-    data[i].effective = data[i].permitted;
-    data[i].inheritable = 0;
-  }
-  return syscall(SYS_capset, &header, data.data()) == 0 ? nullptr : "capset";
 }
 
 }  // namespace
@@ -279,10 +132,10 @@ struct Confinement::Program {
     absl::Status Make() {
       constexpr uint64_t kAll = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
       for (const std::string& file : program_.files)
-        RETURN_IF_ERROR(AddMounted({file, file}, kAll | MOUNT_ATTR_RDONLY, directories_, mounted_));
+        RETURN_IF_ERROR(root_.Add(file, file, kAll | MOUNT_ATTR_RDONLY));
       for (const ConfinedFile& file : run_.files) {
-        RETURN_IF_ERROR(AddMounted(file, kAll | MOUNT_ATTR_NOEXEC | (file.writable ? 0 : MOUNT_ATTR_RDONLY),
-                                   directories_, mounted_));
+        RETURN_IF_ERROR(root_.Add(file.from, file.to,
+                                  kAll | MOUNT_ATTR_NOEXEC | (file.writable ? 0 : MOUNT_ATTR_RDONLY)));
       }
       return absl::OkStatus();
     }
@@ -294,13 +147,15 @@ struct Confinement::Program {
         return "make namespaces";
       }
       if (reach_ == Reach::kWhole) {
-        if (const char* failed = MakeRoot(directories_, mounted_); failed != nullptr) return failed;
+        if (const char* failed = root_.Enter(); failed != nullptr) return failed;
       }
       // Its rules open files, for which capabilities may be needed.
       if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return "PR_SET_NO_NEW_PRIVS";
       if (reach_ != Reach::kWhole && program_.landlock > 0) {
-        if (const char* failed = AllowOnly(mounted_, program_.landlock); failed != nullptr) return failed;
+        if (const char* failed = AllowOnly(root_.mounts(), program_.landlock); failed != nullptr)
+          return failed;
       }
+      DropBoundingCapabilities(program_.capabilities);
       // A core of one byte is none, also where cores go to a program of the node: 0 would not stop that.
       for (const char* failed :
            {SetLimit(RLIMIT_CORE, 1, "RLIMIT_CORE"), SetLimit(RLIMIT_NOFILE, kOpenFiles, "RLIMIT_NOFILE"),
@@ -320,8 +175,7 @@ struct Confinement::Program {
     const Program& program_;
     const Reach reach_;
     const ConfinedRun& run_;
-    std::vector<std::string> directories_;  // parents first
-    std::vector<Mounted> mounted_;
+    PrivateRoot root_;
   };
 };
 
@@ -335,7 +189,7 @@ absl::StatusOr<Confinement> Confinement::Prepare(ConfinementRules rules) {
   char path[PATH_MAX];
   if (realpath(found.c_str(), path) == nullptr) return ErrnoStatus(errno, "program " + found);
   program->path = path;
-  ASSIGN_OR_RETURN(program->files, FilesOf(program->path));
+  ASSIGN_OR_RETURN(program->files, ProgramFiles(program->path));
   for (const int capability : rules.capabilities) program->capabilities |= uint64_t{1} << capability;
   ASSIGN_OR_RETURN(program->filter, FilterOf(rules.system_calls));
 

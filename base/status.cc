@@ -32,6 +32,8 @@ absl::StatusCode CodeOf(int error) {
       return absl::StatusCode::kUnavailable;
     case ECANCELED:
       return absl::StatusCode::kCancelled;
+    case ENOSYS:
+      return absl::StatusCode::kUnimplemented;
     default:
       return absl::StatusCode::kInternal;
   }

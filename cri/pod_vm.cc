@@ -33,7 +33,6 @@ constexpr std::chrono::seconds kVirtiofsdTimeout{10};
 constexpr std::chrono::seconds kAgentTimeout{30};
 constexpr std::chrono::seconds kFarewell{2};
 constexpr std::chrono::seconds kKillTimeout{10};
-constexpr int kTapFd = 3;
 constexpr size_t kMaxBootArenas = 8;
 constexpr char kCgroupRoot[] = "/sys/fs/cgroup";
 
@@ -199,8 +198,10 @@ absl::Status PodVm::LaunchVm(Recipe& recipe) {
   options.netns_path = recipe.spec.netns_path;
   options.cgroup_procs_files = recipe.cgroup.procs_files();
   options.oom_score_adj = recipe.spec.oom_score_adj;
+  options.users = config_.hypervisor.users;
+  options.users_lock = vmm::UsersLock(config_.paths.run_dir);
   if (recipe.network.present) {
-    vm.tap_fd = kTapFd;
+    vm.tap_fd = vmm::kTapFd;
     vm.mac = recipe.network.mac;
     options.tap_fd = recipe.network.tap.get();
   }

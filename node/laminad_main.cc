@@ -67,6 +67,8 @@ absl::Status Run(const Config& config) {
     cgroup_namespace[0] = '\0';
   if (const std::string hidden = HiddenCgroups(cgroup_namespace, "/sys/fs/cgroup"); !hidden.empty())
     spdlog::warn("{}", hidden);
+  if (config.hypervisor.users.empty())
+    spdlog::warn("hypervisor.users is empty: QEMU runs as root, and a guest that takes it over has the node");
   ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
                    Engine::Open(config, fs, Host::Real(), Clock::Real()));
   ASSIGN_OR_RETURN(const std::unique_ptr<RestServer> rest,

@@ -70,6 +70,8 @@ absl::Status TryKvm(const Config& config, const std::string& dir) {
   spec.runtime_dir = dir;
   StartOptions options;
   options.timeout = kBootLimit;
+  options.users = config.hypervisor.users;
+  options.users_lock = UsersLock(config.paths.run_dir);
   ASSIGN_OR_RETURN(const std::unique_ptr<Vm> vm, QemuVm::Start(spec, options));
   const auto deadline = steady_clock::now() + kBootLimit;
   absl::Status status = absl::DeadlineExceededError("the guest did not answer");

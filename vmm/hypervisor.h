@@ -24,7 +24,13 @@ struct StartOptions {
   std::chrono::milliseconds timeout = std::chrono::seconds(30);
   int cancel_fd = -1;  // an eventfd, say: readable when the start is given up; never read
   OnStarted on_started;
+  // QEMU runs as one of them that no other VM has, and owns nothing of the node. Empty: as our user, and owns
+  // what we own.
+  UserRange users;
+  std::string users_lock;  // UsersLock(run_dir), where there are `users`
 };
+
+inline std::string UsersLock(const std::string& run_dir) { return run_dir + "/users.lock"; }
 
 // A VM that another process has started and left.
 struct Adoption {

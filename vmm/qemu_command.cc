@@ -4,7 +4,6 @@
 
 #include "base/units.h"
 #include "guest/protocol/contract.h"
-#include "vmm/balloon.h"
 #include "vmm/vm_spec.h"
 
 namespace lamina::vmm {
@@ -99,20 +98,20 @@ QemuCommand BuildQemuCommand(const VmSpec& spec) {
                    spec.extra_kernel_args.empty() ? "" : " ", spec.extra_kernel_args) +
            TscKernelArg(spec)});
 
-  const auto socket = [&](const std::string& id, const std::string& path) {
-    add({"-chardev", fmt::format("socket,id={},path={},server=on,wait=off", id, Escape(path))});
+  const auto socket = [&](const std::string& id, int fd) {
+    add({"-chardev", fmt::format("socket,id={},fd={},server=on,wait=off", id, fd)});
   };
-  socket("qmp", QmpSocket(spec.runtime_dir));
+  socket("qmp", kQmpFd);
   add({"-mon", "chardev=qmp,mode=control"});
-  socket("balloon-qmp", BalloonSocket(spec.runtime_dir));
+  socket("balloon-qmp", kBalloonFd);
   add({"-mon", "chardev=balloon-qmp,mode=control"});
   add({"-device",
        fmt::format("virtio-serial-pci,id=serial,disable-legacy=on,bus=pcie.0,addr={:02x}.0", kSerialSlot)});
-  socket("rpc", RpcSocket(spec.runtime_dir));
+  socket("rpc", kRpcFd);
   add({"-device", fmt::format("virtserialport,bus=serial.0,nr=1,chardev=rpc,name={}", guest::kRpcPort)});
-  socket("stdio", StdioSocket(spec.runtime_dir));
+  socket("stdio", kStdioFd);
   add({"-device", fmt::format("virtserialport,bus=serial.0,nr=2,chardev=stdio,name={}", guest::kStdioPort)});
-  add({"-object", "rng-random,id=rng,filename=/dev/urandom"});
+  add({"-object", "rng-builtin,id=rng"});
   add({"-device",
        fmt::format("virtio-rng-pci,rng=rng,disable-legacy=on,bus=pcie.0,addr={:02x}.0", kRngSlot)});
   add({"-device", fmt::format("virtio-balloon-pci,id=balloon,deflate-on-oom=on,free-page-reporting=on,"
@@ -126,7 +125,7 @@ QemuCommand BuildQemuCommand(const VmSpec& spec) {
                      spec.mac, kNetSlot)});
   }
   if (!spec.virtiofs_socket.empty()) {
-    add({"-chardev", fmt::format("socket,id=fs,path={}", Escape(spec.virtiofs_socket))});
+    add({"-chardev", fmt::format("socket,id=fs,fd={}", kVirtiofsFd)});
     add({"-device", fmt::format("vhost-user-fs-pci,chardev=fs,tag={},bus=pcie.0,addr={:02x}.0",
                                 spec.virtiofs_tag, kFsSlot)});
   }
@@ -140,8 +139,9 @@ QemuCommand BuildQemuCommand(const VmSpec& spec) {
   }
   int slot = kFirstArenaSlot;
   for (const ArenaDevice& arena : spec.boot_arenas) {
-    add({"-object", fmt::format("memory-backend-file,id=mem-{},mem-path={},size={},share=on,readonly=on",
-                                arena.id, Escape(arena.path), arena.bytes)});
+    add({"-object",
+         fmt::format("memory-backend-file,id=mem-{},mem-path=/proc/self/fd/{},size={},share=on,readonly=on",
+                     arena.id, kFirstArenaFd + slot - kFirstArenaSlot, arena.bytes)});
     add({"-device", fmt::format("virtio-pmem-pci,id=pmem-{0},memdev=mem-{0},bus=pcie.0,addr={1:02x}.0",
                                 arena.id, slot)});
     command.arena_pci_paths.push_back(fmt::format("{:02x}.0", slot));

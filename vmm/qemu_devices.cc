@@ -61,7 +61,6 @@ absl::StatusOr<ArenaWindow> ReadWindow(QmpClient& qmp, const std::string& path, 
   const size_t dash = name.find('-');
   window.arena.id = name.substr(dash + 1);
   const std::string memory = "/objects/mem" + name.substr(std::string("pmem").size());
-  ASSIGN_OR_RETURN(window.arena.path, Text(qmp, memory, "mem-path"));
   ASSIGN_OR_RETURN(window.arena.bytes, Number(qmp, memory, "size"));
   if (port) {
     window.pci_path = HotplugPciPath(*port);

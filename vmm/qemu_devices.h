@@ -15,7 +15,8 @@
 
 namespace lamina::vmm {
 
-// An arena's device, and where the guest finds it.
+// An arena's device, and where the guest finds it. QEMU does not know the arena's path: read back, it is
+// empty.
 struct ArenaWindow {
   ArenaDevice arena;
   std::string pci_path;

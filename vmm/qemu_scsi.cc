@@ -3,6 +3,8 @@
 #include <chrono>
 
 #include "base/status.h"
+#include "base/unique_fd.h"
+#include "vmm/qemu_files.h"
 #include "vmm/vm_spec.h"
 
 namespace lamina::vmm {
@@ -51,14 +53,20 @@ absl::StatusOr<std::string> QemuScsi::AddController(uint32_t index) {
 
 absl::Status QemuScsi::AddDisk(uint32_t controller, uint32_t lun, const std::string& image) {
   const std::string id = DiskId(controller, lun);
-  RETURN_IF_ERROR(
+  ASSIGN_OR_RETURN(const UniqueFd fd, OpenImage(image));
+  ASSIGN_OR_RETURN(const HandedFile file, HandFile(qmp_, fd.get()));
+  const absl::Status added =
       qmp_.Execute(
               "blockdev-add",
               fmt::format(
-                  R"({{"driver":"raw","node-name":"{}","read-only":true,"file":{{"driver":"file","filename":{},"read-only":true}}}})",
-                  id, JsonText(image)),
+                  R"({{"driver":"raw","node-name":"{}","read-only":true,"file":{{"driver":"file","filename":"{}","read-only":true}}}})",
+                  id, file.set_path()),
               kCommandTimeout)
-          .status());
+          .status();
+  // The block device has a duplicate of its own.
+  const absl::Status taken_back = TakeFileBack(qmp_, file);
+  RETURN_IF_ERROR(added);
+  RETURN_IF_ERROR(taken_back);
   return qmp_
       .Execute(
           "device_add",

@@ -3,23 +3,22 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cctype>
 #include <cerrno>
 
-#include "base/file_system.h"
+#include "base/log.h"
 #include "base/process.h"
 #include "base/status.h"
-#include "base/subprocess.h"
 #include "base/units.h"
 #include "vmm/balloon.h"
 #include "vmm/process_log.h"
+#include "vmm/qemu_files.h"
+#include "vmm/qemu_launch.h"
 #include "vmm/resize.h"
 
 namespace lamina::vmm {
@@ -43,20 +42,6 @@ absl::Status CheckSocketPath(const std::string& longest) {
                          longest.size(), kLimit);
 }
 
-// QEMU would create a missing file instead of complaining.
-absl::Status CheckArena(const ArenaDevice& arena) {
-  const auto allowed = [](unsigned char c) { return isalnum(c) || c == '-' || c == '_' || c == '.'; };
-  if (arena.id.empty() || arena.id.size() > 64 || !std::all_of(arena.id.begin(), arena.id.end(), allowed)) {
-    return InvalidArgument("arena id \"{:.80}\": 1 to 64 of A-Z a-z 0-9 - _ . are allowed", arena.id);
-  }
-  struct stat info {};
-  if (stat(arena.path.c_str(), &info) != 0) return ErrnoStatus(errno, "arena " + arena.path);
-  if (!S_ISREG(info.st_mode) || arena.bytes == 0 || static_cast<uint64_t>(info.st_size) < arena.bytes) {
-    return InvalidArgument("arena {} is not a file of {} bytes or more", arena.path, arena.bytes);
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Start(const VmSpec& spec, const StartOptions& options) {
@@ -75,18 +60,9 @@ absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Start(const VmSpec& spec, const Star
   for (const std::string& file : {spec.kernel, spec.initramfs, spec.firmware}) {
     if (access(file.c_str(), R_OK) != 0) return ErrnoStatus(errno, "the VM needs " + file);
   }
-  for (const ArenaDevice& arena : spec.boot_arenas) RETURN_IF_ERROR(CheckArena(arena));
   const QemuCommand command = BuildQemuCommand(spec);
   std::unique_ptr<QemuVm> vm(new QemuVm(spec.runtime_dir));
-  SpawnOptions spawn;
-  spawn.argv = command.argv;
-  spawn.env = {kProgramPath};
-  spawn.oom_score_adj = options.oom_score_adj;
-  spawn.netns_path = options.netns_path;
-  spawn.log_path = QemuLog(spec.runtime_dir);
-  spawn.cgroup_procs_files = options.cgroup_procs_files;
-  if (options.tap_fd >= 0) spawn.fds = {{options.tap_fd, spec.tap_fd}};
-  ASSIGN_OR_RETURN(vm->pid_, Spawn(spawn));
+  ASSIGN_OR_RETURN(vm->pid_, LaunchQemu(spec, command, options));
   vm->pidfd_ = UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, vm->pid_, 0)));
   if (!vm->pidfd_) {
     const int error = errno;
@@ -208,19 +184,25 @@ absl::StatusOr<std::string> QemuVm::AttachArena(const ArenaDevice& arena, uint64
     if (window.arena.bytes >= end) return window.pci_path;
     ++earlier;
   }
-  RETURN_IF_ERROR(CheckArena(arena));
+  ASSIGN_OR_RETURN(const UniqueFd fd, OpenArena(arena));
   if (end > arena.bytes) {
     return InvalidArgument("arena {}: {} bytes of it do not show a region that ends at {}", arena.path,
                            arena.bytes, end);
   }
   ASSIGN_OR_RETURN(const uint32_t port, ports_->Take());
+  const absl::StatusOr<HandedFile> file = HandFile(*qmp_, fd.get());
+  if (!file.ok()) {
+    ports_->GiveBack(port);
+    return Annotate(file.status(), "attach arena " + arena.path);
+  }
   const std::string name = (earlier == 0 ? std::string() : std::to_string(earlier)) + "-" + arena.id;
   absl::StatusOr<std::string> done = qmp_->Execute(
       "object-add",
       fmt::format(
-          R"({{"qom-type":"memory-backend-file","id":"mem{}","mem-path":{},"size":{},"share":true,"readonly":true}})",
-          name, JsonText(arena.path), arena.bytes),
+          R"({{"qom-type":"memory-backend-file","id":"mem{}","mem-path":"{}","size":{},"share":true,"readonly":true}})",
+          name, file->open_path(), arena.bytes),
       kCommandTimeout);
+  const absl::Status taken_back = TakeFileBack(*qmp_, *file);
   if (done.ok()) {
     done = qmp_->Execute(
         "device_add",
@@ -237,6 +219,9 @@ absl::StatusOr<std::string> QemuVm::AttachArena(const ArenaDevice& arena, uint64
     ports_->GiveBack(port);
     return Annotate(done.status(), "attach arena " + arena.path);
   }
+  // The device is there all the same.
+  if (!taken_back.ok())
+    LogWarning("arena {}: QEMU keeps a descriptor too many: {}", arena.path, Message(taken_back));
   windows_.push_back({arena, HotplugPciPath(port)});
   return windows_.back().pci_path;
 }

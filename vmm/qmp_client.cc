@@ -40,6 +40,24 @@ int MillisUntil(steady_clock::time_point deadline) {
   return static_cast<int>(std::clamp<int64_t>(left, 0, 60'000));
 }
 
+ssize_t SendWith(int socket, std::string_view text, int fd) {
+  iovec part{const_cast<char*>(text.data()), text.size()};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof fd)] = {};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  if (fd >= 0) {
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof fd);
+    memcpy(CMSG_DATA(header), &fd, sizeof fd);
+  }
+  return sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 }  // namespace
 
 std::string JsonText(const std::string& text) {
@@ -148,11 +166,12 @@ absl::StatusOr<QmpMessage> QmpClient::ReadMessage(Deadline deadline) {
   }
 }
 
-absl::Status QmpClient::Send(const std::string& line, Deadline deadline) {
+absl::Status QmpClient::Send(const std::string& line, Deadline deadline, int fd) {
   std::string_view rest = line;
   while (!rest.empty()) {
-    const ssize_t n = send(fd_.get(), rest.data(), rest.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    const ssize_t n = SendWith(fd_.get(), rest, fd);
     if (n > 0) {
+      fd = -1;  // it goes with the first byte
       rest.remove_prefix(static_cast<size_t>(n));
       continue;
     }
@@ -203,24 +222,24 @@ absl::StatusOr<std::unique_ptr<QmpClient>> QmpClient::FromFd(UniqueFd fd, Deadli
 }
 
 absl::StatusOr<std::string> QmpClient::Execute(const std::string& command, const std::string& arguments,
-                                               std::chrono::milliseconds timeout) {
+                                               std::chrono::milliseconds timeout, int fd) {
   const Deadline deadline = steady_clock::now() + timeout;
   Turn turn;
   if (!turn.Take(*this, deadline)) {
     return MakeStatus(absl::StatusCode::kDeadlineExceeded,
                       "QMP: {} was not sent in time: QEMU has not answered the command before it", command);
   }
-  return Run(command, arguments, deadline);
+  return Run(command, arguments, deadline, fd);
 }
 
 absl::StatusOr<std::string> QmpClient::Run(const std::string& command, const std::string& arguments,
-                                           Deadline deadline) {
+                                           Deadline deadline, int fd) {
   const uint64_t id = next_id_++;
   const std::string line =
       arguments.empty()
           ? fmt::format("{{\"execute\":\"{}\",\"id\":{}}}\n", command, id)
           : fmt::format("{{\"execute\":\"{}\",\"arguments\":{},\"id\":{}}}\n", command, arguments, id);
-  RETURN_IF_ERROR(Send(line, deadline));
+  RETURN_IF_ERROR(Send(line, deadline, fd));
   for (;;) {
     ASSIGN_OR_RETURN(QmpMessage message, ReadMessage(deadline));
     if (message.kind == QmpMessage::kReturn && message.id == id) return std::move(message.return_json);

@@ -53,9 +53,9 @@ class QmpClient {
   // Runs `command` with `arguments` (a JSON object, or empty). Gives the JSON of "return". QEMU's error
   // classes: DeviceNotFound -> NotFound, others -> Internal with QEMU's words. DeadlineExceeded: no answer in
   // time; it is dropped when it comes later. Unavailable when QEMU is gone, and ever after a command that
-  // QEMU took only in part.
+  // QEMU took only in part. `fd`, where there is one, is sent along (add-fd), and stays ours.
   absl::StatusOr<std::string> Execute(const std::string& command, const std::string& arguments,
-                                      std::chrono::milliseconds timeout);
+                                      std::chrono::milliseconds timeout, int fd = -1);
   // Forgets DEVICE_DELETED of `device` seen so far: ids are used again, and an old event must not answer for
   // a new device. Called before device_del.
   void ForgetDeleted(const std::string& device);
@@ -70,9 +70,9 @@ class QmpClient {
   QmpClient(UniqueFd fd, int cancel_fd) : fd_(std::move(fd)), cancel_fd_(cancel_fd) {}
   // The three are for who has the turn.
   absl::StatusOr<QmpMessage> ReadMessage(Deadline deadline);
-  absl::Status Send(const std::string& line, Deadline deadline);
-  absl::StatusOr<std::string> Run(const std::string& command, const std::string& arguments, Deadline deadline)
-      EXCLUDES(mutex_);
+  absl::Status Send(const std::string& line, Deadline deadline, int fd);
+  absl::StatusOr<std::string> Run(const std::string& command, const std::string& arguments, Deadline deadline,
+                                  int fd = -1) EXCLUDES(mutex_);
   void Remember(const QmpEvent& event) EXCLUDES(mutex_);
   bool TakeDeleted(const std::string& device) REQUIRES(mutex_);
 

@@ -19,6 +19,11 @@ enum class Accel { kKvm, kTcg };
 // As QEMU and the config name it: "kvm", "tcg".
 inline const char* AccelName(Accel accel) { return accel == Accel::kKvm ? "kvm" : "tcg"; }
 
+// What QEMU is started with, by the numbers that it has there: the tap, listening sockets, the connection to
+// virtiofsd, the boot arenas one after the other.
+inline constexpr int kTapFd = 3, kQmpFd = 4, kBalloonFd = 5, kRpcFd = 6, kStdioFd = 7, kVirtiofsFd = 8,
+                     kFirstArenaFd = 9;
+
 // What an emulated guest's QEMU keeps of translated code, at most.
 inline constexpr uint64_t kTranslatedCodeBytes = 256ULL << 20;
 
@@ -41,7 +46,7 @@ struct VmSpec {
   std::vector<ArenaDevice> boot_arenas;  // at most 8
   std::string virtiofs_socket;           // empty: no shared directory
   std::string virtiofs_tag = guest::kSharedTag;
-  int tap_fd = -1;  // descriptor number in QEMU; -1: no network
+  int tap_fd = -1;  // descriptor number in QEMU, kTapFd; -1: no network
   std::string mac;
 };
 

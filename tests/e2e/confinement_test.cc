@@ -1,8 +1,11 @@
 // What a pod's processes on the host may do and have, as /proc and the cgroups show it.
 #include <filesystem>
 #include <fstream>
+#include <map>
+#include <set>
 #include <sstream>
 
+#include "base/config.h"
 #include "base/units.h"
 #include "cri/host_limits.h"
 #include "persist/state_store.h"
@@ -55,6 +58,47 @@ TEST_F(ConfinementTest, ProcessesOfAPodHaveNothingOfTheirParents) {
     // The kit's containerd may not go below its own, and says 0 in the sandbox's spec.
     EXPECT_EQ(Proc(pid, "oom_score_adj"), "0\n");
   }
+}
+
+TEST_F(ConfinementTest, QemuOwnsNothing) {
+  ASSERT_OK_AND_ASSIGN(const ScopedPod one, ScopedPod::Run({}));
+  PodSpec another;
+  another.name = "another";
+  ASSERT_OK_AND_ASSIGN(const ScopedPod other, ScopedPod::Run(another));
+  std::set<std::string> users;
+  for (const ScopedPod* pod : {&one, &other}) {
+    ASSERT_OK(Cri().RunContainer(pod->id(), Sleeper()).status());  // its layers are handed over
+    const int64_t pid = State(pod->id()).vmm.pid;
+    std::map<std::string, std::string> status;
+    std::istringstream lines(Proc(pid, "status"));
+    for (std::string line; std::getline(lines, line);) {
+      const size_t colon = line.find(':');
+      status[line.substr(0, colon)] = Trim(line.substr(colon + 1));
+    }
+    const std::string user = status["Uid"].substr(0, status["Uid"].find('\t'));
+    EXPECT_EQ(status["Uid"], fmt::format("{0}\t{0}\t{0}\t{0}", user));
+    EXPECT_EQ(status["Gid"], status["Uid"]);
+    EXPECT_EQ(status["Groups"], "");
+    for (const char* set : {"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"})
+      EXPECT_EQ(status[set], "0000000000000000") << set;
+    EXPECT_EQ(status["NoNewPrivs"], "1");
+    EXPECT_EQ(status["Seccomp"], "2");
+    EXPECT_GE(std::stoul("0" + user), Config().hypervisor.users.first);
+    users.insert(user);
+    for (const char* space : {"mnt", "pid", "ipc", "uts", "net"}) {
+      const auto of = [&](const std::string& who) {
+        return std::filesystem::read_symlink("/proc/" + who + "/ns/" + space).string();
+      };
+      EXPECT_NE(of(std::to_string(pid)), of("self")) << space;
+    }
+    std::set<std::string> root;
+    for (const auto& entry : std::filesystem::directory_iterator(fmt::format("/proc/{}/root", pid)))
+      root.insert(entry.path().filename());
+    for (const char* name : {"etc", "root", "home", "run", "sys", "tmp", "boot", "dev"})
+      EXPECT_EQ(root.count(name), 0u) << name;
+    EXPECT_EQ(root.count("proc"), 1u);
+  }
+  EXPECT_EQ(users.size(), 2u);
 }
 
 TEST_F(ConfinementTest, AContainerHasTheOomScoreThatTheKubeletGives) {

@@ -11,8 +11,11 @@
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/ttrpc/client.h"
+#include "base/unique_fd.h"
+#include "base/unix_socket.h"
 #include "guest/protocol/greeting.h"
 #include "tests/e2e/kit/leftovers.h"
+#include "vmm/balloon.h"
 #include "vmm/vm_spec.h"
 
 namespace lamina::bench {
@@ -38,8 +41,7 @@ absl::Status Greet(const std::string& dir, pid_t pid) {
 
 }  // namespace
 
-std::vector<std::string> BareCommand(const std::vector<std::string>& argv, const std::string& from,
-                                     const std::string& to) {
+std::vector<std::string> BareCommand(const std::vector<std::string>& argv) {
   const auto names = [](const std::string& value, const char* what) { return value.rfind(what, 0) == 0; };
   std::vector<std::string> bare;
   for (size_t i = 0; i < argv.size(); ++i) {
@@ -48,16 +50,15 @@ std::vector<std::string> BareCommand(const std::vector<std::string>& argv, const
       const bool prepared =
           (argv[i] == "-netdev" && names(value, "tap,")) ||
           (argv[i] == "-chardev" && names(value, "socket,id=fs,")) ||
-          (argv[i] == "-device" && (names(value, "virtio-net-pci,") || names(value, "vhost-user-fs-pci,")));
+          (argv[i] == "-object" && names(value, "memory-backend-file,")) ||
+          (argv[i] == "-device" && (names(value, "virtio-net-pci,") || names(value, "vhost-user-fs-pci,") ||
+                                    names(value, "virtio-pmem-pci,")));
       if (prepared) {
         ++i;
         continue;
       }
     }
-    std::string word = argv[i];
-    for (size_t at = word.find(from); at != std::string::npos; at = word.find(from, at + to.size()))
-      word.replace(at, from.size(), to);
-    bare.push_back(std::move(word));
+    bare.push_back(argv[i]);
   }
   return bare;
 }
@@ -77,7 +78,16 @@ absl::StatusOr<double> BootBare(const std::vector<std::string>& argv, const std:
   spawn.argv = argv;
   spawn.log_path = dir + "/qemu.log";
   const auto start = steady_clock::now();
+  std::vector<UniqueFd> sockets;
+  for (const auto& [number, path] :
+       {std::pair{vmm::kQmpFd, vmm::QmpSocket(dir)}, std::pair{vmm::kBalloonFd, vmm::BalloonSocket(dir)},
+        std::pair{vmm::kRpcFd, vmm::RpcSocket(dir)}, std::pair{vmm::kStdioFd, vmm::StdioSocket(dir)}}) {
+    ASSIGN_OR_RETURN(UniqueFd socket, ListenUnix(path));
+    spawn.fds.emplace_back(socket.get(), number);
+    sockets.push_back(std::move(socket));
+  }
   ASSIGN_OR_RETURN(const pid_t pid, Spawn(spawn));
+  sockets.clear();  // QEMU's end is theirs
   const absl::Status greeted = Greet(dir, pid);
   const double seconds = std::chrono::duration<double>(steady_clock::now() - start).count();
   kill(pid, SIGKILL);

@@ -8,16 +8,15 @@
 
 namespace lamina::bench {
 
-// The command of a running QEMU with its sockets below `to` in place of `from`, and without the devices that
-// need something of the host's prepared first: the tap and the shared directory. Pure.
-std::vector<std::string> BareCommand(const std::vector<std::string>& argv, const std::string& from,
-                                     const std::string& to);
+// The command of a running QEMU without the devices that need something of the host's prepared first: the
+// tap, the shared directory and arenas. Pure.
+std::vector<std::string> BareCommand(const std::vector<std::string>& argv);
 
 // argv of a process.
 absl::StatusOr<std::vector<std::string>> CommandOf(int pid);
 
 // Seconds from before the fork until the agent's first answer. The VM is killed, and its end seen, before the
-// return. `dir` is where the command's sockets are.
+// return. The command's sockets are made in `dir`.
 absl::StatusOr<double> BootBare(const std::vector<std::string>& argv, const std::string& dir);
 
 }  // namespace lamina::bench

@@ -51,7 +51,7 @@ absl::Status MeasureBoot(Bench& bench) {
     RETURN_IF_ERROR(bench.node.cri().RemovePod(pod));
 
     const std::string dir = bench.node.dir() + "/tmp/bare";
-    ASSIGN_OR_RETURN(const double alone, BootBare(BareCommand(argv, state.runtime_dir, dir), dir));
+    ASSIGN_OR_RETURN(const double alone, BootBare(BareCommand(argv), dir));
     if (round == 0) continue;
     bare.push_back(alone);
     pod_seconds.push_back(seconds);

@@ -48,7 +48,10 @@ std::vector<Process> FindProcesses(const std::string& text, const std::vector<in
     const int pid = std::stoi(name);
     if (pid == getpid() || std::find(except.begin(), except.end(), pid) != except.end()) continue;
     std::string command = ReadText(entry.path() / "cmdline");
-    if (command.find(text) == std::string::npos &&
+    // QEMU knows no path of its pod's; its log is one.
+    std::error_code gone;
+    const std::string output = fs::read_symlink(entry.path() / "fd/1", gone);
+    if (command.find(text) == std::string::npos && output.find(text) == std::string::npos &&
         ReadText(entry.path() / "environ").find(text) == std::string::npos) {
       continue;
     }

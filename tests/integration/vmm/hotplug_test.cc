@@ -171,7 +171,7 @@ TEST(Hotplug, FailuresTakeNothing) {
 
   const uint64_t missing = *vm.scsi().Reserve(files / "no-such-image");
   EXPECT_THAT(vm.scsi().Map(missing),
-              HasStatus(absl::StatusCode::kInternal, "no-such-image': No such file or directory"));
+              HasStatus(absl::StatusCode::kInternal, "no-such-image: No such file or directory"));
   EXPECT_OK(vm.scsi().Unmap(missing));
   auto place = vm.scsi().Map(*vm.scsi().Reserve(*image));
   ASSERT_OK(place);

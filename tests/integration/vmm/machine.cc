@@ -35,6 +35,13 @@ VmSpec TestSpec(const std::string& dir) {
   return spec;
 }
 
+StartOptions Confined() {
+  StartOptions options;
+  options.users = {1'900'000'000, 1'900'000'999};
+  options.users_lock = UsersLock("/tmp");
+  return options;
+}
+
 absl::StatusOr<std::string> MakeLayer(const std::string& dir, const std::string& name,
                                       const std::string& text) {
   const std::string tree = dir + "/" + name + ".tree", image = dir + "/" + name + ".erofs";
@@ -85,7 +92,7 @@ absl::StatusOr<std::unique_ptr<Machine>> Machine::Boot(const Options& options) {
     ASSIGN_OR_RETURN(machine->virtiofsd_, Hypervisor::Qemu().StartVirtiofsd(options));
   }
   const auto begin = steady_clock::now();
-  ASSIGN_OR_RETURN(machine->vm_, Hypervisor::Qemu().Start(spec, {}));
+  ASSIGN_OR_RETURN(machine->vm_, Hypervisor::Qemu().Start(spec, Confined()));
   const auto launched = steady_clock::now();
   machine->launch_seconds_ = std::chrono::duration<double>(launched - begin).count();
   ASSIGN_OR_RETURN(machine->client_, ttrpc::Client::Dial(RpcSocket(machine->dir()), "agent"));

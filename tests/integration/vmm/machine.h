@@ -19,6 +19,8 @@ namespace lamina::vmm {
 
 inline constexpr char kVirtiofsd[] = "/usr/lib/qemu/virtiofsd";
 
+// As the shim starts a VM: confined, as a user of a range of ours.
+StartOptions Confined();
 // The guest image, 192 MiB, 1 vCPU, 8 ports, room for 16 GiB of arenas; sockets in `dir`.
 VmSpec TestSpec(const std::string& dir);
 

@@ -27,14 +27,17 @@ using lamina::testing::TempDir;
 using std::chrono::seconds;
 using std::chrono::steady_clock;
 
-// Processes whose command line names `dir`.
+// Processes whose command line names `dir`, or whose output goes there.
 int ProcessesNaming(const std::string& dir) {
   int count = 0;
   for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
     const std::string name = entry.path().filename();
     if (name.find_first_not_of("0123456789") != std::string::npos) continue;
     const auto line = FileSystem::Real().Read(entry.path().string() + "/cmdline", 64 * kKiB);
-    count += line.ok() && line->find(dir + "/") != std::string::npos;
+    std::error_code gone;
+    const std::string output = std::filesystem::read_symlink(entry.path() / "fd/1", gone);
+    count += output.find(dir + "/") != std::string::npos ||
+             (line.ok() && line->find(dir + "/") != std::string::npos);
   }
   return count;
 }
@@ -59,7 +62,7 @@ TEST(Start, SeveralNumaNodesAreInterleaved) {
   VmSpec spec = TestSpec(dir.path());
   spec.max_hot_memory_bytes = 256 * kMiB;
   spec.numa_nodes = {0, 1};
-  const auto vm = Hypervisor::Qemu().Start(spec, {});
+  const auto vm = Hypervisor::Qemu().Start(spec, Confined());
   ASSERT_OK(vm);
   int interleaved = 0;
   std::ifstream maps("/proc/" + std::to_string((*vm)->pid()) + "/numa_maps");
@@ -74,17 +77,21 @@ TEST(Start, SeveralNumaNodesAreInterleaved) {
   const TempDir other;
   spec = TestSpec(other.path());
   spec.numa_nodes = {127};
-  EXPECT_THAT(Hypervisor::Qemu().Start(spec, {}).status(),
+  EXPECT_THAT(Hypervisor::Qemu().Start(spec, Confined()).status(),
               HasStatus(absl::StatusCode::kUnavailable, "cannot bind memory to host NUMA nodes"));
 }
 
-TEST(Start, QemusSocketsAreForTheOwnerOnlyThroughTheirDirectory) {
+TEST(Start, QemusSocketsAndLogAreForTheOwnerOnly) {
   const TempDir dir;  // mkdtemp: 0700, as the shim makes it
-  const auto vm = Hypervisor::Qemu().Start(TestSpec(dir.path()), {});
+  const auto vm = Hypervisor::Qemu().Start(TestSpec(dir.path()), Confined());
   ASSERT_OK(vm);
   struct stat info {};
   ASSERT_EQ(stat((dir / "qemu.log").c_str(), &info), 0);
   EXPECT_EQ(info.st_mode & 0777, 0600u);
+  for (const char* name : {"qmp.sock", "balloon.sock", "rpc.sock", "stdio.sock"}) {
+    ASSERT_EQ(stat((dir / name).c_str(), &info), 0) << name;
+    EXPECT_EQ(info.st_mode & 0777, 0600u) << name;
+  }
   EXPECT_OK((*vm)->Kill(seconds(10)));
   EXPECT_OK((*vm)->Kill(seconds(10)));
 }
@@ -95,12 +102,13 @@ TEST(Start, AFailureQuotesQemuAndLeavesNothing) {
   VmSpec spec = TestSpec(dir.path());
   spec.kernel = dir / "kernel";
   // PVH is not in it, so QEMU reads it as a bzImage and gives up.
-  EXPECT_THAT(Hypervisor::Qemu().Start(spec, {}), HasStatus(absl::StatusCode::kUnavailable, "it said: qemu"));
+  EXPECT_THAT(Hypervisor::Qemu().Start(spec, Confined()),
+              HasStatus(absl::StatusCode::kUnavailable, "it said: qemu"));
   spec = TestSpec(dir.path());
   spec.virtiofs_socket = dir / "nobody-listens";
-  EXPECT_THAT(Hypervisor::Qemu().Start(spec, {}),
-              HasStatus(absl::StatusCode::kUnavailable, "nobody-listens"));
-  StartOptions options;
+  EXPECT_THAT(Hypervisor::Qemu().Start(spec, Confined()),
+              HasStatus(absl::StatusCode::kNotFound, "nobody-listens"));
+  StartOptions options = Confined();
   options.netns_path = dir / "no-netns";
   EXPECT_THAT(Hypervisor::Qemu().Start(TestSpec(dir.path()), options),
               HasStatus(absl::StatusCode::kNotFound, "no-netns"));
@@ -110,8 +118,9 @@ TEST(Start, AFailureQuotesQemuAndLeavesNothing) {
 TEST(Start, ASecondStartInTheSameDirectoryTakesOverOldSockets) {
   const TempDir dir;
   for (int round = 0; round < 2; ++round) {
-    const auto vm = Hypervisor::Qemu().Start(TestSpec(dir.path()), {});
+    const auto vm = Hypervisor::Qemu().Start(TestSpec(dir.path()), Confined());
     ASSERT_OK(vm);
+    EXPECT_EQ(ProcessesNaming(dir.path()), 1);
     EXPECT_OK((*vm)->Kill(seconds(10)));  // SIGKILL: the sockets stay
     EXPECT_TRUE(std::filesystem::exists(dir / "qmp.sock"));
   }
@@ -156,7 +165,7 @@ TEST(Start, NeitherQemuNorVirtiofsdHoldsADescriptorOfTheShims) {
     options.log_path = VirtiofsdLog(dir.path());
     const auto virtiofsd = Hypervisor::Qemu().StartVirtiofsd(options);
     ASSERT_OK(virtiofsd);
-    const auto vm = Hypervisor::Qemu().Start(spec, {});
+    const auto vm = Hypervisor::Qemu().Start(spec, Confined());
     ASSERT_OK(vm);
     const std::map<std::string, std::string> logs = {
         {std::to_string((*vm)->pid()), QemuLog(dir.path())},
@@ -190,8 +199,9 @@ TEST(Death, IsSeenByTheWaiterAndByCallsUnderWay) {
   waiter.join();
   EXPECT_LT(steady_clock::now() - killed, seconds(5));
   EXPECT_THAT(vm.Alive(), HasStatus(absl::StatusCode::kUnavailable, "has ended"));
-  EXPECT_THAT(vm.scsi().Map(*vm.scsi().Reserve((*machine)->dir() + "/other")),
-              HasStatus(absl::StatusCode::kUnavailable, "gone"));
+  const auto other = MakeLayer((*machine)->dir(), "other", "y");
+  ASSERT_OK(other);
+  EXPECT_THAT(vm.scsi().Map(*vm.scsi().Reserve(*other)), HasStatus(absl::StatusCode::kUnavailable, "gone"));
   EXPECT_THAT(vm.scsi().Unmap(disk), HasStatus(absl::StatusCode::kUnavailable, "gone"));
   EXPECT_OK(vm.Kill(seconds(1)));
 }
@@ -210,7 +220,7 @@ TEST(Death, TheVmOutlivesItsObject) {
   pid_t pid;
   uint64_t start_time;
   {
-    const auto vm = Hypervisor::Qemu().Start(TestSpec(dir.path()), {});
+    const auto vm = Hypervisor::Qemu().Start(TestSpec(dir.path()), Confined());
     ASSERT_OK(vm);
     pid = (*vm)->pid();
     start_time = (*vm)->start_time();

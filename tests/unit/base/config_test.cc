@@ -78,6 +78,7 @@ TEST(Config, SampleShowsTheDefaults) {
   EXPECT_EQ(sample->hypervisor.accel, defaults.hypervisor.accel);
   EXPECT_EQ(sample->hypervisor.firmware, defaults.hypervisor.firmware);
   EXPECT_EQ(sample->hypervisor.virtiofsd, defaults.hypervisor.virtiofsd);
+  EXPECT_EQ(sample->hypervisor.users, defaults.hypervisor.users);
   EXPECT_EQ(sample->hypervisor.boot_timeout_seconds, defaults.hypervisor.boot_timeout_seconds);
   EXPECT_EQ(sample->hypervisor.hotplug_ports, defaults.hypervisor.hotplug_ports);
   EXPECT_EQ(sample->hypervisor.vmm_overhead_memory_bytes, defaults.hypervisor.vmm_overhead_memory_bytes);
@@ -93,6 +94,21 @@ TEST(Config, SampleShowsTheDefaults) {
   EXPECT_EQ(sample->memory.reserve_bytes, defaults.memory.reserve_bytes);
   EXPECT_EQ(sample->memory.min_available_bytes, defaults.memory.min_available_bytes);
   EXPECT_EQ(sample->laminad.rest_address, defaults.laminad.rest_address);
+}
+
+TEST(ConfigTest, UsersAreARangeOfNobodysNumbers) {
+  const auto users = [](const std::string& value) {
+    return ParseConfig("[hypervisor]\nusers = \"" + value + "\"\n", "c.toml");
+  };
+  EXPECT_EQ(users("5000-5009")->hypervisor.users, (UserRange{5000, 5009}));
+  EXPECT_EQ(users("5000-5000")->hypervisor.users, (UserRange{5000, 5000}));
+  EXPECT_TRUE(users("")->hypervisor.users.empty());
+  for (const char* wrong :
+       {"0-10", "999-5000", "5009-5000", "5000", "5000-", "a-b", "5000-4294967295", "-5000--4000"}) {
+    EXPECT_THAT(users(wrong),
+                lamina::testing::HasStatus(absl::StatusCode::kInvalidArgument, "must be FIRST-LAST"))
+        << wrong;
+  }
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ class AccelTest : public ::testing::Test {
     config_.paths.guest_dir = dir_.path();
     config_.hypervisor.firmware = dir_ / "qboot";
     config_.hypervisor.qemu = dir_ / "qemu";
+    config_.hypervisor.users = {};  // a script has no loader to ask for its files
     for (const char* name : {"vmlinux", "initramfs.img", "qboot"}) std::ofstream(dir_ / name) << name;
     // A QEMU that boots nothing and counts how often it is tried.
     std::ofstream(config_.hypervisor.qemu) << "#!/bin/sh\necho tried >> " << (dir_ / "tries") << "\nexit 1\n";

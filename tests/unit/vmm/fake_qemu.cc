@@ -1,5 +1,5 @@
-// A program in QEMU's place: listens where `-chardev socket,id=qmp,path=…` says, greets, and says OK to every
-// command. Its name says what else it does:
+// A program in QEMU's place: accepts at the listening descriptor that `-chardev socket,id=qmp,fd=…` names,
+// greets, and says OK to every command. Its name says what else it does:
 //   -name silent   it takes the connection, says so in its log, and never answers
 //   -name fds      it writes its open descriptors to its log before anything else
 //   -name flood    before it answers command N it writes 4 MiB to its log, and then "answers command N"
@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -19,11 +18,11 @@
 
 namespace {
 
-std::string QmpPath(int argc, char** argv) {
-  const std::string prefix = "socket,id=qmp,path=";
+int QmpListener(int argc, char** argv) {
+  const std::string prefix = "socket,id=qmp,fd=";
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
-    if (word.rfind(prefix, 0) == 0) return word.substr(prefix.size(), word.find(",server") - prefix.size());
+    if (word.rfind(prefix, 0) == 0) return atoi(word.c_str() + prefix.size());
   }
   fprintf(stderr, "no QMP socket on the command line\n");
   exit(1);
@@ -53,18 +52,11 @@ std::string Mode(int argc, char** argv) {
 int Serve(int argc, char** argv) {
   const std::string mode = Mode(argc, argv);
   if (mode == "fds") ListDescriptors();
-  const std::string path = QmpPath(argc, argv);
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  memcpy(address.sun_path, path.data(), path.size());
-  unlink(path.c_str());  // as QEMU does
-  const int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (bind(listener, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 ||
-      listen(listener, 4) != 0) {
-    perror(path.c_str());
+  const int fd = accept(QmpListener(argc, argv), nullptr, nullptr);
+  if (fd < 0) {
+    perror("accept");
     return 1;
   }
-  const int fd = accept(listener, nullptr, nullptr);
   if (mode == "silent") fprintf(stderr, "connected\n");
   if (mode != "silent") Say(fd, "{\"QMP\": {}}\n");
   const std::string noise(4095, 'x');

@@ -118,17 +118,15 @@ TEST(QemuCommandTest, AWholePod) {
           "-append quiet loglevel=0 tsc=reliable no_timer_check noreplace-smp reboot=t panic=-1 "
           "cryptomgr.notests random.trust_cpu=on rcupdate.rcu_expedited=1 pci=noaer edd=off swiotlb=noforce "
           "rdinit=/init",
-          // One control channel, two ports into the guest.
-          "-chardev socket,id=qmp,path=/run/lamina/pod-1/qmp.sock,server=on,wait=off",
-          "-mon chardev=qmp,mode=control",
-          "-chardev socket,id=balloon-qmp,path=/run/lamina/pod-1/balloon.sock,server=on,wait=off",
-          "-mon chardev=balloon-qmp,mode=control",
+          // Two control channels, two ports into the guest; all that is the node's comes as a descriptor.
+          "-chardev socket,id=qmp,fd=4,server=on,wait=off", "-mon chardev=qmp,mode=control",
+          "-chardev socket,id=balloon-qmp,fd=5,server=on,wait=off", "-mon chardev=balloon-qmp,mode=control",
           "-device virtio-serial-pci,id=serial,disable-legacy=on,bus=pcie.0,addr=01.0",
-          "-chardev socket,id=rpc,path=/run/lamina/pod-1/rpc.sock,server=on,wait=off",
+          "-chardev socket,id=rpc,fd=6,server=on,wait=off",
           "-device virtserialport,bus=serial.0,nr=1,chardev=rpc,name=lamina.rpc",
-          "-chardev socket,id=stdio,path=/run/lamina/pod-1/stdio.sock,server=on,wait=off",
+          "-chardev socket,id=stdio,fd=7,server=on,wait=off",
           "-device virtserialport,bus=serial.0,nr=2,chardev=stdio,name=lamina.stdio",
-          "-object rng-random,id=rng,filename=/dev/urandom",
+          "-object rng-builtin,id=rng",
           "-device virtio-rng-pci,rng=rng,disable-legacy=on,bus=pcie.0,addr=02.0",
           // The guest's free pages go back to the host by themselves.
           "-device virtio-balloon-pci,id=balloon,deflate-on-oom=on,free-page-reporting=on,disable-legacy=on,"
@@ -136,11 +134,11 @@ TEST(QemuCommandTest, AWholePod) {
           "-netdev tap,id=net,fd=3",
           "-device virtio-net-pci,netdev=net,mac=02:42:0a:01:02:03,romfile=,disable-legacy=on,bus=pcie.0,"
           "addr=04.0",
-          "-chardev socket,id=fs,path=/run/lamina/pod-1/virtiofsd.sock",
+          "-chardev socket,id=fs,fd=8",
           "-device vhost-user-fs-pci,chardev=fs,tag=lamina,bus=pcie.0,addr=05.0",
           // readonly=on: the guest must not reach what other pods read.
-          "-object memory-backend-file,id=mem-arena-7,mem-path=/var/lib/lamina/"
-          "arena-7,size=1073741824,share=on,readonly=on",
+          "-object memory-backend-file,id=mem-arena-7,mem-path=/proc/self/fd/9,size=1073741824,share=on,"
+          "readonly=on",
           "-device virtio-pmem-pci,id=pmem-arena-7,memdev=mem-arena-7,bus=pcie.0,addr=06.0",
           // What comes later goes into these.
           "-device pcie-root-port,id=port0,chassis=1,slot=1,bus=pcie.0,addr=10.0,multifunction=on",
@@ -176,14 +174,21 @@ TEST(QemuCommandTest, ExtraKernelArgumentsComeLastAndWin) {
   EXPECT_THAT(Line(spec, "-append"), ::testing::EndsWith("rdinit=/init loglevel=7 console=hvc0"));
 }
 
-TEST(QemuCommandTest, ACommaInAPathDoesNotBecomeAnOption) {
+TEST(QemuCommandTest, ACommaDoesNotBecomeAnOption) {
   VmSpec spec = Pod();
   spec.name = "a,debug-threads=on";
-  spec.runtime_dir = "/run/a,b";
-  spec.boot_arenas = {{"x", "/arenas/a,readonly=off", kMiB * 2}};
+  spec.firmware = "/fw/a,b.rom";
   EXPECT_EQ(Line(spec, "-name"), "-name a,,debug-threads=on");
-  EXPECT_THAT(Line(spec, "id=qmp"), HasSubstr("path=/run/a,,b/qmp.sock,server=on"));
-  EXPECT_THAT(Line(spec, "id=mem-x"), HasSubstr("mem-path=/arenas/a,,readonly=off,size="));
+  EXPECT_EQ(Line(spec, "-bios"), "-bios /fw/a,,b.rom");
+}
+
+TEST(QemuCommandTest, ThePathsOfThePodAreNotQemus) {
+  VmSpec spec = Pod();
+  spec.virtiofs_socket = "/run/lamina/pod-1/virtiofsd.sock";
+  for (int i = 0; i < 8; ++i) spec.boot_arenas.push_back({"a" + std::to_string(i), "/arenas/a", kGiB});
+  for (const std::string& line : Lines(BuildQemuCommand(spec)))
+    EXPECT_THAT(line, ::testing::AllOf(Not(HasSubstr("/run/")), Not(HasSubstr("/arenas/"))));
+  EXPECT_THAT(Line(spec, "id=mem-a7"), HasSubstr("mem-path=/proc/self/fd/16,"));
 }
 
 TEST(QemuCommandTest, EachDeviceHasASlotOfItsOwn) {

@@ -1,5 +1,6 @@
 #include "vmm/qmp_client.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <malloc.h>
@@ -388,6 +389,50 @@ TEST(QmpClientTest, ConnectingIsGivenUp) {
                   "/nowhere/qmp.sock", steady_clock::now() + seconds(60), [] { return absl::OkStatus(); },
                   cancel.get()),
               HasStatus(absl::StatusCode::kCancelled, "given up"));
+}
+
+TEST(QmpClientTest, ADescriptorGoesWithItsCommandAndWithNoOther) {
+  int fds[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+  const UniqueFd qemu(fds[0]);
+  const std::string said =
+      std::string(kGreeting) +
+      "{\"return\": {}, \"id\": 1}\n{\"return\": {}, \"id\": 2}\n{\"return\": {}, \"id\": 3}\n";
+  ASSERT_EQ(write(qemu.get(), said.data(), said.size()), static_cast<ssize_t>(said.size()));
+  auto client = QmpClient::FromFd(UniqueFd(fds[1]), steady_clock::now() + seconds(5));
+  ASSERT_OK(client);
+  ASSERT_EQ(pipe2(fds, O_CLOEXEC), 0);
+  const UniqueFd reader(fds[0]), writer(fds[1]);
+  // What came with a read: its text, and how many descriptors.
+  const auto next = [&](int* fd) {
+    char text[256], control[CMSG_SPACE(4 * sizeof(int))];
+    iovec part{text, sizeof text};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    const ssize_t n = recvmsg(qemu.get(), &message, MSG_CMSG_CLOEXEC);
+    *fd = -1;
+    if (const cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr) {
+      EXPECT_EQ(header->cmsg_len, CMSG_LEN(sizeof(int)));
+      memcpy(fd, CMSG_DATA(header), sizeof *fd);
+    }
+    return std::string(text, static_cast<size_t>(std::max<ssize_t>(n, 0)));
+  };
+  int fd = -1;
+  EXPECT_THAT(next(&fd), HasSubstr("qmp_capabilities"));
+  EXPECT_EQ(fd, -1);
+  EXPECT_OK((*client)->Execute("add-fd", "", seconds(5), writer.get()));
+  EXPECT_EQ(next(&fd), "{\"execute\":\"add-fd\",\"id\":2}\n");
+  ASSERT_GE(fd, 0);
+  const UniqueFd theirs(fd);
+  EXPECT_EQ(write(theirs.get(), "x", 1), 1);
+  char x = 0;
+  EXPECT_EQ(read(reader.get(), &x, 1), 1);
+  EXPECT_OK((*client)->Execute("quit", "", seconds(5)));
+  EXPECT_THAT(next(&fd), HasSubstr("quit"));
+  EXPECT_EQ(fd, -1);
 }
 
 }  // namespace
