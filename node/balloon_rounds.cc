@@ -24,7 +24,7 @@ uint64_t BalloonRounds::MissingFor(uint64_t bytes) const {
 }
 
 bool BalloonRounds::NodeIsShort(uint64_t bytes, const sizing::NumaNodes& nodes) const {
-  const std::map<uint32_t, sizing::NodeTotals> all = book_.ledger().nodes();
+  const std::map<uint32_t, sizing::NodeTotals> all = book_.ledger().totals().nodes;
   for (const auto& [number, part] : sizing::DivideEvenly(bytes, nodes)) {
     const auto it = all.find(number);
     if (it == all.end()) continue;
@@ -106,8 +106,8 @@ void BalloonRounds::Raise() {
     if (figures && figures->inflated_bytes > record.lowered_bytes())
       raise[id] = figures->inflated_bytes - record.lowered_bytes();
   }
-  const sizing::Ledger& ledger = book_.ledger();
-  const uint64_t available = ledger.pressure().empty() ? ledger.totals().available_bytes : 0;
+  const sizing::LedgerTotals totals = book_.ledger().totals();
+  const uint64_t available = totals.pressure.empty() ? totals.available_bytes : 0;
   // Taken, then written down, then the guest's to use.
   for (const auto& [id, bytes] : sizing::PlanRaising(lowered, available)) {
     if (book_.Raise(id, bytes).ok()) raise[id] += bytes;

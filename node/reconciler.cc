@@ -47,19 +47,20 @@ void Reconciler::WatchPressure() {
   const sizing::LedgerTotals totals = book_.ledger().totals();
   const uint64_t promised = totals.claimed_bytes - totals.resident_bytes;  // and not used yet
   const bool eaten = left.bytes < least || left.bytes - least < promised;
-  book_.ledger().SetPressure(
-      eaten ? fmt::format("{} has {} MiB of memory left, less than memory.min_available of {} "
-                          "and the {} MiB that are promised and not used yet: others than "
-                          "Lamina use it",
-                          left.where, left.bytes / kMiB, FormatBytes(least), promised / kMiB)
-            : "");
-  sizing::NodeBytes sizes;
+  std::string pressure = eaten ? fmt::format(
+                                     "{} has {} MiB of memory left, less than memory.min_available of {} "
+                                     "and the {} MiB that are promised and not used yet: others than "
+                                     "Lamina use it",
+                                     left.where, left.bytes / kMiB, FormatBytes(least), promised / kMiB)
+                               : "";
+  sizing::NodeBytes sizes, on_nodes;
   const std::map<uint32_t, NumaMemory> nodes = host_.NumaNodes();
   for (const auto& [number, memory] : nodes) sizes[number] = memory.total_bytes;
   for (const auto& [number, kept] : sizing::DivideInProportion(least, sizes)) {
     const uint64_t here = nodes.at(number).left_bytes;
-    book_.ledger().SetNodeLeft(number, here - std::min(here, kept));
+    on_nodes[number] = here - std::min(here, kept);
   }
+  book_.ledger().Watch(std::move(pressure), on_nodes);
 }
 
 absl::StatusOr<Reconciler::Seen> Reconciler::Observe() {

@@ -35,7 +35,7 @@ lamina::node::v1::StatusResponse Views::status() const {
   lamina::node::v1::StatusResponse out;
   out.set_version(Version());
   out.set_ready(engine_.ready());
-  out.set_pressure(book_.ledger().pressure());
+  out.set_pressure(totals.pressure);
   if (const absl::Status state = book_.state(); !state.ok()) out.set_pressure(Message(state));
   out.set_capacity_bytes(totals.capacity_bytes);
   out.set_claimed_bytes(totals.claimed_bytes);
@@ -85,7 +85,7 @@ lamina::node::v1::ClaimList Views::claims() const {
   list.set_resident_bytes(totals.resident_bytes);
   list.set_reserve_bytes(config_.reserve_bytes);
   list.set_carve_out_bytes(config_.carve_out_bytes);
-  for (const auto& [number, node] : book_.ledger().nodes()) {
+  for (const auto& [number, node] : totals.nodes) {
     auto* out = list.add_numa_nodes();
     out->set_node(number);
     out->set_capacity_bytes(node.capacity_bytes);
@@ -129,8 +129,8 @@ std::string Views::MetricsText() const {
   sample.resident_bytes = totals.resident_bytes;
   sample.reserve_bytes = config_.reserve_bytes;
   sample.carve_out_bytes = config_.carve_out_bytes;
-  sample.pressure = !book_.ledger().pressure().empty();
-  for (const auto& [number, node] : book_.ledger().nodes()) {
+  sample.pressure = !totals.pressure.empty();
+  for (const auto& [number, node] : totals.nodes) {
     sample.numa_nodes.push_back(
         {std::to_string(number), node.capacity_bytes, node.claimed_bytes, node.available_bytes});
   }

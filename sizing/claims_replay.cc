@@ -74,8 +74,8 @@ absl::Status Run(Ledger& ledger, const std::vector<std::string>& words, Json& ou
     return absl::OkStatus();
   }
   if (op == "populate") return ledger.Populate(id, sizes[0]);
-  if (op == "commit") return ledger.Commit(id);
-  if (op == "fail") return ledger.Fail(id);
+  if (op == "commit") return ledger.EndBuild(id, BuildEnd::kWell);
+  if (op == "fail") return ledger.EndBuild(id, BuildEnd::kFailed);
   if (op == "dead") return ledger.Dead(id);
   if (op == "retarget") return ledger.Retarget(id, 0, sizes[0]);
   ledger.Release(id);

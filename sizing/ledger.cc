@@ -230,21 +230,19 @@ absl::Status Ledger::Populate(const std::string& id, uint64_t bytes) {
   return absl::OkStatus();
 }
 
-absl::Status Ledger::Commit(const std::string& id) {
+absl::Status Ledger::EndBuild(const std::string& id, BuildEnd end) {
   MutexLock lock(mutex_);
+  if (end == BuildEnd::kFailed) {
+    const auto it = entries_.find(id);
+    if (it == entries_.end()) return MakeStatus(absl::StatusCode::kNotFound, "sandbox {} has no claim", id);
+    it->second.dying = true;
+    return absl::OkStatus();
+  }
   LedgerEntry* entry = nullptr;
   RETURN_IF_ERROR(FindLocked(id, 0, &entry));
   CountLocked(*entry, false);
   entry->target_bytes = entry->resident_bytes;
   CountLocked(*entry, true);
-  return absl::OkStatus();
-}
-
-absl::Status Ledger::Fail(const std::string& id) {
-  MutexLock lock(mutex_);
-  const auto it = entries_.find(id);
-  if (it == entries_.end()) return MakeStatus(absl::StatusCode::kNotFound, "sandbox {} has no claim", id);
-  it->second.dying = true;
   return absl::OkStatus();
 }
 
@@ -303,33 +301,24 @@ void Ledger::SetResident(const std::string& id, uint64_t bytes) {
   CountLocked(it->second, true);
 }
 
-void Ledger::SetPressure(std::string reason) {
+void Ledger::Watch(std::string pressure, const NodeBytes& left) {
   MutexLock lock(mutex_);
-  pressure_ = std::move(reason);
-}
-
-std::string Ledger::pressure() const {
-  MutexLock lock(mutex_);
-  return pressure_;
+  pressure_ = std::move(pressure);
+  for (const auto& [number, bytes] : left) {
+    if (const auto it = nodes_.find(number); it != nodes_.end()) it->second.left = bytes;
+  }
 }
 
 LedgerTotals Ledger::totals() const {
   MutexLock lock(mutex_);
-  return {capacity_, Saturated(claimed_), Saturated(resident_), AvailableLocked(), entries_.size()};
-}
-
-void Ledger::SetNodeLeft(uint32_t node, uint64_t bytes) {
-  MutexLock lock(mutex_);
-  if (const auto it = nodes_.find(node); it != nodes_.end()) it->second.left = bytes;
-}
-
-std::map<uint32_t, NodeTotals> Ledger::nodes() const {
-  MutexLock lock(mutex_);
-  std::map<uint32_t, NodeTotals> all;
+  LedgerTotals totals{
+      capacity_, Saturated(claimed_), Saturated(resident_), AvailableLocked(), entries_.size(), pressure_,
+      {}};
   for (const auto& [number, node] : nodes_) {
-    all[number] = {node.capacity, Saturated(node.claimed), std::min(node.available(), AvailableLocked())};
+    totals.nodes[number] = {node.capacity, Saturated(node.claimed),
+                            std::min(node.available(), AvailableLocked())};
   }
-  return all;
+  return totals;
 }
 
 std::vector<LedgerEntry> Ledger::entries() const {

@@ -29,14 +29,22 @@ struct LedgerEntry {
   uint64_t outstanding_bytes() const { return counted_bytes() - resident_bytes; }
 };
 
-struct LedgerTotals {  // sums that do not fit 64 bits stand at 2^64-1
-  uint64_t capacity_bytes = 0, claimed_bytes = 0, resident_bytes = 0, available_bytes = 0;
-  size_t entries = 0;
-};
-
 // Of a NUMA node. Available: what is left of it as long as the whole has as much.
 struct NodeTotals {
   uint64_t capacity_bytes = 0, claimed_bytes = 0, available_bytes = 0;
+};
+
+struct LedgerTotals {  // sums that do not fit 64 bits stand at 2^64-1
+  uint64_t capacity_bytes = 0, claimed_bytes = 0, resident_bytes = 0, available_bytes = 0;
+  size_t entries = 0;
+  std::string pressure;  // why nothing is granted; empty: it is
+  std::map<uint32_t, NodeTotals> nodes;
+};
+
+// How a build ended.
+enum class BuildEnd {
+  kWell,    // what was not populated is released
+  kFailed,  // the entry is dying, and counts as before until it is dead
 };
 
 struct RangeGrant {
@@ -72,10 +80,8 @@ class Ledger {
   absl::Status Bind(const std::string& id, uint64_t generation);
   // `bytes` more are resident: within the promise always, beyond it from what is available.
   absl::Status Populate(const std::string& id, uint64_t bytes);
-  // The build is over and well: what was not populated is released. Repeatable.
-  absl::Status Commit(const std::string& id);
-  // The build is over and failed: the entry is dying, and counts as before until it is dead. Repeatable.
-  absl::Status Fail(const std::string& id);
+  // The build is over. Repeatable.
+  absl::Status EndBuild(const std::string& id, BuildEnd end);
   // Its process was seen dead: the entry is gone.
   absl::Status Dead(const std::string& id, uint64_t generation = 0);
   // Growth needs availability; shrinking always works, and frees what is not resident.
@@ -87,15 +93,12 @@ class Ledger {
   // What the VM was seen to hold. Unknown ids are ignored: the VM may just have gone.
   void SetResident(const std::string& id, uint64_t bytes);
 
-  // A non-empty reason stops new claims and growth until it is cleared.
-  void SetPressure(std::string reason);
-  std::string pressure() const;
-  // What a NUMA node was last seen to have left. More than that is promised by no set: Unavailable. At first,
-  // and with UINT64_MAX, nothing is watched. An unknown node is ignored.
-  void SetNodeLeft(uint32_t node, uint64_t bytes);
+  // How the node was last seen. A non-empty `pressure` stops new claims and growth until it is cleared.
+  // `left`: of NUMA nodes, which promise no set more than that (Unavailable); those that it does not name
+  // stay, unknown ones are ignored. At first, and with UINT64_MAX, a node is not watched.
+  void Watch(std::string pressure, const NodeBytes& left = {});
 
   LedgerTotals totals() const;
-  std::map<uint32_t, NodeTotals> nodes() const;
   std::vector<LedgerEntry> entries() const;  // by id
 
  private:

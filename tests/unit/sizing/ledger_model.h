@@ -280,10 +280,10 @@ inline Outcome Apply(Ledger& ledger, const Operation& op) {
       out.code = ledger.Populate(id, op.x).code();
       break;
     case Operation::kCommit:
-      out.code = ledger.Commit(id).code();
+      out.code = ledger.EndBuild(id, BuildEnd::kWell).code();
       break;
     case Operation::kFail:
-      out.code = ledger.Fail(id).code();
+      out.code = ledger.EndBuild(id, BuildEnd::kFailed).code();
       break;
     case Operation::kDead:
       out.code = ledger.Dead(id, generation).code();
@@ -313,7 +313,7 @@ inline Outcome Apply(Ledger& ledger, const Operation& op) {
   out.available = totals.available_bytes;
   out.claimed = totals.claimed_bytes;
   out.resident = totals.resident_bytes;
-  const std::map<uint32_t, NodeTotals> nodes = ledger.nodes();
+  const std::map<uint32_t, NodeTotals> nodes = ledger.totals().nodes;
   out.on_node0 = nodes.at(0).available_bytes;
   out.on_node1 = nodes.at(1).available_bytes;
   return out;

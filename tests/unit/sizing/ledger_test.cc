@@ -73,11 +73,11 @@ TEST(Ledger, GrowthNeedsRoomShrinkingDoesNot) {
 
 TEST(Ledger, PressureStopsGranting) {
   Ledger ledger(100);
-  ledger.SetPressure("the node is eaten into");
+  ledger.Watch("the node is eaten into");
   EXPECT_THAT(ledger.Claim("a", 1), HasStatus(absl::StatusCode::kUnavailable, "eaten into"));
-  ledger.SetPressure("");
+  ledger.Watch("");
   const uint64_t generation = *ledger.Claim("a", 10);
-  ledger.SetPressure("the node is eaten into");
+  ledger.Watch("the node is eaten into");
   EXPECT_THAT(ledger.Retarget("a", generation, 11), HasStatus(absl::StatusCode::kUnavailable, "eaten into"));
   EXPECT_OK(ledger.Retarget("a", generation, 5));
   EXPECT_OK(ledger.Populate("a", 5));  // was promised
@@ -121,8 +121,8 @@ TEST(Ledger, ABuildsEndReleasesTheRest) {
   Ledger ledger(100);
   ASSERT_OK(ledger.Claim("a", 60));
   ASSERT_OK(ledger.Populate("a", 20));
-  EXPECT_OK(ledger.Commit("a"));
-  EXPECT_OK(ledger.Commit("a"));
+  EXPECT_OK(ledger.EndBuild("a", BuildEnd::kWell));
+  EXPECT_OK(ledger.EndBuild("a", BuildEnd::kWell));
   EXPECT_EQ(ledger.totals().available_bytes, 80u);
   EXPECT_OK(ledger.Populate("a", 80));  // beyond the claim, from what is available
   EXPECT_NOT_OK(ledger.Populate("a", 1));
@@ -132,12 +132,13 @@ TEST(Ledger, TheDyingCountUntilTheyAreDead) {
   Ledger ledger(100);
   ASSERT_OK(ledger.Claim("a", 60));
   ASSERT_OK(ledger.Populate("a", 20));
-  EXPECT_OK(ledger.Fail("a"));
-  EXPECT_OK(ledger.Fail("a"));
+  EXPECT_OK(ledger.EndBuild("a", BuildEnd::kFailed));
+  EXPECT_OK(ledger.EndBuild("a", BuildEnd::kFailed));
   EXPECT_EQ(ledger.totals().available_bytes, 40u);
   EXPECT_THAT(ledger.Claim("a", 1), HasStatus(absl::StatusCode::kFailedPrecondition, "dying"));
   EXPECT_THAT(ledger.Populate("a", 1), HasStatus(absl::StatusCode::kFailedPrecondition, "dying"));
-  EXPECT_THAT(ledger.Commit("a"), HasStatus(absl::StatusCode::kFailedPrecondition, "dying"));
+  EXPECT_THAT(ledger.EndBuild("a", BuildEnd::kWell),
+              HasStatus(absl::StatusCode::kFailedPrecondition, "dying"));
   EXPECT_THAT(ledger.Retarget("a", 0, 1), HasStatus(absl::StatusCode::kFailedPrecondition, "dying"));
   EXPECT_THAT(ledger.Bind("a", 0), HasStatus(absl::StatusCode::kFailedPrecondition, "dying"));
   EXPECT_TRUE(ledger.Release("a"));  // what was never populated
@@ -169,20 +170,22 @@ TEST(Ledger, AClientThatLogsInLosesWhatItHadNotUsed) {
   ASSERT_OK(ledger.Claim("populated", 10, "one"));
   ASSERT_OK(ledger.Populate("populated", 1));
   ASSERT_OK(ledger.Claim("failed", 10, "one"));
-  ASSERT_OK(ledger.Fail("failed"));
+  ASSERT_OK(ledger.EndBuild("failed", BuildEnd::kFailed));
   ASSERT_OK(ledger.Claim("another's", 10, "two"));
   EXPECT_THAT(ledger.Login("one"), ::testing::ElementsAre("reserved"));
   EXPECT_THAT(ledger.Login("one"), ::testing::IsEmpty());
   EXPECT_EQ(ledger.totals().claimed_bytes, 40u);
 }
 
-uint64_t AvailableOn(const Ledger& ledger, uint32_t node) { return ledger.nodes().at(node).available_bytes; }
+uint64_t AvailableOn(const Ledger& ledger, uint32_t node) {
+  return ledger.totals().nodes.at(node).available_bytes;
+}
 
 TEST(Ledger, ASetOfNodesIsGrantedWholeOrNotAtAll) {
   Ledger ledger(100, {{0, 60}, {1, 40}});
   EXPECT_OK(ledger.ClaimNodes("a", 21, {0, 1}));
-  EXPECT_EQ(ledger.nodes().at(0).claimed_bytes, 11u);
-  EXPECT_EQ(ledger.nodes().at(1).claimed_bytes, 10u);
+  EXPECT_EQ(ledger.totals().nodes.at(0).claimed_bytes, 11u);
+  EXPECT_EQ(ledger.totals().nodes.at(1).claimed_bytes, 10u);
   EXPECT_THAT(ledger.ClaimNodes("b", 62, {0, 1}),
               HasStatus(absl::StatusCode::kResourceExhausted,
                         "62B from NUMA nodes 0-1: node 1 has 30B of 40B available, 31B are wanted there"));
@@ -252,8 +255,7 @@ TEST(Ledger, ANodeThatOthersHaveEatenIntoIsPromisedToNoSet) {
   Ledger ledger(100, {{0, 60}, {1, 40}});
   ASSERT_OK(ledger.ClaimNodes("a", 20, {0}));
   ledger.SetResident("a", 5);
-  ledger.SetNodeLeft(0, 25);
-  ledger.SetNodeLeft(7, 1);
+  ledger.Watch("", {{0, 25}, {7, 1}});
   EXPECT_THAT(
       ledger.ClaimNodes("b", 11, {0}),
       HasStatus(absl::StatusCode::kUnavailable,
@@ -263,7 +265,7 @@ TEST(Ledger, ANodeThatOthersHaveEatenIntoIsPromisedToNoSet) {
   EXPECT_OK(ledger.ClaimNodes("c", 20, {1}));
   EXPECT_OK(ledger.ClaimNodes("b", 10, {0}));
   EXPECT_THAT(ledger.ClaimNodes("d", 1, {0}), HasStatus(absl::StatusCode::kUnavailable, "node 0"));
-  ledger.SetNodeLeft(0, UINT64_MAX);
+  ledger.Watch("", {{0, UINT64_MAX}});
   EXPECT_OK(ledger.ClaimNodes("d", 1, {0}));
 }
 
@@ -275,7 +277,7 @@ TEST(Ledger, ASetComesBackAfterARestart) {
   EXPECT_EQ(ledger.entries()[0].nodes, NumaNodes{0});
   // Of a node that the machine has no more: the whole alone counts.
   ledger.Restore({"b", 6, 10, 0, true, false, "", {5}});
-  EXPECT_EQ(ledger.nodes().size(), 2u);
+  EXPECT_EQ(ledger.totals().nodes.size(), 2u);
   EXPECT_EQ(ledger.totals().claimed_bytes, 60u);
   EXPECT_OK(ledger.Retarget("b", 6, 20));
   EXPECT_OK(ledger.Dead("b"));
