@@ -110,15 +110,18 @@ class PlainAgentTest : public ::testing::Test {
     return Call(kCreateContainer, request);
   }
 
-  std::string Output(uint32_t stream) {
+  // Where a stream's output will be read; before the agent hears of the stream, or it is dropped.
+  UniqueFd Attach(uint32_t stream) {
     int fds[2];
     EXPECT_EQ(pipe2(fds, O_CLOEXEC), 0);
     EXPECT_OK(mux_->AttachSink(stream, UniqueFd(fds[1]), nullptr));
+    return UniqueFd(fds[0]);
+  }
+  static std::string ReadAll(const UniqueFd& output) {
     std::string text;
     char buffer[4096];
-    for (ssize_t n; (n = read(fds[0], buffer, sizeof buffer)) > 0;)
+    for (ssize_t n; (n = read(output.get(), buffer, sizeof buffer)) > 0;)
       text.append(buffer, static_cast<size_t>(n));
-    close(fds[0]);
     return text;
   }
 
@@ -132,13 +135,14 @@ TEST_F(PlainAgentTest, ItRunsContainersAndEndsOnShutdown) {
   agent::v1::HelloRequest hello;
   hello.set_protocol_version(1);
   ASSERT_OK(Call(kHello, hello));
+  const UniqueFd output = Attach(1);
   const auto created = Create("plain", "echo $$; exit 5", 1);
   ASSERT_OK(created);
   ProcessRequest process;
   process.set_container_id("plain");
   const auto started = Call(kStartProcess, process);
   ASSERT_OK(started);
-  EXPECT_EQ(Output(1), "1\n");
+  EXPECT_EQ(ReadAll(output), "1\n");
   const auto exit = Call(kWaitProcess, process);
   ASSERT_OK(exit);
   EXPECT_EQ(exit->exit_status(), 5u);
