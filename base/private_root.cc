@@ -156,6 +156,7 @@ const char* PrivateRoot::Fill(int root) const {
 }
 
 const char* PrivateRoot::Enter() const {
+  umask(S_IWGRP | S_IWOTH);  // whoever runs here must be able to walk it, whatever its parent keeps to itself
   // What the node unmounts goes here too; nothing that is mounted here goes there.
   if (mount("none", "/", nullptr, MS_REC | MS_SLAVE, nullptr) != 0) return "mount: make / a slave";
   const int fs = fsopen("tmpfs", FSOPEN_CLOEXEC);

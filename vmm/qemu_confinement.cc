@@ -39,6 +39,10 @@ absl::StatusOr<QemuConfinement> QemuConfinement::Make(const VmSpec& spec, QemuRe
     }
   }
   if (reach == QemuReach::kPrivate) RETURN_IF_ERROR(made.AddFiles(spec));
+  // Without a node of its own it takes the group that the node lets use KVM.
+  struct stat kvm {};
+  if (reach == QemuReach::kUserOnly && spec.accel == Accel::kKvm && stat(kKvm, &kvm) == 0 && kvm.st_gid != 0)
+    made.groups_ = {kvm.st_gid};
   return made;
 }
 
@@ -77,7 +81,7 @@ const char* QemuConfinement::Enter() const {
     if (const char* failed = root_.Enter(); failed != nullptr) return failed;
   }
   DropBoundingCapabilities(0);
-  if (syscall(SYS_setgroups, 0, nullptr) != 0) return "setgroups";
+  if (syscall(SYS_setgroups, groups_.size(), groups_.data()) != 0) return "setgroups";
   if (syscall(SYS_setresgid, uid_, uid_, uid_) != 0) return "setresgid";
   if (syscall(SYS_setresuid, uid_, uid_, uid_) != 0) return "setresuid";
   // The session's keys are ours; a kernel without keys refuses, and has none.

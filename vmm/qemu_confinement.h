@@ -3,6 +3,8 @@
 
 #include <sys/types.h>
 
+#include <vector>
+
 #include "absl/status/status.h"
 #include "base/private_root.h"
 #include "base/subprocess.h"
@@ -15,7 +17,8 @@ enum class QemuReach {
   kUserOnly,  // none of these
 };
 
-// Either way it runs as user and group `uid`, in no other group, without capabilities, with no_new_privs.
+// Either way it runs as user and group `uid`, in no other group (but, without a root of its own, in the one
+// that may use /dev/kvm), without capabilities, with no_new_privs.
 // `spec.qemu` is the program's path. `network`: it joins a network namespace that is made for the pod; else
 // it has an empty one of its own.
 class QemuConfinement : public ChildSetup {
@@ -33,6 +36,7 @@ class QemuConfinement : public ChildSetup {
   QemuReach reach_;
   uid_t uid_;
   bool network_;
+  std::vector<gid_t> groups_;
   PrivateRoot root_;
 };
 

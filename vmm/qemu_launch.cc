@@ -1,5 +1,8 @@
 #include "vmm/qemu_launch.h"
 
+#include <poll.h>
+
+#include <chrono>
 #include <climits>
 #include <cstdlib>
 #include <utility>
@@ -18,6 +21,18 @@
 namespace lamina::vmm {
 namespace {
 
+constexpr std::chrono::seconds kListens{5};
+
+// Its socket is there an instant before it listens, and it takes one connection: no other way to ask.
+absl::StatusOr<UniqueFd> ConnectVirtiofsd(const std::string& path) {
+  const auto deadline = std::chrono::steady_clock::now() + kListens;
+  for (;;) {
+    absl::StatusOr<UniqueFd> fd = ConnectUnix(path);
+    if (!absl::IsUnavailable(fd.status()) || std::chrono::steady_clock::now() >= deadline) return fd;
+    poll(nullptr, 0, 1);
+  }
+}
+
 // What QEMU inherits: closed here when it has it, so that its end is the end of its sockets.
 class Inheritance {
  public:
@@ -29,7 +44,8 @@ class Inheritance {
           std::pair{kRpcFd, RpcSocket(dir)}, std::pair{kStdioFd, StdioSocket(dir)}}) {
       RETURN_IF_ERROR(Keep(ListenUnix(path), number));
     }
-    if (!spec.virtiofs_socket.empty()) RETURN_IF_ERROR(Keep(ConnectUnix(spec.virtiofs_socket), kVirtiofsFd));
+    if (!spec.virtiofs_socket.empty())
+      RETURN_IF_ERROR(Keep(ConnectVirtiofsd(spec.virtiofs_socket), kVirtiofsFd));
     for (size_t i = 0; i < spec.boot_arenas.size(); ++i)
       RETURN_IF_ERROR(Keep(OpenArena(spec.boot_arenas[i]), kFirstArenaFd + static_cast<int>(i)));
     return absl::OkStatus();
