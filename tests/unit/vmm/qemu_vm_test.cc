@@ -8,10 +8,13 @@
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/ptrace.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <thread>
@@ -194,6 +197,23 @@ class SpeakingQemuTest : public QemuVmStartTest {
   uint64_t start_time_ = 0;
   UniqueFd qemus_end_;
 };
+
+// A socket is in its place before its owner listens.
+TEST_F(SpeakingQemuTest, AVirtiofsdThatListensALittleLaterIsConnectedTo) {
+  spec_.virtiofs_socket = spec_.runtime_dir + "/fs.sock";
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  ASSERT_LT(spec_.virtiofs_socket.size(), sizeof address.sun_path);
+  memcpy(address.sun_path, spec_.virtiofs_socket.data(), spec_.virtiofs_socket.size());
+  const UniqueFd late(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  ASSERT_EQ(bind(late.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+  std::thread owner([&] {
+    std::this_thread::sleep_for(milliseconds(100));  // who connects once has been refused by then
+    EXPECT_EQ(listen(late.get(), 1), 0);
+  });
+  EXPECT_NE(StartVm(), nullptr);
+  owner.join();
+}
 
 TEST_F(SpeakingQemuTest, AStartThatIsGivenUpEndsAtOnceAndLeavesNothing) {
   spec_.name = "silent";
