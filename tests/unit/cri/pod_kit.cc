@@ -104,10 +104,16 @@ FakeGuest::FakeGuest() {
                 [this](const CreateContainerRequest& r) -> absl::StatusOr<CreateContainerResponse> {
                   MutexLock lock(mutex_);
                   containers_.insert(r.container_id());
+                  ends_[Key(r.container_id(), "")] = std::make_shared<ProcessEnd>();
                   CreateContainerResponse created;
                   created.set_pid(77);
                   return created;
                 });
+  calls->Handle(guest::kExecCreate, [this](const ExecCreateRequest& r) -> absl::StatusOr<Empty> {
+    MutexLock lock(mutex_);
+    ends_[Key(r.container_id(), r.exec_id())] = std::make_shared<ProcessEnd>();
+    return Empty();
+  });
   calls->Handle(guest::kStartProcess, [](const ProcessRequest&) -> absl::StatusOr<StartProcessResponse> {
     StartProcessResponse started;
     started.set_pid(78);
@@ -115,8 +121,7 @@ FakeGuest::FakeGuest() {
   });
   calls->Handle(guest::kSignalProcess, [this](const SignalProcessRequest& r) -> absl::StatusOr<Empty> {
     MutexLock lock(mutex_);
-    if (!ignore_signals_) ended_[Key(r.container_id(), r.exec_id())] = 128 + r.signal();
-    changed_.NotifyAll();
+    if (!ignore_signals_) EndLocked(Key(r.container_id(), r.exec_id()), 128 + r.signal());
     return Empty();
   });
   calls->Handle(guest::kWaitProcess,
@@ -124,8 +129,7 @@ FakeGuest::FakeGuest() {
   calls->Handle(guest::kDeleteProcess, [this](const ProcessRequest& r) -> absl::StatusOr<Empty> {
     MutexLock lock(mutex_);
     if (r.exec_id().empty()) containers_.erase(r.container_id());
-    ended_[Key(r.container_id(), r.exec_id())] = 137;
-    changed_.NotifyAll();
+    EndLocked(Key(r.container_id(), r.exec_id()), 137);
     return Empty();
   });
   calls->Handle(guest::kSetVcpus, [](const SetVcpusRequest& r) -> absl::StatusOr<SetVcpusResponse> {
@@ -137,19 +141,30 @@ FakeGuest::FakeGuest() {
 
 absl::StatusOr<agent::v1::WaitProcessResponse> FakeGuest::Wait(const std::string& process) {
   MutexLock lock(mutex_);
-  while (ended_.count(process) == 0 && cancels_ == cancels_before_call && call_generation == generation_)
+  const std::shared_ptr<ProcessEnd> end = EndOf(process);
+  while (!end->status && cancels_ == cancels_before_call && call_generation == generation_)
     changed_.Wait(mutex_);
-  const auto ended = ended_.find(process);
-  if (ended == ended_.end()) return absl::CancelledError("the call was cancelled");
+  if (!end->status) return absl::CancelledError("the call was cancelled");
   agent::v1::WaitProcessResponse answer;
-  answer.set_exit_status(ended->second);
+  answer.set_exit_status(*end->status);
   return answer;
+}
+
+std::shared_ptr<FakeGuest::ProcessEnd> FakeGuest::EndOf(const std::string& process) {
+  std::shared_ptr<ProcessEnd>& end = ends_[process];
+  if (end == nullptr) end = std::make_shared<ProcessEnd>();
+  return end;
+}
+
+void FakeGuest::EndLocked(const std::string& process, uint32_t status) {
+  const std::shared_ptr<ProcessEnd> end = EndOf(process);
+  if (!end->status) end->status = status;
+  changed_.NotifyAll();
 }
 
 void FakeGuest::End(const std::string& container, uint32_t status) {
   MutexLock lock(mutex_);
-  ended_[Key(container, "")] = status;
-  changed_.NotifyAll();
+  EndLocked(Key(container, ""), status);
 }
 
 void FakeGuest::IgnoreSignals() {

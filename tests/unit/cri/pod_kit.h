@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -39,12 +41,18 @@ class FakeGuest {
 
  private:
   class Connection;
+  struct ProcessEnd {
+    std::optional<uint32_t> status;
+  };
   absl::StatusOr<agent::v1::WaitProcessResponse> Wait(const std::string& process);
+  std::shared_ptr<ProcessEnd> EndOf(const std::string& process) REQUIRES(mutex_);
+  void EndLocked(const std::string& process, uint32_t status) REQUIRES(mutex_);
 
   mutable Mutex mutex_;
   CondVar changed_;
   std::set<std::string> containers_ GUARDED_BY(mutex_), layers_ GUARDED_BY(mutex_);
-  std::map<std::string, uint32_t> ended_ GUARDED_BY(mutex_);
+  // By process; one that is made again under its name is another, whose end is still to come.
+  std::map<std::string, std::shared_ptr<ProcessEnd>> ends_ GUARDED_BY(mutex_);
   bool ignore_signals_ GUARDED_BY(mutex_) = false;
   int cancels_ GUARDED_BY(mutex_) = 0;
   std::atomic<int> generation_{0}, connections_{0};
