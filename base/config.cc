@@ -178,6 +178,8 @@ const std::map<std::string, Setter>& Setters() {
       {"layers.max_layer_size", Bytes(FIELD(layers.max_layer_bytes))},
       {"layers.max_arenas_per_pod", Integer<uint32_t>(FIELD(layers.max_arenas_per_pod), 1, 64)},
       {"layers.idle_budget", Bytes(FIELD(layers.idle_budget_bytes))},
+      {"layers.disk_budget", Bytes(FIELD(layers.disk_budget_bytes))},
+      {"layers.disk_reserve", Bytes(FIELD(layers.disk_reserve_bytes))},
       {"layers.convert_timeout_seconds", Integer<uint64_t>(FIELD(layers.convert_timeout_seconds), 1, 86400)},
       {"layers.convert_memory", Bytes(FIELD(layers.convert_memory_bytes))},
       {"layers.convert_size", Bytes(FIELD(layers.convert_size_bytes))},

@@ -18,6 +18,7 @@
 #include "base/subprocess.h"
 #include "base/unique_fd.h"
 #include "base/units.h"
+#include "layers/digest.h"
 
 namespace lamina::layers {
 namespace {
@@ -57,17 +58,17 @@ bool Says(const CommandResult& result, std::string_view words) {
 }
 
 // What it means that mkfs.erofs ended so.
-absl::Status CheckMkfs(const ConvertLimits& limits, const CommandResult& result, const std::string& directory,
-                       const std::string& image_path, const std::stop_token& stop) {
+absl::Status CheckMkfs(const ConvertLimits& limits, const char* size_bound, const CommandResult& result,
+                       const std::string& directory, const std::string& image_path,
+                       const std::stop_token& stop) {
   absl::Status status = CheckExit("mkfs.erofs", result);
   if (status.ok()) return status;
   // It knows its output by another name.
   if (Says(result, "No space left on device"))
     return MakeStatus(absl::StatusCode::kResourceExhausted, "write {}: {}", image_path, Message(status));
   if (Says(result, "File too large") || result.exit_code == 128 + SIGXFSZ) {
-    return MakeStatus(absl::StatusCode::kResourceExhausted,
-                      "its image would be larger than {} (layers.convert_size): {}",
-                      FormatBytes(limits.image_bytes), Message(status));
+    return MakeStatus(absl::StatusCode::kResourceExhausted, "its image would be larger than {} ({}): {}",
+                      FormatBytes(limits.image_bytes), size_bound, Message(status));
   }
   // mkfs.erofs 1.5 does not look at every allocation: it may find no memory by a fault.
   if (Says(result, "Cannot allocate memory") || result.exit_code == 128 + SIGSEGV) {
@@ -148,7 +149,12 @@ absl::Status ErofsMaker::confinement() {
 }
 
 absl::StatusOr<Image> ErofsMaker::Make(const std::string& directory, const std::string& image_path,
-                                       const std::stop_token& stop) {
+                                       uint64_t most_bytes, const std::stop_token& stop) {
+  ConvertLimits limits = limits_;
+  limits.image_bytes = std::min(limits.image_bytes, most_bytes);
+  const char* const bound = most_bytes < limits_.image_bytes
+                                ? "half of what layers.disk_reserve and layers.disk_budget leave"
+                                : "layers.convert_size";
   struct stat info {};
   if (stat(directory.c_str(), &info) != 0) return ErrnoStatus(errno, "layer directory " + directory);
   if (!S_ISDIR(info.st_mode)) return InvalidArgument("layer {}: not a directory", directory);
@@ -177,10 +183,10 @@ absl::StatusOr<Image> ErofsMaker::Make(const std::string& directory, const std::
   // would give every file that one time; SOURCE_DATE_EPOCH only clamps later ones (the year 9999).
   run.env = {"SOURCE_DATE_EPOCH=253402300799"};
   run.files = {layer, image_file};
-  run.memory_bytes = limits_.memory_bytes;
-  run.file_bytes = limits_.image_bytes;
-  run.cpu_time = limits_.time;
-  run.wall_time = limits_.time;
+  run.memory_bytes = limits.memory_bytes;
+  run.file_bytes = limits.image_bytes;
+  run.cpu_time = limits.time;
+  run.wall_time = limits.time;
   const absl::StatusOr<CommandResult> result = confinement.Run(run, stop);
   if (result.ok() && result->exit_code == 127) {
     // Its loader misses a library: a newer mkfs.erofs may want others. The next call looks again.
@@ -188,7 +194,7 @@ absl::StatusOr<Image> ErofsMaker::Make(const std::string& directory, const std::
     prepared_.reset();
   }
   RETURN_IF_ERROR(
-      Annotate(result.ok() ? CheckMkfs(limits_, *result, directory, image_path, stop) : result.status(),
+      Annotate(result.ok() ? CheckMkfs(limits, bound, *result, directory, image_path, stop) : result.status(),
                "convert layer " + directory));
   ASSIGN_OR_RETURN(const uint64_t size, SizeOf(fd.get(), image_path));
   const uint64_t rounded = (size + kPage - 1) / kPage * kPage;

@@ -9,7 +9,7 @@
 #include "absl/status/statusor.h"
 #include "base/confinement.h"
 #include "base/mutex.h"
-#include "layers/digest.h"
+#include "layers/patience.h"
 
 namespace lamina::layers {
 
@@ -38,9 +38,10 @@ class ErofsMaker {
   // same bytes. Files keep owner, mode, mtime, xattrs (trusted.* too), hard links, device nodes. Data is not
   // inlined, so that DAX maps it. On error nothing is left at `image_path`, and the message names the
   // directory with mkfs.erofs's own words, escaped and cut. ResourceExhausted: a limit, or the disk is full.
-  // `stop` requested: mkfs.erofs is killed, Cancelled.
+  // `most_bytes`: what the disk has for this image, if that is less than its limit. `stop` requested:
+  // mkfs.erofs is killed, Cancelled.
   absl::StatusOr<Image> Make(const std::string& directory, const std::string& image_path,
-                             const std::stop_token& stop = {});
+                             uint64_t most_bytes = UINT64_MAX, const std::stop_token& stop = {});
 
   // What is missing of the confinement on this node, and why; OK: nothing. NotFound: there is no mkfs.erofs.
   absl::Status confinement();

@@ -121,10 +121,16 @@ absl::StatusOr<LayerImagePtr> LayerImages::Convert(const LayerSource& source, co
   ASSIGN_OR_RETURN(const Conversions::Turn turn,
                    parts_.conversions.Begin({source.key, source.path, to}, stop));
   const auto start = std::chrono::steady_clock::now();
-  ASSIGN_OR_RETURN(const bool copied, CopyFromArena(digest, to, image->image, stop));
+  const absl::StatusOr<DiskRoom::Share> room = parts_.RoomToConvert(parts_.options.convert.image_bytes);
+  if (!room.ok()) {
+    MutexLock lock(parts_.mutex);
+    ++parts_.counters.conversion_failures;
+    return Annotate(room.status(), "convert layer " + source.path);
+  }
+  ASSIGN_OR_RETURN(const bool copied, CopyFromArena(digest, to, room->bytes(), image->image, stop));
   absl::Status status;
   if (!copied) {
-    absl::StatusOr<Image> made = parts_.maker(source.path, to, stop);
+    absl::StatusOr<Image> made = parts_.maker(source.path, to, room->bytes(), stop);
     status = made.status();
     if (made.ok()) image->image = *std::move(made);
     // A snapshot that went meanwhile may have been read in part.
@@ -154,7 +160,8 @@ absl::StatusOr<LayerImagePtr> LayerImages::Convert(const LayerSource& source, co
 }
 
 absl::StatusOr<bool> LayerImages::CopyFromArena(const std::string& digest, const std::string& to,
-                                                Image& image, const std::stop_token& stop) {
+                                                uint64_t most_bytes, Image& image,
+                                                const std::stop_token& stop) {
   std::string arena_id;
   ArenaRange from;
   Handle handle;
@@ -164,6 +171,7 @@ absl::StatusOr<bool> LayerImages::CopyFromArena(const std::string& digest, const
     for (auto& [id, arena] : parts_.records.arenas) {
       const auto it = arena.regions.find(digest);
       if (it == arena.regions.end() || !it->second.ready) continue;
+      if (it->second.region.payload_bytes > most_bytes) continue;
       arena_id = id;
       from = {arena.path, it->second.region.offset, it->second.region.payload_bytes};
       handle = it->second.region.handle;

@@ -38,9 +38,9 @@ class LayerImages {
                                          const std::stop_token& stop);
   absl::StatusOr<LayerImagePtr> Convert(const LayerSource& source, const std::string& digest,
                                         const std::stop_token& stop);
-  // True: `image` is at `to`. False: no other domain has it whole.
-  absl::StatusOr<bool> CopyFromArena(const std::string& digest, const std::string& to, Image& image,
-                                     const std::stop_token& stop);
+  // True: `image` is at `to`. False: no other domain has it whole, or it is larger than `most_bytes`.
+  absl::StatusOr<bool> CopyFromArena(const std::string& digest, const std::string& to, uint64_t most_bytes,
+                                     Image& image, const std::stop_token& stop);
   void Learn(const LayerSource& source, const std::string& digest);
 
   StoreParts& parts_;

@@ -3,9 +3,9 @@
 #include <nlohmann/json.hpp>
 
 #include "base/framing.h"
+#include "base/sha256.h"
 #include "base/status.h"
 #include "base/units.h"
-#include "layers/digest.h"
 
 namespace lamina::layers {
 namespace {
@@ -133,7 +133,7 @@ absl::StatusOr<IndexContent> DecodeOldIndex(std::string_view text, const FramedF
     return DamagedFile(file, fmt::format("version {} is not read", version));
   const auto content = root.find("content");
   if (content == root.end() || !content->is_object()) return DamagedFile(file, "it has no content");
-  ASSIGN_OR_RETURN(const std::string checksum, Sha256(Dump(*content)));
+  const std::string checksum = Sha256(Dump(*content));
   if (checksum != Text(root, "checksum")) return DamagedFile(file, "its checksum is wrong");
   return ContentFrom(*content);
 }

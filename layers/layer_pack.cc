@@ -87,6 +87,7 @@ std::vector<Move> PlanMoves(StoreParts& parts, ArenaRecord& from) REQUIRES(parts
 }
 
 absl::Status Copy(StoreParts& parts, const Move& move) {
+  ASSIGN_OR_RETURN(const DiskRoom::Share room, parts.disk.Take(move.to.bytes));
   ASSIGN_OR_RETURN(const UniqueFd from, OpenToRead(move.from.path));
   return parts.arenas.CopyIn({from.get(), move.from.path, move.from.offset}, move.to, move.digest, {});
 }

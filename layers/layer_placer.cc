@@ -42,8 +42,15 @@ absl::StatusOr<Placement> LayerPlacer::Place(PlaceCall& call, const std::string&
     wanted.why_scsi =
         fmt::format("{} is over the maximum layer size of {}", FormatBytes(bytes), FormatBytes(most));
   } else {
-    ASSIGN_OR_RETURN(const bool placed, PlaceInArena(call, wanted, placement));
-    if (placed) return placement;
+    // Its image is there: without room for a copy of it, it is the disk.
+    const absl::StatusOr<DiskRoom::Share> room = parts_.RoomFor(bytes);
+    if (absl::IsResourceExhausted(room.status())) {
+      wanted.why_scsi = Message(room.status());
+    } else {
+      RETURN_IF_ERROR(room.status());
+      ASSIGN_OR_RETURN(const bool placed, PlaceInArena(call, wanted, placement));
+      if (placed) return placement;
+    }
   }
   ASSIGN_OR_RETURN(Placement disk, PlaceAsDisk(call, wanted));
   disk.convert_seconds = placement.convert_seconds;
@@ -267,6 +274,7 @@ absl::Status LayerPlacer::PutFiles(const PlaceCall& call, const Wanted& wanted, 
   }
   std::string tree_temporary;
   if (parts_.options.scsi_verity && files.tree.root_hash.empty()) {
+    ASSIGN_OR_RETURN(const DiskRoom::Share room, parts_.RoomFor(VerityTreeBytes(image.image.bytes)));
     tree_temporary = parts_.TemporaryPath();
     ASSIGN_OR_RETURN(
         files.tree, MakeVerityTree({install ? image.temporary : files.path, wanted.digest, image.image.bytes},

@@ -51,9 +51,8 @@ absl::StatusOr<std::unique_ptr<LayerStore>> LayerStore::Open(FileSystem& fs, Sto
   std::shared_ptr<ErofsMaker> mkfs;
   if (!maker) {
     mkfs = std::make_shared<ErofsMaker>(options.convert);
-    maker = [mkfs](const std::string& directory, const std::string& image, const std::stop_token& stop) {
-      return mkfs->Make(directory, image, stop);
-    };
+    maker = [mkfs](const std::string& directory, const std::string& image, uint64_t most_bytes,
+                   const std::stop_token& stop) { return mkfs->Make(directory, image, most_bytes, stop); };
   }
   std::unique_ptr<LayerStore> store(new LayerStore(fs, arenas, std::move(options), std::move(maker)));
   store->mkfs_ = std::move(mkfs);

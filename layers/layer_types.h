@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "layers/disk_room.h"
 #include "layers/erofs_image.h"
 #include "layers/patience.h"
 #include "layers/pool_allocator.h"
@@ -29,6 +30,8 @@ struct StoreOptions {
   size_t max_arenas_per_domain = 0;  // 0: as many as the pods' device slots ask for
   size_t max_conversions = 0;        // at a time (layers/fair_turns.h); 0: one for each core, at least two
   ConvertLimits convert;             // of each, whoever waits for it
+  DiskLimits disk;                   // of all together
+  DiskRoom::Measure measure_disk;    // replaces MeasureDisk(dir) in tests
 };
 
 enum class PlacementKind { kVpmem, kScsi };
@@ -60,8 +63,9 @@ struct PlaceRequest {
 };
 
 // Makes an EROFS image of a directory, as ErofsMaker::Make.
-using ImageMaker = std::function<absl::StatusOr<Image>(
-    const std::string& directory, const std::string& image_path, const std::stop_token& stop)>;
+using ImageMaker =
+    std::function<absl::StatusOr<Image>(const std::string& directory, const std::string& image_path,
+                                        uint64_t most_bytes, const std::stop_token& stop)>;
 
 struct RegionInfo {
   std::string layer_id;

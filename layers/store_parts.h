@@ -11,6 +11,7 @@
 #include "layers/arena_file.h"
 #include "layers/chores.h"
 #include "layers/conversions.h"
+#include "layers/disk_room.h"
 #include "layers/layer_index.h"
 #include "layers/layer_records.h"
 #include "layers/layer_types.h"
@@ -34,6 +35,8 @@ struct StoreParts {
   StoreCounters counters GUARDED_BY(mutex);
   uint64_t next_temporary GUARDED_BY(mutex) = 1;
 
+  DiskRoom disk;
+
   Conversions conversions;  // last: its threads use all of the above
 
   // One wait for a change. The caller's end instead: see Patience::Check.
@@ -44,7 +47,15 @@ struct StoreParts {
   absl::Status Save() EXCLUDES(mutex);
   // Drops what is idle beyond `keep_bytes`; bytes dropped.
   uint64_t DropIdleLocked(uint64_t keep_bytes, Chores& chores) REQUIRES(mutex);
+  // Room on the disk, of a file that takes `bytes`; of one of which nobody knows yet, at most `most`
+  // (DiskRoom::TakeHalf). What is idle goes before anybody is refused. ResourceExhausted: there is none.
+  absl::StatusOr<DiskRoom::Share> RoomFor(uint64_t bytes) EXCLUDES(mutex);
+  absl::StatusOr<DiskRoom::Share> RoomToConvert(uint64_t most) EXCLUDES(mutex);
   std::string TemporaryPath() EXCLUDES(mutex);
+
+ private:
+  // False: there was nothing.
+  bool DropAllIdle() EXCLUDES(mutex);
 };
 
 // One copy at a time of a layer into a domain's arenas.

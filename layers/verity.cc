@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "base/positioned_io.h"
+#include "base/sha256.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
-#include "layers/digest.h"
 
 namespace lamina::layers {
 namespace {
@@ -70,8 +70,7 @@ absl::Status HashBlocks(const Range& from, const Target& tree, uint64_t to_offse
 absl::StatusOr<VerityTree> WriteTree(const Image& image, const Target& tree) {
   UniqueFd data(open(image.path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
   if (!data) return ErrnoStatus(errno, "open layer image " + image.path);
-  ASSIGN_OR_RETURN(Sha256Hasher whole, Sha256Hasher::Create());
-  ASSIGN_OR_RETURN(Sha256Hasher blocks, Sha256Hasher::Create());
+  Sha256Hasher whole, blocks;
   VerityTree made;
   made.bytes = VerityTreeBytes(image.bytes);
   Range from{data.get(), &image.path, 0, image.bytes};

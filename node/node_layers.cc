@@ -42,6 +42,7 @@ absl::Status NodeLayers::OpenLocked() {
   options.idle_budget_bytes = config_.idle_budget_bytes;
   options.convert = {std::chrono::seconds(config_.convert_timeout_seconds), config_.convert_memory_bytes,
                      config_.convert_size_bytes};
+  options.disk = {config_.disk_budget_bytes, config_.disk_reserve_bytes};
   absl::StatusOr<std::unique_ptr<layers::LayerStore>> store = layers::LayerStore::Open(fs_, options);
   problem_ = store.status();
   if (!store.ok()) return problem_;

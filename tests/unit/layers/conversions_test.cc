@@ -141,7 +141,7 @@ class FairShareTest : public StoreFixture {
     options_.max_conversions = kCores;
     store_ = *LayerStore::Open(
         FileSystem::Real(), options_,
-        [this](const std::string& directory, const std::string& path, const std::stop_token&) {
+        [this](const std::string& directory, const std::string& path, uint64_t, const std::stop_token&) {
           if (directory.find("huge") != std::string::npos) {
             begun_.count_down();
             go_.wait();
@@ -202,9 +202,9 @@ class EndlessProgramTest : public StoreFixture {
 
   absl::StatusOr<std::unique_ptr<LayerStore>> OpenReal() {
     return LayerStore::Open(FileSystem::Real(), options_,
-                            [this](const std::string& directory, const std::string& path,
+                            [this](const std::string& directory, const std::string& path, uint64_t,
                                    const std::stop_token& stop) -> absl::StatusOr<Image> {
-                              if (real_) return mkfs_.Make(directory, path, stop);
+                              if (real_) return mkfs_.Make(directory, path, UINT64_MAX, stop);
                               RETURN_IF_ERROR(RunChecked({"sh", "-c",
                                                           "echo half >\"$0\"\nexec 3>\"$1\"\n"
                                                           "sleep 100000 & wait",
@@ -362,16 +362,16 @@ TEST_F(GivenUpTest, AReleaseTakesBackWhatWasPlacedMeanwhile) {
   std::latch second(1), go(1);
   const std::string b = Layer("b", "bbb", kMiB);
   std::unique_ptr<LayerStore> store;
-  store =
-      *LayerStore::Open(FileSystem::Real(), options_,
-                        [&](const std::string& directory, const std::string& path, const std::stop_token&) {
-                          if (directory == b) {
-                            while (store->counters().placed_vpmem == 0) std::this_thread::yield();
-                            second.count_down();
-                            go.wait();
-                          }
-                          return Make(directory, path);
-                        });
+  store = *LayerStore::Open(
+      FileSystem::Real(), options_,
+      [&](const std::string& directory, const std::string& path, uint64_t, const std::stop_token&) {
+        if (directory == b) {
+          while (store->counters().placed_vpmem == 0) std::this_thread::yield();
+          second.count_down();
+          go.wait();
+        }
+        return Make(directory, path);
+      });
   auto placing = std::async(std::launch::async, [&] {
     return store->PlaceAll(Ask("s1", ""), {Layer("a", "aaa", kMiB), b}).status();
   });

@@ -169,6 +169,10 @@ TEST_F(ErofsMakerTest, ALayerThatAsksForTooMuchFailsAndLeavesNothing) {
   EXPECT_THAT(ErofsMaker({.image_bytes = kMiB}).Make(layer_, image_),
               HasStatus(StatusCode::kResourceExhausted, "larger than 1MiB (layers.convert_size)"));
   EXPECT_FALSE(std::filesystem::exists(image_));
+  EXPECT_THAT(
+      ErofsMaker({}).Make(layer_, image_, kMiB),
+      HasStatus(StatusCode::kResourceExhausted, "larger than 1MiB (half of what layers.disk_reserve"));
+  EXPECT_FALSE(std::filesystem::exists(image_));
   EXPECT_THAT(ErofsMaker({.time = seconds(1), .image_bytes = 16ULL << 30}).Make(layer_, image_),
               Not(HasStatus(StatusCode::kOk)));
   EXPECT_FALSE(std::filesystem::exists(image_));

@@ -50,16 +50,17 @@ TEST_F(LayerSetTest, DifferentLayersAreConvertedAtTheSameTimeButNoMoreThanAllowe
   options_.max_conversions = 3;
   std::barrier all(3);  // each third conversion ends only when two others have begun
   std::atomic<int> running = 0, most = 0;
-  auto store = *LayerStore::Open(
-      FileSystem::Real(), options_, [&](const std::string& d, const std::string& p, const std::stop_token&) {
-        const int now = ++running;
-        for (int seen = most; now > seen && !most.compare_exchange_weak(seen, now);) {
-        }
-        all.arrive_and_wait();
-        auto image = Make(d, p);
-        --running;
-        return image;
-      });
+  auto store =
+      *LayerStore::Open(FileSystem::Real(), options_,
+                        [&](const std::string& d, const std::string& p, uint64_t, const std::stop_token&) {
+                          const int now = ++running;
+                          for (int seen = most; now > seen && !most.compare_exchange_weak(seen, now);) {
+                          }
+                          all.arrive_and_wait();
+                          auto image = Make(d, p);
+                          --running;
+                          return image;
+                        });
   // Two containers of different pods share the node's limit.
   std::thread other([&] { EXPECT_OK(store->PlaceAll(Ask("t", ""), Layers(3, 64 * kKiB, "other"))); });
   EXPECT_OK(store->PlaceAll(Ask("s", ""), Layers(6, 64 * kKiB)));
@@ -137,12 +138,13 @@ TEST_F(LayerSetTest, AThousandAndTwentyFourRegionsOfOneArena) {
 }
 
 TEST_F(LayerSetTest, ASnapshotRemovedWhileItIsConvertedIsNoLayer) {
-  auto store = *LayerStore::Open(FileSystem::Real(), options_,
-                                 [&](const std::string& d, const std::string& p, const std::stop_token&) {
-                                   auto image = Make(d, p);
-                                   std::filesystem::remove_all(d);
-                                   return image;
-                                 });
+  auto store =
+      *LayerStore::Open(FileSystem::Real(), options_,
+                        [&](const std::string& d, const std::string& p, uint64_t, const std::stop_token&) {
+                          auto image = Make(d, p);
+                          std::filesystem::remove_all(d);
+                          return image;
+                        });
   const auto placed = store->Place(Ask("s", Layer("a", "aaa", 64 * kKiB)));
   EXPECT_THAT(placed, testing::HasStatus(StatusCode::kNotFound));
   EXPECT_NE(placed.status().message().find("was removed while"), absl::string_view::npos);
@@ -153,13 +155,14 @@ TEST_F(LayerSetTest, ASnapshotRemovedWhileItIsConvertedIsNoLayer) {
 
 TEST_F(LayerSetTest, ProgressIsSeenWhileALayerIsConverted) {
   std::latch written(1), go(1);
-  auto store = *LayerStore::Open(FileSystem::Real(), options_,
-                                 [&](const std::string& d, const std::string& p, const std::stop_token&) {
-                                   std::ofstream(p) << std::string(100'000, 'x') << std::flush;
-                                   written.count_down();
-                                   go.wait();
-                                   return Make(d, p);
-                                 });
+  auto store =
+      *LayerStore::Open(FileSystem::Real(), options_,
+                        [&](const std::string& d, const std::string& p, uint64_t, const std::stop_token&) {
+                          std::ofstream(p) << std::string(100'000, 'x') << std::flush;
+                          written.count_down();
+                          go.wait();
+                          return Make(d, p);
+                        });
   const std::string layer = Layer("a", "aaa", 64 * kKiB);
   std::thread placing([&] { EXPECT_OK(store->Place(Ask("s", layer))); });
   written.wait();
@@ -316,13 +319,13 @@ TEST_F(LayerSetTest, ALayerOfFiveGibibytesIsADisk) {
   options_.arena_bytes = 1024 * kMiB;
   options_.max_layer_bytes = 512 * kMiB;
   const std::string digest(64, '5');
-  auto store = *LayerStore::Open(
-      FileSystem::Real(), options_,
-      [&](const std::string&, const std::string& path, const std::stop_token&) -> absl::StatusOr<Image> {
-        std::ofstream(path) << "image";
-        std::filesystem::resize_file(path, 5 * kGiB);
-        return Image{path, digest, 5 * kGiB};
-      });
+  auto store = *LayerStore::Open(FileSystem::Real(), options_,
+                                 [&](const std::string&, const std::string& path, uint64_t,
+                                     const std::stop_token&) -> absl::StatusOr<Image> {
+                                   std::ofstream(path) << "image";
+                                   std::filesystem::resize_file(path, 5 * kGiB);
+                                   return Image{path, digest, 5 * kGiB};
+                                 });
   for (const char* pod : {"s1", "s2"}) {
     const auto placed = store->Place(Ask(pod, Layer("large", "large", 1)));
     ASSERT_OK(placed);

@@ -107,12 +107,13 @@ TEST_F(LayerStoreTest, SixtyFourAskersOneConversion) {
 
 TEST_F(LayerStoreTest, AFailedConversionIsEveryWaitersError) {
   std::latch converting(1), go(1);
-  auto store = *LayerStore::Open(FileSystem::Real(), options_,
-                                 [&](const std::string&, const std::string&, const std::stop_token&) {
-                                   if (++made_ == 1) converting.count_down();
-                                   go.wait();
-                                   return absl::StatusOr<Image>(absl::DataLossError("mkfs says no"));
-                                 });
+  auto store =
+      *LayerStore::Open(FileSystem::Real(), options_,
+                        [&](const std::string&, const std::string&, uint64_t, const std::stop_token&) {
+                          if (++made_ == 1) converting.count_down();
+                          go.wait();
+                          return absl::StatusOr<Image>(absl::DataLossError("mkfs says no"));
+                        });
   const std::string layer = Layer("a", "hello", 64 * kKiB);
   std::vector<std::future<absl::Status>> results;
   results.push_back(std::async(std::launch::async, [&] { return store->Place(Ask("s0", layer)).status(); }));
@@ -139,11 +140,12 @@ TEST_F(LayerStoreTest, AFailedConversionIsEveryWaitersError) {
 
 TEST_F(LayerStoreTest, DifferentLayersAreMadeInParallel) {
   std::barrier both(2);  // either conversion ends only once the other has begun
-  auto store = *LayerStore::Open(FileSystem::Real(), options_,
-                                 [&](const std::string& d, const std::string& p, const std::stop_token&) {
-                                   both.arrive_and_wait();
-                                   return Make(d, p);
-                                 });
+  auto store =
+      *LayerStore::Open(FileSystem::Real(), options_,
+                        [&](const std::string& d, const std::string& p, uint64_t, const std::stop_token&) {
+                          both.arrive_and_wait();
+                          return Make(d, p);
+                        });
   const std::string a = Layer("a", "aaa", 64 * kKiB), b = Layer("b", "bbb", 64 * kKiB);
   auto other = std::async(std::launch::async, [&] { return store->Place(Ask("s1", a)).status(); });
   EXPECT_OK(store->Place(Ask("s2", b)));
@@ -152,11 +154,12 @@ TEST_F(LayerStoreTest, DifferentLayersAreMadeInParallel) {
 
 TEST_F(LayerStoreTest, EqualContentMadeAtTheSameTimeIsOneRegion) {
   std::barrier both(2);
-  auto store = *LayerStore::Open(FileSystem::Real(), options_,
-                                 [&](const std::string& d, const std::string& p, const std::stop_token&) {
-                                   both.arrive_and_wait();
-                                   return Make(d, p);
-                                 });
+  auto store =
+      *LayerStore::Open(FileSystem::Real(), options_,
+                        [&](const std::string& d, const std::string& p, uint64_t, const std::stop_token&) {
+                          both.arrive_and_wait();
+                          return Make(d, p);
+                        });
   const std::string a = Layer("a", "same", 2 * kMiB), b = Layer("b", "same", 2 * kMiB);
   auto other = std::async(std::launch::async, [&] { return *store->Place(Ask("s1", a)); });
   const Placement mine = *store->Place(Ask("s2", b));

@@ -88,7 +88,7 @@ class StoreFixture : public ::testing::Test {
                                                    ArenaFiles& arenas = ArenaFiles::Real()) {
     return LayerStore::Open(
         fs, options_,
-        [this](const std::string& directory, const std::string& path, const std::stop_token&) {
+        [this](const std::string& directory, const std::string& path, uint64_t, const std::stop_token&) {
           return Make(directory, path);
         },
         arenas);
