@@ -13,12 +13,15 @@
 #include "base/file_system.h"
 #include "base/proc.h"
 #include "base/process.h"
+#include "base/process_rights.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/unique_fd.h"
 #include "base/version.h"
 #include "cli/cli.h"
 #include "persist/state_store.h"
+#include "vmm/confinement_check.h"
+#include "vmm/guest_image.h"
 
 namespace lamina::cli {
 namespace {
@@ -135,6 +138,20 @@ Finding Repair(const persist::SandboxState& state) {
   return {check, Verdict::kOk, "had no shim: its VM, mounts, claim and state are removed"};
 }
 
+// As the kernel shows it, not as it was meant to be.
+Finding CheckPod(const Config& config, const persist::SandboxState& state) {
+  const std::string check = "sandbox " + ShortId(state.sandbox_id);
+  const auto rights =
+      ReadProcessRights(static_cast<pid_t>(state.vmm.pid), static_cast<pid_t>(state.shim.pid));
+  if (absl::IsNotFound(rights.status())) return {check, Verdict::kOk, "its VM is starting, or has ended"};
+  if (!rights.ok()) return {check, Verdict::kWarning, "not looked at: " + Message(rights.status())};
+  const std::string who =
+      fmt::format("QEMU (pid {}, user {})", state.vmm.pid, fmt::join(rights->users, ", "));
+  const std::vector<std::string> excess = vmm::QemuExcess(*rights, config.hypervisor.users);
+  if (excess.empty()) return {check, Verdict::kOk, who + " has nothing of the node"};
+  return {check, Verdict::kWarning, fmt::format("{} has of the node: {}", who, fmt::join(excess, "; "))};
+}
+
 void CheckSandboxes(const Config& config, bool repair, std::vector<Finding>& findings) {
   const persist::StateStore store(FileSystem::Real(), config.paths.state_dir);
   const absl::StatusOr<std::vector<std::string>> ids = store.List();
@@ -154,6 +171,7 @@ void CheckSandboxes(const Config& config, bool repair, std::vector<Finding>& fin
     const bool this_boot = state->boot_id.empty() || state->boot_id == boot_id;
     if (this_boot && ProcessAlive(static_cast<pid_t>(state->shim.pid), state->shim.start_time)) {
       ++owned;
+      findings.push_back(CheckPod(config, *state));
     } else if (repair) {
       findings.push_back(Repair(*state));
     } else {
@@ -165,6 +183,16 @@ void CheckSandboxes(const Config& config, bool repair, std::vector<Finding>& fin
     }
   }
   findings.push_back({"sandboxes", Verdict::kOk, fmt::format("{} with a living shim", owned)});
+}
+
+Finding CheckImage(const Config& config) {
+  const absl::Status status = vmm::CheckGuestImage(config);
+  if (!status.ok()) {
+    return {"guest image", Verdict::kFailure,
+            Message(status) + "; ./dev build makes it, paths.guest_dir says where it is"};
+  }
+  return {"guest image", Verdict::kOk,
+          fmt::format("{} and {} are what their build wrote", config.kernel(), config.initramfs())};
 }
 
 }  // namespace
@@ -181,8 +209,7 @@ absl::Status Doctor(const Common& common, bool repair) {
       CheckFiles("virtiofsd", {config.hypervisor.virtiofsd},
                  "; package qemu-system-common or virtiofsd has it"),
       CheckProgram("erofs-utils", {"mkfs.erofs", "--help"}),
-      CheckFiles("guest image", {config.kernel(), config.initramfs()},
-                 "; ./dev build makes it, paths.guest_dir says where it is"),
+      CheckImage(config),
       CheckContainerd(),
   };
   CheckLaminad(common, findings);

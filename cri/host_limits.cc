@@ -36,7 +36,16 @@ uint64_t TaskLimit(uint32_t max_vcpus) { return max_vcpus + kOtherTasks; }
 absl::Status LimitMemory(const std::vector<std::string>& dirs, uint64_t bytes) {
   const std::string file = Find(dirs, {"/memory.max", "/memory.limit_in_bytes"});
   if (file.empty()) return absl::NotFoundError("no cgroup limits the memory of the sandbox's processes");
-  return WriteCgroupFile(file, fmt::format("{}", bytes));
+  const std::string value = fmt::format("{}", bytes);
+  // What is swapped out would be beyond the limit. Version 2 counts swap by itself; version 1 counts both
+  // together, never less than the memory: the larger is raised first and lowered last.
+  if (const std::string swap = Find(dirs, {"/memory.swap.max"}); !swap.empty())
+    RETURN_IF_ERROR(WriteCgroupFile(swap, "0"));
+  const std::string both = Find(dirs, {"/memory.memsw.limit_in_bytes"});
+  const absl::Status limited = WriteCgroupFile(file, value);
+  if (both.empty()) return limited;
+  RETURN_IF_ERROR(WriteCgroupFile(both, value));
+  return limited.ok() ? limited : WriteCgroupFile(file, value);
 }
 
 absl::Status LimitTasks(const std::vector<std::string>& dirs, uint64_t tasks) {

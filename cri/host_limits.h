@@ -20,8 +20,8 @@ uint64_t TaskLimit(uint32_t max_vcpus);
 
 // The three take a sandbox's cgroup directories (HostCgroup::dirs), of v1 or v2.
 
-// NotFound: no controller limits memory there. Other errors name file and value; a limit below what is in use
-// is refused by v1 and enforced by v2.
+// Of memory and swap together. NotFound: no controller limits memory there. Other errors name file and value;
+// a limit below what is in use is refused by v1 and enforced by v2.
 absl::Status LimitMemory(const std::vector<std::string>& dirs, uint64_t bytes);
 // OK too where no controller counts tasks.
 absl::Status LimitTasks(const std::vector<std::string>& dirs, uint64_t tasks);

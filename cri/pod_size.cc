@@ -161,6 +161,12 @@ absl::StatusOr<FirstSize> PodSize::PlanFirst(const BundleSpec& spec) {
         plan_input_.max_memory_bytes - std::min(plan_input_.max_memory_bytes, plan.memory_bytes());
     if (config_.sizing.hotplug_memory_bytes != 0) room = std::min(room, config_.sizing.hotplug_memory_bytes);
     first.max_hot_memory_bytes = room / vmm::kHotplugBlock * vmm::kHotplugBlock;
+    if (cgroup_path_.empty() && first.max_hot_memory_bytes != 0) {
+      first.plan.reasons.push_back(fmt::format(
+          "no cgroup was given for the sandbox: on the host nothing keeps its VM from taking the {} "
+          "that it could grow by (sizing.hotplug_memory, sizing.max_memory)",
+          FormatBytes(first.max_hot_memory_bytes)));
+    }
   }
   return first;
 }

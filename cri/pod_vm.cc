@@ -213,6 +213,7 @@ absl::Status PodVm::LaunchVm(Recipe& recipe) {
     });
   };
   ASSIGN_OR_RETURN(vm_, doors_.hypervisor.Start(vm, options));
+  ASSIGN_OR_RETURN(balloon_door_, vmm::BalloonDoor::Open(vm.runtime_dir, vm_->balloon()));
   laminad::v1::StartedRequest started;
   started.set_sandbox_id(recipe.state.sandbox_id);
   started.set_generation(recipe.claim.generation());
@@ -268,6 +269,7 @@ absl::Status PodVm::Restore(std::chrono::nanoseconds timeout) {
     }
     ASSIGN_OR_RETURN(accel_, doors_.hypervisor.ChooseAccel(config_));
     ASSIGN_OR_RETURN(vm_, doors_.hypervisor.Adopt({state.vmm, state.runtime_dir, state.boot_memory_bytes}));
+    ASSIGN_OR_RETURN(balloon_door_, vmm::BalloonDoor::Open(state.runtime_dir, vm_->balloon()));
     RETURN_IF_ERROR(Greet(state.runtime_dir, timeout).status());
     ASSIGN_OR_RETURN(clock_keeper_, guest::ClockKeeper::Start(link_, doors_.clock));
     return absl::OkStatus();
@@ -280,6 +282,7 @@ absl::Status PodVm::Restore(std::chrono::nanoseconds timeout) {
 void PodVm::Drop() {
   clock_keeper_.reset();
   mux_.reset();
+  balloon_door_.reset();
   vm_.reset();
   virtiofsd_pidfd_.reset();
 }

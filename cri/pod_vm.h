@@ -19,6 +19,7 @@
 #include "cri/state_book.h"
 #include "guest/protocol/clock_sync.h"
 #include "guest/protocol/stdio_mux.h"
+#include "vmm/balloon_door.h"
 #include "vmm/hypervisor.h"
 
 namespace lamina::cri {
@@ -101,7 +102,8 @@ class PodVm {
   mutable Mutex mutex_;
   bool aborted_ GUARDED_BY(mutex_) = false;
   vmm::Accel accel_ = vmm::Accel::kTcg;
-  std::unique_ptr<vmm::Vm> vm_;  // set once, by Start
+  std::unique_ptr<vmm::Vm> vm_;                     // set once, by Start
+  std::unique_ptr<vmm::BalloonDoor> balloon_door_;  // ends before the VM that it serves
   UniqueFd virtiofsd_pidfd_;
   std::unique_ptr<guest::StdioMux> mux_;
   std::unique_ptr<guest::ClockKeeper> clock_keeper_;  // ends before the link that it calls

@@ -12,11 +12,13 @@
 #include "base/proc.h"
 #include "base/process.h"
 #include "base/status.h"
+#include "vmm/balloon_door.h"
 
 namespace lamina::node {
 namespace {
 
 constexpr size_t kProcLimit = 65536;
+constexpr std::chrono::milliseconds kBalloonTimeout{2300};  // QEMU's two seconds, and the shim's way there
 
 // "max", and version 1's huge number, are no limit.
 uint64_t ReadLimit(const std::string& path) {
@@ -56,7 +58,7 @@ class RealHost : public Host {
   }
   std::map<uint32_t, NumaMemory> NumaNodes() override { return ReadNumaNodes("/sys/devices/system/node"); }
   absl::StatusOr<std::unique_ptr<vmm::Balloon>> OpenBalloon(const std::string& runtime_dir) override {
-    return vmm::ConnectBalloon(runtime_dir, std::chrono::seconds(1));
+    return vmm::ConnectBalloon(runtime_dir, kBalloonTimeout);
   }
   void Nap(std::chrono::milliseconds time) override { poll(nullptr, 0, static_cast<int>(time.count())); }
 

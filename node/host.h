@@ -43,7 +43,7 @@ class Host {
   virtual MemoryLeft Left() = 0;
   // Of each NUMA node with memory; empty where the kernel shows none.
   virtual std::map<uint32_t, NumaMemory> NumaNodes() = 0;
-  // The balloon of the VM whose sockets are in `runtime_dir`.
+  // The balloon of the VM whose sockets are in `runtime_dir`; its shim answers.
   virtual absl::StatusOr<std::unique_ptr<vmm::Balloon>> OpenBalloon(const std::string& runtime_dir) = 0;
   // Between two looks at a balloon.
   virtual void Nap(std::chrono::milliseconds time) = 0;

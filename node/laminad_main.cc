@@ -22,7 +22,7 @@
 #include "node/engine.h"
 #include "node/rest_routes.h"
 #include "node/services.h"
-#include "vmm/accel.h"
+#include "vmm/hypervisor.h"
 
 namespace lamina::node {
 namespace {
@@ -102,7 +102,7 @@ absl::Status Run(const Config& config) {
       spdlog::warn("reconcile: {}", Message(status));
   };
   reconcile();
-  const absl::StatusOr<vmm::Accel> accel = vmm::ChooseAccel(config);
+  const absl::StatusOr<vmm::Accel> accel = vmm::Hypervisor::Qemu().ChooseAccel(config);
   if (accel.ok()) {
     spdlog::info("VMs run on {}", vmm::AccelName(*accel));
   } else {

@@ -1,18 +1,19 @@
 #include "vmm/balloon.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "base/status.h"
 #include "base/units.h"
-#include "vmm/qmp_client.h"
 
 namespace lamina::vmm {
 namespace {
 
 using nlohmann::json;
 using std::chrono::milliseconds;
+using std::chrono::steady_clock;
 
-constexpr milliseconds kCommandTimeout{2000};
+constexpr milliseconds kTimeout{2000};
 constexpr char kDevice[] = "/machine/peripheral/balloon";
 
 absl::StatusOr<uint64_t> Number(const std::string& text, const char* key) {
@@ -21,33 +22,6 @@ absl::StatusOr<uint64_t> Number(const std::string& text, const char* key) {
     return InvalidArgument("QEMU's answer has no \"{}\": {:.200}", key, text);
   return root[key].get<uint64_t>();
 }
-
-class QmpBalloon : public Balloon {
- public:
-  QmpBalloon(std::unique_ptr<QmpClient> qmp, uint64_t base_bytes)
-      : qmp_(std::move(qmp)), base_bytes_(base_bytes) {}
-
-  absl::StatusOr<BalloonSample> Sample() override {
-    BalloonSample sample;
-    sample.base_bytes = base_bytes_;
-    ASSIGN_OR_RETURN(const std::string balloon, qmp_->Execute("query-balloon", "", kCommandTimeout));
-    ASSIGN_OR_RETURN(sample.actual_bytes, Number(balloon, "actual"));
-    ASSIGN_OR_RETURN(
-        const std::string stats,
-        qmp_->Execute("qom-get", fmt::format(R"({{"path":"{}","property":"guest-stats"}})", kDevice),
-                      kCommandTimeout));
-    RETURN_IF_ERROR(ReadGuestStats(stats, sample));
-    return sample;
-  }
-
-  absl::Status SetTarget(uint64_t bytes) override {
-    return qmp_->Execute("balloon", fmt::format(R"({{"value":{}}})", bytes), kCommandTimeout).status();
-  }
-
- private:
-  const std::unique_ptr<QmpClient> qmp_;
-  const uint64_t base_bytes_;
-};
 
 }  // namespace
 
@@ -76,23 +50,36 @@ absl::Status ReadGuestStats(const std::string& text, BalloonSample& sample) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<Balloon>> ConnectBalloon(const std::string& runtime_dir,
-                                                        milliseconds timeout) {
-  const auto deadline = std::chrono::steady_clock::now() + timeout;
-  ASSIGN_OR_RETURN(std::unique_ptr<QmpClient> qmp,
-                   QmpClient::Connect(BalloonSocket(runtime_dir), deadline, [&]() -> absl::Status {
-                     return MakeStatus(absl::StatusCode::kUnavailable, "no QEMU at {}",
-                                       BalloonSocket(runtime_dir));
-                   }));
-  ASSIGN_OR_RETURN(const std::string memory, qmp->Execute("query-memory-size-summary", "", kCommandTimeout));
-  ASSIGN_OR_RETURN(const uint64_t base, Number(memory, "base-memory"));
-  RETURN_IF_ERROR(
-      qmp->Execute("qom-set",
-                   fmt::format(R"({{"path":"{}","property":"guest-stats-polling-interval","value":{}}})",
-                               kDevice, kBalloonStatsSeconds),
-                   kCommandTimeout)
-          .status());
-  return std::make_unique<QmpBalloon>(std::move(qmp), base);
+absl::StatusOr<BalloonSample> QmpBalloon::Sample() {
+  const auto deadline = steady_clock::now() + kTimeout;
+  const auto left = [&] {
+    return std::max(std::chrono::duration_cast<milliseconds>(deadline - steady_clock::now()),
+                    milliseconds(1));
+  };
+  if (!asks_) {
+    RETURN_IF_ERROR(
+        qmp_.Execute("qom-set",
+                     fmt::format(R"({{"path":"{}","property":"guest-stats-polling-interval","value":{}}})",
+                                 kDevice, kBalloonStatsSeconds),
+                     left())
+            .status());
+    asks_ = true;
+  }
+  BalloonSample sample;
+  sample.base_bytes = base_bytes_;
+  ASSIGN_OR_RETURN(const std::string balloon, qmp_.Execute("query-balloon", "", left()));
+  ASSIGN_OR_RETURN(sample.actual_bytes, Number(balloon, "actual"));
+  ASSIGN_OR_RETURN(
+      const std::string stats,
+      qmp_.Execute("qom-get", fmt::format(R"({{"path":"{}","property":"guest-stats"}})", kDevice), left()));
+  RETURN_IF_ERROR(ReadGuestStats(stats, sample));
+  return sample;
+}
+
+absl::Status QmpBalloon::SetTarget(uint64_t bytes) {
+  if (bytes == 0 || bytes > base_bytes_)
+    return InvalidArgument("a balloon's target of {} bytes in a guest of {}", bytes, base_bytes_);
+  return qmp_.Execute("balloon", fmt::format(R"({{"value":{}}})", bytes), kTimeout).status();
 }
 
 }  // namespace lamina::vmm

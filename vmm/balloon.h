@@ -1,16 +1,15 @@
-// A VM's virtio-balloon, over a control socket that is laminad's alone (balloon.sock beside the shim's).
+// A VM's virtio-balloon.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "vmm/qmp_client.h"
 
 namespace lamina::vmm {
-
-inline std::string BalloonSocket(const std::string& runtime_dir) { return runtime_dir + "/balloon.sock"; }
 
 // How often QEMU asks the guest for its statistics.
 inline constexpr int kBalloonStatsSeconds = 5;
@@ -31,15 +30,28 @@ struct BalloonSample {
 class Balloon {
  public:
   virtual ~Balloon() = default;
-  // Unavailable when QEMU is gone, DeadlineExceeded when it does not answer.
+  // Unavailable when the VM is gone, DeadlineExceeded when it does not answer.
   virtual absl::StatusOr<BalloonSample> Sample() = 0;
   // Asks the guest to come to `bytes` of actual memory; it comes when it comes.
   virtual absl::Status SetTarget(uint64_t bytes) = 0;
 };
 
-// Connects, and lets QEMU ask for statistics. Unavailable, DeadlineExceeded: no QEMU answers there.
-absl::StatusOr<std::unique_ptr<Balloon>> ConnectBalloon(const std::string& runtime_dir,
-                                                        std::chrono::milliseconds timeout);
+// Over the VM's control socket `qmp`, which must outlive it. A call takes two seconds at most.
+class QmpBalloon : public Balloon {
+ public:
+  // `base_bytes`: the VM's memory without virtio-mem.
+  QmpBalloon(QmpClient& qmp, uint64_t base_bytes) : qmp_(qmp), base_bytes_(base_bytes) {}
+
+  // The first has QEMU ask the guest for its statistics from then on.
+  absl::StatusOr<BalloonSample> Sample() override;
+  // InvalidArgument: more than `base_bytes`, or nothing.
+  absl::Status SetTarget(uint64_t bytes) override;
+
+ private:
+  QmpClient& qmp_;
+  const uint64_t base_bytes_;
+  std::atomic<bool> asks_{false};
+};
 
 // A guest's statistics as QEMU's "guest-stats" has them. Pure; InvalidArgument for anything else.
 absl::Status ReadGuestStats(const std::string& json, BalloonSample& sample);

@@ -18,6 +18,7 @@
 #include "base/process.h"
 #include "base/status.h"
 #include "base/subprocess.h"
+#include "vmm/fake_balloon.h"
 #include "vmm/hotplug_ports.h"
 #include "vmm/qemu_devices.h"
 
@@ -108,6 +109,7 @@ struct FakeMachine {
 
   const VmSpec spec;
   HotplugPorts ports;
+  FakeGuest guest{spec.memory_bytes};
   Mutex mutex;
   std::vector<ArenaWindow> windows GUARDED_BY(mutex);
   std::map<uint32_t, uint32_t> controllers GUARDED_BY(mutex);
@@ -209,7 +211,8 @@ class FakeVm : public Vm {
         machine_(std::move(machine)),
         scsi_host_(*world_, *machine_),
         scsi_(scsi_host_, Places(*machine_)),
-        resizer_(*world_, machine_->spec) {}
+        resizer_(*world_, machine_->spec),
+        balloon_(machine_->guest) {}
 
   pid_t pid() const override { return process_->pid; }
   uint64_t start_time() const override { return process_->start_time; }
@@ -239,6 +242,7 @@ class FakeVm : public Vm {
   }
   ScsiDisks& scsi() override { return scsi_; }
   Resizer& resizer() override { return resizer_; }
+  Balloon& balloon() override { return balloon_; }
 
   absl::Status Alive() const override {
     if (!process_->Ended(0)) return absl::OkStatus();
@@ -276,6 +280,7 @@ class FakeVm : public Vm {
   FakeScsiHost scsi_host_;
   ScsiDisks scsi_;
   FakeResizer resizer_;
+  FakeBalloon balloon_;
 };
 
 }  // namespace

@@ -1,6 +1,8 @@
 #include "vmm/hypervisor.h"
 
+#include "base/status.h"
 #include "vmm/accel.h"
+#include "vmm/guest_image.h"
 #include "vmm/qemu_vm.h"
 
 namespace lamina::vmm {
@@ -8,7 +10,10 @@ namespace {
 
 class QemuHypervisor : public Hypervisor {
  public:
-  absl::StatusOr<Accel> ChooseAccel(const Config& config) override { return vmm::ChooseAccel(config); }
+  absl::StatusOr<Accel> ChooseAccel(const Config& config) override {
+    RETURN_IF_ERROR(CheckGuestImage(config));
+    return vmm::ChooseAccel(config);
+  }
   absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options) override {
     return vmm::StartVirtiofsd(options);
   }

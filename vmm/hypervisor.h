@@ -45,7 +45,7 @@ struct Adoption {
 class Hypervisor {
  public:
   virtual ~Hypervisor() = default;
-  // As vmm::ChooseAccel (accel.h).
+  // As CheckGuestImage (guest_image.h), then vmm::ChooseAccel (accel.h).
   virtual absl::StatusOr<Accel> ChooseAccel(const Config& config) = 0;
   // As vmm::StartVirtiofsd (virtiofsd.h).
   virtual absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options) = 0;

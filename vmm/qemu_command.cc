@@ -103,8 +103,6 @@ QemuCommand BuildQemuCommand(const VmSpec& spec) {
   };
   socket("qmp", kQmpFd);
   add({"-mon", "chardev=qmp,mode=control"});
-  socket("balloon-qmp", kBalloonFd);
-  add({"-mon", "chardev=balloon-qmp,mode=control"});
   add({"-device",
        fmt::format("virtio-serial-pci,id=serial,disable-legacy=on,bus=pcie.0,addr={:02x}.0", kSerialSlot)});
   socket("rpc", kRpcFd);

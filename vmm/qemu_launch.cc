@@ -13,7 +13,6 @@
 #include "base/subprocess.h"
 #include "base/unique_fd.h"
 #include "base/unix_socket.h"
-#include "vmm/balloon.h"
 #include "vmm/qemu_confinement.h"
 #include "vmm/qemu_files.h"
 #include "vmm/vm_users.h"
@@ -39,9 +38,8 @@ class Inheritance {
   absl::Status Open(const VmSpec& spec, int tap_fd) {
     if (tap_fd >= 0) numbers_.emplace_back(tap_fd, spec.tap_fd);
     const std::string& dir = spec.runtime_dir;
-    for (const auto& [number, path] :
-         {std::pair{kQmpFd, QmpSocket(dir)}, std::pair{kBalloonFd, BalloonSocket(dir)},
-          std::pair{kRpcFd, RpcSocket(dir)}, std::pair{kStdioFd, StdioSocket(dir)}}) {
+    for (const auto& [number, path] : {std::pair{kQmpFd, QmpSocket(dir)}, std::pair{kRpcFd, RpcSocket(dir)},
+                                       std::pair{kStdioFd, StdioSocket(dir)}}) {
       RETURN_IF_ERROR(Keep(ListenUnix(path), number));
     }
     if (!spec.virtiofs_socket.empty())

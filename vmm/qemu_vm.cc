@@ -15,7 +15,7 @@
 #include "base/process.h"
 #include "base/status.h"
 #include "base/units.h"
-#include "vmm/balloon.h"
+#include "vmm/balloon_door.h"
 #include "vmm/process_log.h"
 #include "vmm/qemu_files.h"
 #include "vmm/qemu_launch.h"
@@ -124,6 +124,7 @@ absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Adopt(const Adoption& adoption) {
 void QemuVm::SetUp(uint64_t boot_memory_bytes, QemuDevices devices) {
   ports_ = std::make_unique<HotplugPorts>(devices.ports, devices.used_ports);
   resizer_ = std::make_unique<QmpResizer>(*qmp_, boot_memory_bytes);
+  balloon_ = std::make_unique<QmpBalloon>(*qmp_, boot_memory_bytes);
   scsi_host_ = std::make_unique<QemuScsi>(*qmp_, *ports_, std::move(devices.controllers));
   scsi_ = std::make_unique<ScsiDisks>(*scsi_host_, std::move(devices.places));
   MutexLock lock(mutex_);

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
 #include "base/unique_fd.h"
+#include "vmm/balloon.h"
 #include "vmm/hotplug_ports.h"
 #include "vmm/hypervisor.h"
 #include "vmm/qemu_devices.h"
@@ -33,6 +34,7 @@ class QemuVm : public Vm {
   std::vector<ArenaDevice> arenas() const override;
   ScsiDisks& scsi() override { return *scsi_; }
   Resizer& resizer() override { return *resizer_; }
+  Balloon& balloon() override { return *balloon_; }
   absl::Status Alive() const override;
   bool WaitExit(int helper) override;
   absl::Status Kill(std::chrono::milliseconds timeout) override;
@@ -51,6 +53,7 @@ class QemuVm : public Vm {
   std::unique_ptr<QmpClient> qmp_;
   std::unique_ptr<HotplugPorts> ports_;
   std::unique_ptr<QmpResizer> resizer_;
+  std::unique_ptr<QmpBalloon> balloon_;
   std::unique_ptr<QemuScsi> scsi_host_;
   std::unique_ptr<ScsiDisks> scsi_;
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "vmm/balloon.h"
 #include "vmm/resize.h"
 #include "vmm/scsi.h"
 #include "vmm/vm_spec.h"
@@ -36,6 +37,8 @@ class Vm {
   virtual ScsiDisks& scsi() = 0;
   // Grows and shrinks it. Lives as long as this object.
   virtual Resizer& resizer() = 0;
+  // Its virtio-balloon. Lives as long as this object.
+  virtual Balloon& balloon() = 0;
 
   // OK while it lives, else why it is gone with the end of its log.
   virtual absl::Status Alive() const = 0;

@@ -21,8 +21,7 @@ inline const char* AccelName(Accel accel) { return accel == Accel::kKvm ? "kvm" 
 
 // What QEMU is started with, by the numbers that it has there: the tap, listening sockets, the connection to
 // virtiofsd, the boot arenas one after the other.
-inline constexpr int kTapFd = 3, kQmpFd = 4, kBalloonFd = 5, kRpcFd = 6, kStdioFd = 7, kVirtiofsFd = 8,
-                     kFirstArenaFd = 9;
+inline constexpr int kTapFd = 3, kQmpFd = 4, kRpcFd = 5, kStdioFd = 6, kVirtiofsFd = 7, kFirstArenaFd = 8;
 
 // What an emulated guest's QEMU keeps of translated code, at most.
 inline constexpr uint64_t kTranslatedCodeBytes = 256ULL << 20;

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Builds the guest image: build.sh <outdir> <agent-binary>
-# Leaves <outdir>/{vmlinux,initramfs.img,versions.txt}. Does nothing when its inputs have not changed.
+# Leaves <outdir>/{vmlinux,initramfs.img,SHA256SUMS,versions.txt}. Does nothing when its inputs have not changed.
 #   LAMINA_GUEST_CACHE     where downloaded packages are kept (default <outdir>/cache)
 #   LAMINA_GUEST_KERNEL    kernel package (default: what linux-image-cloud-amd64 depends on)
 #   LAMINA_GUEST_COMPRESS  lz4 (default: boots as fast as none and needs 5 MiB less while it boots) or none
@@ -56,9 +56,9 @@ inputs=$(
     sort -u | xargs sha256sum
 )
 if [ -f "$out/inputs" ] && [ "$inputs" = "$(cat "$out/inputs")" ] && [ -s "$out/vmlinux" ] &&
-  [ -s "$out/initramfs.img" ] && [ -s "$out/versions.txt" ]; then
+  [ -s "$out/initramfs.img" ] && [ -s "$out/SHA256SUMS" ] && [ -s "$out/versions.txt" ]; then
   # Newer than what it was made from, so that the build system sees it as done.
-  touch "$out/vmlinux" "$out/initramfs.img" "$out/versions.txt"
+  touch "$out/vmlinux" "$out/initramfs.img" "$out/SHA256SUMS" "$out/versions.txt"
   cat "$out/versions.txt"
   exit 0
 fi
@@ -142,8 +142,10 @@ bytes() { stat -c %s "$1"; }
     cat "$root"/lib/modules/*.ko | wc -c), crun and libraries $(
     find "$root/usr" "$root/lib" "$root/lib64" -type f ! -name '*.ko' -exec cat {} + 2>/dev/null | wc -c))"
 } > "$work/versions.txt"
+# Nothing of it runs unless it is still this (vmm/guest_image.h).
+(cd "$work" && sha256sum vmlinux initramfs.img) > "$work/SHA256SUMS"
 echo "$inputs" > "$work/inputs"
 rm -f "$out/inputs"
-mv "$work/vmlinux" "$work/initramfs.img" "$work/versions.txt" "$out/"
+mv "$work/vmlinux" "$work/initramfs.img" "$work/SHA256SUMS" "$work/versions.txt" "$out/"
 mv "$work/inputs" "$out/inputs"
 cat "$out/versions.txt"

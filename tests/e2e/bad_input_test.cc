@@ -4,9 +4,11 @@
 #include <sys/stat.h>
 
 #include <filesystem>
+#include <fstream>
 
 #include "base/file_system.h"
 #include "base/subprocess.h"
+#include "tests/e2e/kit/image.h"
 #include "tests/e2e/kit/leftovers.h"
 #include "tests/e2e/support.h"
 
@@ -55,6 +57,9 @@ class HostileGuestTest : public BadInputTest {
     Layer files;
     files.File("stand-in", ReadText(StandInPath()), 0755);
     ASSERT_OK(ExtendInitramfs(TestNode().guest_dir() + "/initramfs.img", files, dir_ + "/initramfs.img"));
+    std::ofstream sums(dir_ + "/SHA256SUMS");
+    for (const char* name : {"vmlinux", "initramfs.img"})
+      sums << Sha256(ReadText(dir_ + "/" + name)) << "  " << name << "\n";
   }
   void TearDown() override {
     if (!IsLamina()) return;
@@ -95,6 +100,20 @@ TEST_F(HostileGuestTest, GarbageIsNoAnswer) {
 TEST_F(HostileGuestTest, AGuestOfAnotherVersionIsNamed) {
   EXPECT_THAT(RefusalOf("stranger", 300, seconds(90)),
               AllOf(HasSubstr("protocol 99"), HasSubstr("guest image")));
+}
+
+TEST_F(BadInputTest, AnInitramfsThatTheBuildDidNotWrite) {
+  const std::string dir = TestNode().volumes_dir() + "/changed-guest";
+  fs::create_directories(dir);
+  for (const char* name : {"vmlinux", "SHA256SUMS"})
+    fs::create_symlink(TestNode().guest_dir() + "/" + name, dir + "/" + name);
+  std::string image = ReadText(TestNode().guest_dir() + "/initramfs.img");
+  ASSERT_GT(image.size(), 1000U);
+  image[1000] = static_cast<char>(image[1000] + 1);
+  std::ofstream(dir + "/initramfs.img") << image;
+  ASSERT_OK(TestNode().Reconfigure({{"paths.guest_dir", Quoted(dir)}}));
+  EXPECT_THAT(Refusal({}, seconds(30)), HasSubstr(dir + "/initramfs.img is not what its build wrote"));
+  ASSERT_OK(TestNode().Reconfigure({{"paths.guest_dir", Quoted(TestNode().guest_dir())}}));
 }
 
 TEST_F(BadInputTest, NoInitramfs) {

@@ -15,7 +15,6 @@
 #include "base/unix_socket.h"
 #include "guest/protocol/greeting.h"
 #include "tests/e2e/kit/leftovers.h"
-#include "vmm/balloon.h"
 #include "vmm/vm_spec.h"
 
 namespace lamina::bench {
@@ -80,8 +79,8 @@ absl::StatusOr<double> BootBare(const std::vector<std::string>& argv, const std:
   const auto start = steady_clock::now();
   std::vector<UniqueFd> sockets;
   for (const auto& [number, path] :
-       {std::pair{vmm::kQmpFd, vmm::QmpSocket(dir)}, std::pair{vmm::kBalloonFd, vmm::BalloonSocket(dir)},
-        std::pair{vmm::kRpcFd, vmm::RpcSocket(dir)}, std::pair{vmm::kStdioFd, vmm::StdioSocket(dir)}}) {
+       {std::pair{vmm::kQmpFd, vmm::QmpSocket(dir)}, std::pair{vmm::kRpcFd, vmm::RpcSocket(dir)},
+        std::pair{vmm::kStdioFd, vmm::StdioSocket(dir)}}) {
     ASSIGN_OR_RETURN(UniqueFd socket, ListenUnix(path));
     spawn.fds.emplace_back(socket.get(), number);
     sockets.push_back(std::move(socket));

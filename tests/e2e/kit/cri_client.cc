@@ -162,10 +162,18 @@ absl::StatusOr<std::string> CriClient::RunPod(const PodSpec& spec, seconds timeo
     RemoveCgroup(linux_config.cgroup_parent()).IgnoreError();
     return response.status();
   }
-  MutexLock lock(impl_->mutex);
-  impl_->pods[response->pod_sandbox_id()] = config;
-  impl_->ids.insert(response->pod_sandbox_id());
-  return response->pod_sandbox_id();
+  const std::string& id = response->pod_sandbox_id();
+  {
+    MutexLock lock(impl_->mutex);
+    impl_->pods[id] = config;
+    impl_->ids.insert(id);
+  }
+  const absl::Status checked = impl_->options.check_pod ? impl_->options.check_pod(id) : absl::OkStatus();
+  if (!checked.ok()) {
+    RemovePod(id).IgnoreError();
+    return checked;
+  }
+  return id;
 }
 
 absl::Status CriClient::StopPod(const std::string& pod) {

@@ -108,6 +108,8 @@ class CriClient {
     std::string default_handler;
     std::string log_root;       // pods' log directories are made below it
     std::string cgroup_parent;  // "/lamina-x": pods' cgroups are made below it, as the kubelet would
+    // Asked of each pod that runs; on error the pod is removed, and RunPod fails with it.
+    std::function<absl::Status(const std::string& pod)> check_pod;
   };
   static std::unique_ptr<CriClient> Create(Options options);
   ~CriClient();

@@ -16,6 +16,7 @@
 #include "base/process.h"
 #include "base/status.h"
 #include "base/subprocess.h"
+#include "tests/e2e/kit/confinement.h"
 #include "tests/e2e/kit/images.h"
 #include "tests/e2e/kit/kubelet_cgroup.h"
 #include "tests/e2e/kit/leftovers.h"
@@ -150,7 +151,9 @@ absl::Status Node::Prepare() {
     containerd +=
         "[plugins.\"io.containerd.service.v1.diff-service\"]\n  default = [\"erofs\", \"walking\"]\n";
   RETURN_IF_ERROR(WriteFile(dir_ + "/containerd.toml", containerd));
-  cri_ = CriClient::Create({containerd_socket(), options_.handler, dir_ + "/logs", "/lamina-" + tag_});
+  cri_ =
+      CriClient::Create({containerd_socket(), options_.handler, dir_ + "/logs", "/lamina-" + tag_,
+                         [dir = state_dir()](const std::string& pod) { return CheckConfinement(dir, pod); }});
   return absl::OkStatus();
 }
 
@@ -301,6 +304,12 @@ absl::Status Node::StopLaminad(int signal) {
 }
 absl::Status Node::StopContainerd(int signal) {
   return StopProcess(containerd_, containerd_start_, signal, "containerd");
+}
+
+absl::StatusOr<std::string> Node::Lamina(std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), {options_.bin_dir + "/lamina", "--config", config_path()});
+  ASSIGN_OR_RETURN(const CommandResult result, RunCommand(arguments, seconds(60)));
+  return result.output;
 }
 
 absl::StatusOr<std::string> Node::Rest(const std::string& path) {

@@ -60,8 +60,12 @@ class Node {
   // Writes the configuration anew with these changes over the node's; read by each new shim and laminad.
   absl::Status Reconfigure(const std::map<std::string, std::string>& changes);
 
+  // What `lamina <arguments>` writes, whatever its exit code, with this node's configuration.
+  absl::StatusOr<std::string> Lamina(std::vector<std::string> arguments);
+
   // The body of laminad's answer to GET `path`; an error unless it says 200.
   absl::StatusOr<std::string> Rest(const std::string& path);
+  int laminad_pid() const { return laminad_; }
   std::string rest_address() const { return "127.0.0.1:" + std::to_string(rest_port_); }
 
   // The pods' network: its gateway is the host. `outside` is an address in a network namespace beyond the

@@ -16,7 +16,9 @@
 #include "persist/state_store.h"
 #include "tests/integration/node/node_kit.h"
 #include "tests/testing/status_matchers.h"
-#include "vmm/balloon.h"
+#include "vmm/balloon_door.h"
+#include "vmm/qmp_client.h"
+#include "vmm/vm_spec.h"
 
 namespace lamina::node {
 namespace {
@@ -80,20 +82,33 @@ TEST(LaminadHardship, WithoutThreadsItDoesNotStart) {
   EXPECT_TRUE(served);
 }
 
-// A QEMU that has its balloon's socket and is stopped.
+// A QEMU that is stopped, and what its shim has laminad ask.
 class StoppedQemu {
  public:
   explicit StoppedQemu(const std::string& runtime_dir) {
     std::filesystem::create_directories(runtime_dir);
-    const std::string path = vmm::BalloonSocket(runtime_dir);
     SpawnOptions options;
-    options.argv = {
-        "qemu-system-x86_64", "-machine", "none", "-nodefaults",
-        "-display",           "none",     "-qmp", fmt::format("unix:{},server=on,wait=off", path)};
+    options.argv = {"qemu-system-x86_64",
+                    "-machine",
+                    "none",
+                    "-nodefaults",
+                    "-display",
+                    "none",
+                    "-qmp",
+                    fmt::format("unix:{},server=on,wait=off", vmm::QmpSocket(runtime_dir))};
     pid_ = Spawn(options).value_or(0);
     start_time_ = ProcessStartTime(pid_).value_or(0);
-    EXPECT_TRUE(Eventually([&] { return FileSystem::Real().Exists(path); }, seconds(60)));
+    auto qmp =
+        vmm::QmpClient::Connect(vmm::QmpSocket(runtime_dir), std::chrono::steady_clock::now() + seconds(60),
+                                [] { return absl::OkStatus(); });
     kill(pid_, SIGSTOP);
+    EXPECT_OK(qmp);
+    if (!qmp.ok()) return;
+    qmp_ = std::move(*qmp);
+    balloon_ = std::make_unique<vmm::QmpBalloon>(*qmp_, 1 * kGiB);
+    auto door = vmm::BalloonDoor::Open(runtime_dir, *balloon_);
+    EXPECT_OK(door);
+    if (door.ok()) door_ = std::move(*door);
   }
   ~StoppedQemu() {
     if (pid_ == 0) return;
@@ -106,6 +121,9 @@ class StoppedQemu {
  private:
   pid_t pid_ = 0;
   uint64_t start_time_ = 0;
+  std::unique_ptr<vmm::QmpClient> qmp_;
+  std::unique_ptr<vmm::QmpBalloon> balloon_;
+  std::unique_ptr<vmm::BalloonDoor> door_;
 };
 
 TEST(LaminadHardship, TwentyStoppedQemusDelayNobody) {

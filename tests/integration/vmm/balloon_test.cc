@@ -1,6 +1,4 @@
-// The balloon of a real guest, over laminad's own control socket.
-#include "vmm/balloon.h"
-
+// The balloon of a real guest, as laminad reaches it.
 #include <gtest/gtest.h>
 #include <poll.h>
 
@@ -10,6 +8,7 @@
 #include "base/units.h"
 #include "tests/integration/vmm/machine.h"
 #include "tests/testing/status_matchers.h"
+#include "vmm/balloon_door.h"
 
 namespace lamina::vmm {
 namespace {
@@ -32,6 +31,8 @@ absl::StatusOr<BalloonSample> Until(Balloon& balloon,
 TEST(Balloon, TakesAndGivesBackWhatTheGuestDoesNotUse) {
   const auto machine = Machine::Boot({});
   ASSERT_OK(machine);
+  const auto door = BalloonDoor::Open((*machine)->dir(), (*machine)->vm().balloon());
+  ASSERT_OK(door);
   const auto balloon = ConnectBalloon((*machine)->dir(), seconds(10));
   ASSERT_OK(balloon);
   auto sample = Until(**balloon, [](const BalloonSample& s) { return s.stats_unix_seconds != 0; });
@@ -56,8 +57,8 @@ TEST(Balloon, TakesAndGivesBackWhatTheGuestDoesNotUse) {
   ASSERT_OK(sample);
   EXPECT_NEAR(static_cast<double>(sample->used_bytes), static_cast<double>(used), 16.0 * kMiB);
 
-  // The shim's own socket is not in the way, and the machine still answers.
   EXPECT_OK((*machine)->vm().Alive());
+  EXPECT_THAT((*balloon)->SetTarget(193 * kMiB), testing::HasStatus(absl::StatusCode::kInvalidArgument));
   ASSERT_OK((*balloon)->SetTarget(192 * kMiB));
   EXPECT_OK(Until(**balloon, [](const BalloonSample& s) { return s.actual_bytes == s.base_bytes; }));
   ASSERT_OK((*machine)->vm().Kill(seconds(10)));

@@ -88,7 +88,7 @@ TEST(Start, QemusSocketsAndLogAreForTheOwnerOnly) {
   struct stat info {};
   ASSERT_EQ(stat((dir / "qemu.log").c_str(), &info), 0);
   EXPECT_EQ(info.st_mode & 0777, 0600u);
-  for (const char* name : {"qmp.sock", "balloon.sock", "rpc.sock", "stdio.sock"}) {
+  for (const char* name : {"qmp.sock", "rpc.sock", "stdio.sock"}) {
     ASSERT_EQ(stat((dir / name).c_str(), &info), 0) << name;
     EXPECT_EQ(info.st_mode & 0777, 0600u) << name;
   }

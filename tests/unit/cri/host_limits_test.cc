@@ -28,11 +28,12 @@ class HostLimitsTest : public ::testing::Test {
 };
 
 TEST_F(HostLimitsTest, OfVersionTwo) {
-  for (const char* file : {"memory.max", "pids.max"}) Put(file, "max\n");
+  for (const char* file : {"memory.max", "memory.swap.max", "pids.max"}) Put(file, "max\n");
   Put("memory.events", "low 0\nhigh 3\nmax 12\noom 4\noom_kill 2\noom_group_kill 0\n");
   ASSERT_OK(LimitMemory({dir_.path()}, 300 * kMiB));
   ASSERT_OK(LimitTasks({dir_.path()}, 260));
   EXPECT_EQ(Get("memory.max"), "314572800");
+  EXPECT_EQ(Get("memory.swap.max"), "0");
   EXPECT_EQ(Get("pids.max"), "260");
   EXPECT_EQ(OomKills({dir_.path()}), 2U);
 }
@@ -40,12 +41,14 @@ TEST_F(HostLimitsTest, OfVersionTwo) {
 TEST_F(HostLimitsTest, OfVersionOneEachInItsHierarchy) {
   Put("cpu/p/cpu.shares", "2");
   Put("memory/p/memory.limit_in_bytes", "9223372036854771712\n");
+  Put("memory/p/memory.memsw.limit_in_bytes", "9223372036854771712\n");
   Put("memory/p/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n");
   Put("pids/p/pids.max", "max\n");
   const std::vector<std::string> dirs = {dir_ / "cpu/p", dir_ / "memory/p", dir_ / "pids/p"};
   ASSERT_OK(LimitMemory(dirs, kGiB));
   ASSERT_OK(LimitTasks(dirs, 258));
   EXPECT_EQ(Get("memory/p/memory.limit_in_bytes"), "1073741824");
+  EXPECT_EQ(Get("memory/p/memory.memsw.limit_in_bytes"), "1073741824");
   EXPECT_EQ(Get("pids/p/pids.max"), "258");
   EXPECT_EQ(OomKills(dirs), 1U);
 }

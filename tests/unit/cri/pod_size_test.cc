@@ -106,6 +106,25 @@ class PodSizeTest : public ::testing::Test {
   std::unique_ptr<vmm::Vm> vm_;
 };
 
+TEST_F(PodSizeTest, WithoutACgroupItIsSaidThatNothingEnforcesTheClaim) {
+  const auto reasons = [&]() -> std::string {
+    PodSize size(config_, book_, laminad_);
+    const auto first = size.PlanFirst(pod_);
+    EXPECT_OK(first);
+    return first.ok() ? fmt::format("{}", fmt::join(first->plan.reasons, "\n")) : "";
+  };
+  EXPECT_NE(
+      reasons().find("no cgroup was given for the sandbox: on the host nothing keeps its VM from taking "
+                     "the 2GiB"),
+      std::string::npos)
+      << reasons();
+  pod_.cgroups_path = "/kubepods/pod1/sandbox";
+  EXPECT_EQ(reasons().find("no cgroup"), std::string::npos);
+  pod_.cgroups_path.clear();
+  config_.sizing.mode = "static";
+  EXPECT_EQ(reasons().find("no cgroup"), std::string::npos);
+}
+
 TEST_F(PodSizeTest, GrowsForAContainerThatTheSumDoesNotKnowAndGivesBack) {
   PodSize size(config_, book_, laminad_);
   Begin(size);

@@ -7,11 +7,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "base/unique_fd.h"
@@ -20,6 +18,7 @@
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
 #include "tests/unit/node/fake_host.h"
+#include "vmm/balloon_door.h"
 
 namespace lamina::node {
 namespace {
@@ -31,93 +30,67 @@ using ::testing::HasSubstr;
 
 constexpr int64_t kShim = 100;
 constexpr uint64_t kGuest = 1 * kGiB, kUsed = 128 * kMiB;
-// QEMU's time for a command is 2 s; the rest is a loaded machine's.
+// laminad's time for an answer is 2.3 s; the rest is a loaded machine's.
 constexpr milliseconds kOneTimeout{4500};
 
-// QEMU's end of a balloon socket: accepts, and answers as long as it is not stopped. Its guest gives all that
-// it is asked for.
-class Qemu {
+// A pod's shim, whose VM answers as long as it is not stopped. Its guest gives all that it is asked for.
+class Shim : public vmm::Balloon {
  public:
-  Qemu(const std::string& runtime_dir, bool stopped) : stopped_(stopped) {
+  Shim(const std::string& runtime_dir, bool stopped) : stopped_(stopped) {
     std::filesystem::create_directories(runtime_dir);
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    const std::string path = vmm::BalloonSocket(runtime_dir);
-    EXPECT_LT(path.size(), sizeof address.sun_path);
-    memcpy(address.sun_path, path.data(), path.size());
-    listener_ = UniqueFd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    EXPECT_EQ(bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-    EXPECT_EQ(listen(listener_.get(), 8), 0);
-    int ends[2];
-    EXPECT_EQ(pipe(ends), 0);
-    wake_ = UniqueFd(ends[0]);
-    end_ = UniqueFd(ends[1]);
-    thread_ = std::jthread([this] { Serve(); });
+    auto door = vmm::BalloonDoor::Open(runtime_dir, *this);
+    EXPECT_OK(door);
+    if (door.ok()) door_ = std::move(*door);
   }
-  ~Qemu() {
-    end_.reset();
-    thread_.join();
+  ~Shim() override {
+    {
+      MutexLock lock(mutex_);
+      ended_ = true;
+      changed_.NotifyAll();
+    }
+    door_.reset();
   }
-  void Stop() { stopped_ = true; }
-  uint64_t actual_bytes() const { return actual_; }
+  void Stop() {
+    MutexLock lock(mutex_);
+    stopped_ = true;
+  }
+  uint64_t actual_bytes() {
+    MutexLock lock(guest_.mutex);
+    return guest_.actual_bytes;
+  }
+  absl::StatusOr<vmm::BalloonSample> Sample() override {
+    AwaitVm();
+    {
+      MutexLock lock(guest_.mutex);
+      guest_.used_bytes = kUsed;
+      guest_.stats_unix_seconds = UnixNanos(Clock::Real().Wall()) / 1'000'000'000;
+    }
+    return balloon_.Sample();
+  }
+  absl::Status SetTarget(uint64_t bytes) override {
+    AwaitVm();
+    return balloon_.SetTarget(bytes);
+  }
 
  private:
-  bool Readable(int fd) {
-    pollfd fds[2] = {{fd, POLLIN, 0}, {wake_.get(), POLLIN, 0}};
-    while (poll(fds, 2, -1) < 0) {
-    }
-    return fds[1].revents == 0;
-  }
-  static void Say(int fd, const std::string& line) {
-    EXPECT_EQ(send(fd, (line + "\n").data(), line.size() + 1, MSG_NOSIGNAL),
-              static_cast<ssize_t>(line.size()) + 1);
-  }
-  void Serve() {
-    std::vector<UniqueFd> kept;  // of a stopped QEMU connections stay open
-    while (Readable(listener_.get())) {
-      UniqueFd fd(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-      if (stopped_) {
-        kept.push_back(std::move(fd));
-        continue;
-      }
-      Say(fd.get(), R"({"QMP":{"version":{},"capabilities":[]}})");
-      std::string buffer;
-      char chunk[4096];
-      while (Readable(fd.get())) {
-        const ssize_t n = read(fd.get(), chunk, sizeof chunk);
-        if (n <= 0) break;
-        buffer.append(chunk, static_cast<size_t>(n));
-        for (size_t end; (end = buffer.find('\n')) != std::string::npos; buffer.erase(0, end + 1)) {
-          if (!stopped_) Say(fd.get(), Answer(buffer.substr(0, end)));
-        }
-      }
-    }
-  }
-  std::string Answer(const std::string& line) {
-    const auto command = nlohmann::json::parse(line);
-    const std::string name = command["execute"];
-    nlohmann::json answer = nlohmann::json::object();
-    if (name == "query-memory-size-summary") answer["base-memory"] = kGuest;
-    if (name == "balloon") actual_ = command["arguments"]["value"].get<uint64_t>();
-    if (name == "query-balloon") answer["actual"] = actual_.load();
-    if (name == "qom-get") {
-      answer["stats"] = {{"stat-total-memory", kGuest}, {"stat-available-memory", actual_ - kUsed}};
-      answer["last-update"] = UnixNanos(Clock::Real().Wall()) / 1'000'000'000;
-    }
-    return nlohmann::json({{"return", answer}, {"id", command["id"]}}).dump();
+  void AwaitVm() {
+    MutexLock lock(mutex_);
+    while (stopped_ && !ended_) changed_.Wait(mutex_);
   }
 
-  std::atomic<bool> stopped_;
-  std::atomic<uint64_t> actual_{kGuest};
-  UniqueFd listener_, wake_, end_;
-  std::jthread thread_;
+  vmm::FakeGuest guest_{kGuest};
+  vmm::FakeBalloon balloon_{guest_};
+  Mutex mutex_;
+  CondVar changed_;
+  bool stopped_ GUARDED_BY(mutex_), ended_ GUARDED_BY(mutex_) = false;
+  std::unique_ptr<vmm::BalloonDoor> door_;
 };
 
 // Processes as a test has them, balloons as they are.
 class SocketHost : public FakeHost {
  public:
   absl::StatusOr<std::unique_ptr<vmm::Balloon>> OpenBalloon(const std::string& runtime_dir) override {
-    return vmm::ConnectBalloon(runtime_dir, seconds(1));
+    return Host::Real().OpenBalloon(runtime_dir);
   }
   void Nap(milliseconds time) override { poll(nullptr, 0, static_cast<int>(time.count())); }
 };
@@ -169,7 +142,7 @@ class SilentVmsTest : public ::testing::Test {
     started.set_vmm_pid(pid);
     started.set_vmm_start_time(1);
     ASSERT_OK(node_->claims().Started(started));
-    vms_[id] = std::make_unique<Qemu>(state.runtime_dir, stopped);
+    vms_[id] = std::make_unique<Shim>(state.runtime_dir, stopped);
   }
   milliseconds TimeOf(const std::function<void()>& call) {
     const auto begin = Clock::Real().Now();
@@ -179,7 +152,7 @@ class SilentVmsTest : public ::testing::Test {
 
   lamina::testing::TempDir dir_;
   Config config_;
-  std::map<std::string, std::unique_ptr<Qemu>> vms_;
+  std::map<std::string, std::unique_ptr<Shim>> vms_;
   SocketHost host_;
   std::unique_ptr<Engine> node_;
   int64_t next_pid_ = 1000;
@@ -213,7 +186,7 @@ TEST_F(SilentVmsTest, ALookAtAllTakesAsLongAsOneTimeout) {
             milliseconds(1000));
 }
 
-// Whom a stopped QEMU has never accepted fills its queue; who comes then must not wait for ever.
+// Whom a stopped shim has never accepted fills its queue; who comes then must not wait for ever.
 TEST_F(SilentVmsTest, AFullQueueIsNoAnswer) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;

@@ -118,13 +118,12 @@ TEST(QemuCommandTest, AWholePod) {
           "-append quiet loglevel=0 tsc=reliable no_timer_check noreplace-smp reboot=t panic=-1 "
           "cryptomgr.notests random.trust_cpu=on rcupdate.rcu_expedited=1 pci=noaer edd=off swiotlb=noforce "
           "rdinit=/init",
-          // Two control channels, two ports into the guest; all that is the node's comes as a descriptor.
+          // A control channel, two ports into the guest; all that is the node's comes as a descriptor.
           "-chardev socket,id=qmp,fd=4,server=on,wait=off", "-mon chardev=qmp,mode=control",
-          "-chardev socket,id=balloon-qmp,fd=5,server=on,wait=off", "-mon chardev=balloon-qmp,mode=control",
           "-device virtio-serial-pci,id=serial,disable-legacy=on,bus=pcie.0,addr=01.0",
-          "-chardev socket,id=rpc,fd=6,server=on,wait=off",
+          "-chardev socket,id=rpc,fd=5,server=on,wait=off",
           "-device virtserialport,bus=serial.0,nr=1,chardev=rpc,name=lamina.rpc",
-          "-chardev socket,id=stdio,fd=7,server=on,wait=off",
+          "-chardev socket,id=stdio,fd=6,server=on,wait=off",
           "-device virtserialport,bus=serial.0,nr=2,chardev=stdio,name=lamina.stdio",
           "-object rng-builtin,id=rng",
           "-device virtio-rng-pci,rng=rng,disable-legacy=on,bus=pcie.0,addr=02.0",
@@ -134,10 +133,10 @@ TEST(QemuCommandTest, AWholePod) {
           "-netdev tap,id=net,fd=3",
           "-device virtio-net-pci,netdev=net,mac=02:42:0a:01:02:03,romfile=,disable-legacy=on,bus=pcie.0,"
           "addr=04.0",
-          "-chardev socket,id=fs,fd=8",
+          "-chardev socket,id=fs,fd=7",
           "-device vhost-user-fs-pci,chardev=fs,tag=lamina,bus=pcie.0,addr=05.0",
           // readonly=on: the guest must not reach what other pods read.
-          "-object memory-backend-file,id=mem-arena-7,mem-path=/proc/self/fd/9,size=1073741824,share=on,"
+          "-object memory-backend-file,id=mem-arena-7,mem-path=/proc/self/fd/8,size=1073741824,share=on,"
           "readonly=on",
           "-device virtio-pmem-pci,id=pmem-arena-7,memdev=mem-arena-7,bus=pcie.0,addr=06.0",
           // What comes later goes into these.
@@ -188,7 +187,7 @@ TEST(QemuCommandTest, ThePathsOfThePodAreNotQemus) {
   for (int i = 0; i < 8; ++i) spec.boot_arenas.push_back({"a" + std::to_string(i), "/arenas/a", kGiB});
   for (const std::string& line : Lines(BuildQemuCommand(spec)))
     EXPECT_THAT(line, ::testing::AllOf(Not(HasSubstr("/run/")), Not(HasSubstr("/arenas/"))));
-  EXPECT_THAT(Line(spec, "id=mem-a7"), HasSubstr("mem-path=/proc/self/fd/16,"));
+  EXPECT_THAT(Line(spec, "id=mem-a7"), HasSubstr("mem-path=/proc/self/fd/15,"));
 }
 
 TEST(QemuCommandTest, EachDeviceHasASlotOfItsOwn) {

@@ -310,7 +310,7 @@ TEST_F(SpeakingQemuTest, QemuHasItsTapItsSocketsAndNoOtherDescriptorOfOurs) {
   for (int round = 0; round < 3; ++round) {
     const auto vm = StartVm();
     ASSERT_NE(vm, nullptr);
-    EXPECT_EQ(LogTail(QemuLog(spec_.runtime_dir), 25), "[0][1][2][3][4][5][6][7]");
+    EXPECT_EQ(LogTail(QemuLog(spec_.runtime_dir), 22), "[0][1][2][3][4][5][6]");
     EXPECT_OK(vm->Kill(seconds(30)));
   }
   spec_.tap_fd = -1;
@@ -318,7 +318,7 @@ TEST_F(SpeakingQemuTest, QemuHasItsTapItsSocketsAndNoOtherDescriptorOfOurs) {
   {
     const auto vm = StartVm();
     ASSERT_NE(vm, nullptr);
-    EXPECT_EQ(LogTail(QemuLog(spec_.runtime_dir), 23), " [0][1][2][4][5][6][7]");
+    EXPECT_EQ(LogTail(QemuLog(spec_.runtime_dir), 20), " [0][1][2][4][5][6]");
     EXPECT_OK(vm->Kill(seconds(30)));
   }
   EXPECT_EQ(OpenDescriptors(), before);
