@@ -29,7 +29,6 @@ namespace {
 using persist::SandboxState;
 using std::chrono::steady_clock;
 
-constexpr std::chrono::seconds kVirtiofsdTimeout{10};
 constexpr std::chrono::seconds kAgentTimeout{30};
 constexpr std::chrono::seconds kFarewell{2};
 constexpr std::chrono::seconds kKillTimeout{10};
@@ -161,7 +160,6 @@ absl::Status PodVm::ShareFiles(Recipe& recipe) {
   options.log_path = dir + "/virtiofsd.log";
   options.cgroup_procs_files = recipe.cgroup.procs_files();
   options.oom_score_adj = recipe.spec.oom_score_adj;
-  options.timeout = kVirtiofsdTimeout;
   options.on_started = [&](pid_t pid, uint64_t start_time) {
     return book_.Change([&](SandboxState& state) {
       state.virtiofsd = {pid, start_time};
