@@ -127,9 +127,7 @@ absl::Status PodVm::MakeDirectories(Recipe& recipe) {
   recipe.vm.accel = accel_;
   recipe.vm.tsc_khz = TscKhz();
   RETURN_IF_ERROR(FileSystem::Real().MakeDirectories(dir, 0700));
-  RETURN_IF_ERROR(MakeSharedDir(dir + "/shared"));
-  if (recipe.spec.files) RETURN_IF_ERROR(WritePodFiles(PodFilesDir(dir), *recipe.spec.files));
-  return absl::OkStatus();
+  return MakeSharedDir(dir + "/shared");
 }
 
 absl::Status PodVm::MakeCgroup(Recipe& recipe) {
@@ -248,6 +246,14 @@ absl::Status PodVm::ConfigureGuest(Recipe& recipe) {
   configure.set_hostname(recipe.spec.hostname);
   for (const auto& [key, value] : recipe.spec.sysctls) (*configure.mutable_sysctls())[key] = value;
   configure.set_shared_tag(recipe.vm.virtiofs_tag);
+  if (recipe.spec.files) {
+    ASSIGN_OR_RETURN(const auto contents, PodFileContents(*recipe.spec.files));
+    for (const auto& [name, content] : contents) {
+      agent::v1::PodFile& file = *configure.add_files();
+      file.set_name(name);
+      file.set_content(content);
+    }
+  }
   RETURN_IF_ERROR(Annotate(ttrpc::Call(link_, guest::kConfigureSandbox, configure, kAgentTimeout).status(),
                            "configure the guest"));
   ASSIGN_OR_RETURN(clock_keeper_, guest::ClockKeeper::Start(link_, doors_.clock));
