@@ -64,7 +64,7 @@ void AddParents(const std::string& path, std::vector<std::string>& all) {
 }
 
 // In the child, as all below: system calls only.
-const char* MountProc(int root) {
+const char* MountProc(int root, const char* to) {
   const int fs = fsopen("proc", FSOPEN_CLOEXEC);
   if (fs < 0) return "fsopen proc";
   if (fsconfig(fs, FSCONFIG_SET_STRING, "hidepid", "invisible", 0) != 0 ||
@@ -74,7 +74,7 @@ const char* MountProc(int root) {
   }
   const int proc = fsmount(fs, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
   if (proc < 0) return "fsmount proc";
-  if (move_mount(proc, "", root, "proc", MOVE_MOUNT_F_EMPTY_PATH) != 0) return "move_mount proc";
+  if (move_mount(proc, "", root, to, MOVE_MOUNT_F_EMPTY_PATH) != 0) return "move_mount proc";
   close(proc);
   close(fs);
   return nullptr;
@@ -116,8 +116,22 @@ absl::Status PrivateRoot::Add(const std::string& from, const std::string& to, ui
   return absl::OkStatus();
 }
 
-void PrivateRoot::AddProc() {
-  if (!std::exchange(proc_, true)) directories_.emplace_back("proc");
+absl::Status PrivateRoot::AddTree(const std::string& from, const std::string& to, uint64_t attributes) {
+  RETURN_IF_ERROR(Add(from, to, attributes));
+  if (!mounts_.back().directory) return InvalidArgument("confine: {} is no directory", from);
+  mounts_.back().tree = true;
+  return absl::OkStatus();
+}
+
+void PrivateRoot::AddProc(const std::string& to) {
+  proc_ = to.substr(1);
+  if (std::find(directories_.begin(), directories_.end(), proc_) == directories_.end())
+    directories_.push_back(proc_);
+}
+
+void PrivateRoot::AddLink(const std::string& to, const std::string& target) {
+  links_.push_back({to.substr(1), target});
+  AddParents(links_.back().to, directories_);
 }
 
 void PrivateRoot::AddDevice(const std::string& to, dev_t number, uid_t owner) {
@@ -130,11 +144,12 @@ const char* PrivateRoot::Fill(int root) const {
     if (mkdirat(root, path.c_str(), 0755) != 0) return "mkdir in the new root";
   }
   for (const Mount& file : mounts_) {
-    const int tree = open_tree(AT_FDCWD, file.from.c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+    const unsigned recurse = file.tree ? AT_RECURSIVE : 0;
+    const int tree = open_tree(AT_FDCWD, file.from.c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recurse);
     if (tree < 0) return file.from.c_str();
     mount_attr attributes{};
     attributes.attr_set = file.attributes;
-    if (mount_setattr(tree, "", AT_EMPTY_PATH, &attributes, sizeof attributes) != 0)
+    if (mount_setattr(tree, "", AT_EMPTY_PATH | recurse, &attributes, sizeof attributes) != 0)
       return "mount_setattr of a file";
     if (file.directory) {
       if (mkdirat(root, file.to.c_str(), 0755) != 0) return "mkdir in the new root";
@@ -152,7 +167,10 @@ const char* PrivateRoot::Fill(int root) const {
       return "make a device in the new root";
     }
   }
-  return proc_ ? MountProc(root) : nullptr;
+  for (const Link& link : links_) {
+    if (symlinkat(link.target.c_str(), root, link.to.c_str()) != 0) return "make a link in the new root";
+  }
+  return proc_.empty() ? nullptr : MountProc(root, proc_.c_str());
 }
 
 const char* PrivateRoot::Enter() const {
@@ -182,6 +200,10 @@ const char* PrivateRoot::Enter() const {
     return "pivot_root and chroot";
   }
   return chdir("/") == 0 ? nullptr : "chdir";
+}
+
+bool RefusedByNode(const absl::Status& status) {
+  return absl::IsPermissionDenied(status) || absl::IsUnimplemented(status) || absl::IsInvalidArgument(status);
 }
 
 void DropBoundingCapabilities(uint64_t keep) {

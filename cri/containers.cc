@@ -184,10 +184,8 @@ absl::StatusOr<std::shared_ptr<Process>> Containers::Make(const containerd::Crea
                                                           Deadline deadline, Container& container) {
   const std::string config = request.bundle() + "/config.json";
   ASSIGN_OR_RETURN(std::string json, FileSystem::Real().Read(config, 8 << 20));
-  const std::string runtime_dir =
-      parts_.book.Look([](const SandboxState& state) { return state.runtime_dir; });
-  if (const std::string files = PodFilesDir(runtime_dir); FileSystem::Real().Exists(files)) {
-    ASSIGN_OR_RETURN(json, WithPodFiles(json, files, config));
+  if (parts_.book.Look([](const SandboxState& state) { return state.has_pod_files; })) {
+    ASSIGN_OR_RETURN(json, WithPodFiles(json, config));
   }
   ASSIGN_OR_RETURN(const BundleSpec spec, ParseSpec(json, config));
   ASSIGN_OR_RETURN(const std::vector<std::string> layers, LayerSources(request.rootfs(), ReadHostMounts()));
@@ -236,9 +234,14 @@ absl::StatusOr<std::shared_ptr<Process>> Containers::Make(const containerd::Crea
 absl::Status Containers::BindVolumes(const BundleSpec& spec, Container& container,
                                      std::map<size_t, std::string>& sources) {
   const std::string shared_dir = SharedDir();
+  const bool pod_files = parts_.book.Look([](const SandboxState& state) { return state.has_pod_files; });
   for (size_t i = 0; i < spec.mounts.size(); ++i) {
     const SpecMount& mount = spec.mounts[i];
     if (!mount.is_bind()) continue;
+    if (pod_files && IsPodFileMount(mount.source, mount.destination)) {
+      sources[i] = mount.source;  // in the guest's memory, like the next
+      continue;
+    }
     if (mount.destination == "/dev/shm") {
       sources[i] = guest::kShmDirectory;  // the pod's, in the guest's memory
       continue;

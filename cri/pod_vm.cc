@@ -29,7 +29,6 @@ namespace {
 using persist::SandboxState;
 using std::chrono::steady_clock;
 
-constexpr std::chrono::seconds kVirtiofsdTimeout{10};
 constexpr std::chrono::seconds kAgentTimeout{30};
 constexpr std::chrono::seconds kFarewell{2};
 constexpr std::chrono::seconds kKillTimeout{10};
@@ -128,9 +127,7 @@ absl::Status PodVm::MakeDirectories(Recipe& recipe) {
   recipe.vm.accel = accel_;
   recipe.vm.tsc_khz = TscKhz();
   RETURN_IF_ERROR(FileSystem::Real().MakeDirectories(dir, 0700));
-  RETURN_IF_ERROR(MakeSharedDir(dir + "/shared"));
-  if (recipe.spec.files) RETURN_IF_ERROR(WritePodFiles(PodFilesDir(dir), *recipe.spec.files));
-  return absl::OkStatus();
+  return MakeSharedDir(dir + "/shared");
 }
 
 absl::Status PodVm::MakeCgroup(Recipe& recipe) {
@@ -161,7 +158,6 @@ absl::Status PodVm::ShareFiles(Recipe& recipe) {
   options.log_path = dir + "/virtiofsd.log";
   options.cgroup_procs_files = recipe.cgroup.procs_files();
   options.oom_score_adj = recipe.spec.oom_score_adj;
-  options.timeout = kVirtiofsdTimeout;
   options.on_started = [&](pid_t pid, uint64_t start_time) {
     return book_.Change([&](SandboxState& state) {
       state.virtiofsd = {pid, start_time};
@@ -251,6 +247,14 @@ absl::Status PodVm::ConfigureGuest(Recipe& recipe) {
   configure.set_hostname(recipe.spec.hostname);
   for (const auto& [key, value] : recipe.spec.sysctls) (*configure.mutable_sysctls())[key] = value;
   configure.set_shared_tag(recipe.vm.virtiofs_tag);
+  if (recipe.spec.files) {
+    ASSIGN_OR_RETURN(const auto contents, PodFileContents(*recipe.spec.files));
+    for (const auto& [name, content] : contents) {
+      agent::v1::PodFile& file = *configure.add_files();
+      file.set_name(name);
+      file.set_content(content);
+    }
+  }
   RETURN_IF_ERROR(Annotate(ttrpc::Call(link_, guest::kConfigureSandbox, configure, kAgentTimeout).status(),
                            "configure the guest"));
   ASSIGN_OR_RETURN(clock_keeper_, guest::ClockKeeper::Start(link_, doors_.clock));

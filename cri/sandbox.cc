@@ -153,6 +153,7 @@ absl::Status Sandbox::StartPod(const std::string& id, const std::string& bundle,
   state.pod_namespace = spec.Annotation("sandbox-namespace");
   state.pod_uid = spec.Annotation("sandbox-uid");
   state.netns_path = spec.netns_path;
+  state.has_pod_files = spec.files.has_value();
   state.tap_name = kTapName;
   state.runtime_dir = RuntimeDir(config_, id);
   state.boot_id = BootId();

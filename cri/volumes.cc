@@ -40,14 +40,15 @@ absl::StatusOr<std::vector<std::string>> MountsBelow(const std::string& dir) {
 
 // A copy of the mounts at `source` that is mounted nowhere yet. Only when it is as it shall be it is put
 // somewhere, so nobody ever sees it otherwise.
-absl::StatusOr<UniqueFd> CopyMounts(const std::string& source, bool recursive, VolumeOptions options) {
+absl::StatusOr<UniqueFd> CopyMounts(const std::string& source, bool recursive, bool read_only,
+                                    uint64_t propagation) {
   const unsigned recurse = recursive ? AT_RECURSIVE : 0;
   UniqueFd tree(open_tree(AT_FDCWD, source.c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recurse));
   if (!tree) return ErrnoStatus(errno, "open " + source);
   mount_attr attributes{};
   // A copy is its original's peer at first: unmounting something in it would unmount it on the host.
-  attributes.propagation = options.follows_host ? MS_SLAVE : MS_PRIVATE;
-  if (options.read_only) attributes.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
+  attributes.propagation = propagation;
+  attributes.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (read_only ? MOUNT_ATTR_RDONLY : 0);
   if (mount_setattr(tree.get(), "", AT_EMPTY_PATH | recurse, &attributes, sizeof attributes) != 0)
     return ErrnoStatus(errno, "set the mount attributes of " + source);
   return tree;
@@ -95,13 +96,19 @@ absl::Status MakeSharedDir(const std::string& dir) {
     RETURN_IF_ERROR(FileSystem::Real().MakeDirectories(made, 0700));
   // The share's root is what the guest sees as /run/lamina/shared; the parent directory keeps strangers out.
   if (chmod(points.c_str(), 0755) != 0) return ErrnoStatus(errno, "chmod " + points);
-  ASSIGN_OR_RETURN(const UniqueFd tree, CopyMounts(points, false, {.read_only = true}));
-  return PutMounts(tree, dir);
+  // A peer group of its own, whatever the parent is: so what is mounted in it reaches virtiofsd's namespace.
+  ASSIGN_OR_RETURN(const UniqueFd tree, CopyMounts(points, false, true, MS_PRIVATE));
+  RETURN_IF_ERROR(PutMounts(tree, dir));
+  if (mount(nullptr, dir.c_str(), nullptr, MS_SHARED, nullptr) == 0) return absl::OkStatus();
+  const absl::Status status = ErrnoStatus(errno, "let what is mounted in " + dir + " reach virtiofsd");
+  umount2(dir.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW);
+  return status;
 }
 
 absl::Status BindVolume(const std::string& shared_dir, const std::string& name, const std::string& source,
                         VolumeOptions options) {
-  absl::StatusOr<UniqueFd> tree = CopyMounts(source, true, options);
+  absl::StatusOr<UniqueFd> tree =
+      CopyMounts(source, true, options.read_only, options.follows_host ? MS_SLAVE : MS_PRIVATE);
   if (!tree.ok()) return Annotate(tree.status(), "volume " + source);
   struct stat info {};
   if (fstat(tree->get(), &info) != 0) return ErrnoStatus(errno, "stat volume " + source);

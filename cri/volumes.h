@@ -11,7 +11,8 @@ namespace lamina::cri {
 
 // Makes `dir` a read-only mount of <dir>.points, where the mount points of volumes are made: what is in `dir`
 // itself only this side can change, so that the guest can neither fill the host's /run nor put a link in a
-// mount point's way. Repeated: OK.
+// mount point's way. Its propagation is shared: what is mounted in it is seen from virtiofsd's mount
+// namespace, which was made before. Repeated: OK.
 absl::Status MakeSharedDir(const std::string& dir);
 
 struct VolumeOptions {
@@ -19,9 +20,10 @@ struct VolumeOptions {
   bool follows_host = false;  // what the host mounts below it later appears too (HostToContainer)
 };
 
-// Puts `source` (file or directory, with what is mounted below it) at <shared_dir>/<name>. What happens to
-// these mounts never reaches the host's own. On error nothing stays. NotFound names a missing source.
-// Needs Linux 5.12 (mount_setattr).
+// Puts `source` (file or directory, with what is mounted below it) at <shared_dir>/<name>. Device nodes
+// cannot be opened there, and setuid files are nothing special; what the host mounts below it later has the
+// host's own attributes. What happens to these mounts never reaches the host's own. On error nothing stays.
+// NotFound names a missing source. Needs Linux 5.12 (mount_setattr).
 absl::Status BindVolume(const std::string& shared_dir, const std::string& name, const std::string& source,
                         VolumeOptions options);
 

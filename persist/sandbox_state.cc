@@ -169,7 +169,7 @@ bool ReadState(const json& root, SandboxState& state) {
       !ReadProcess(root, "vmm", state.vmm) || !ReadProcess(root, "virtiofsd", state.virtiofsd) ||
       !Read(root, "boot_id", state.boot_id) || !Read(root, "runtime_dir", state.runtime_dir) ||
       !ReadNetwork(root, state) || !Read(root, "cgroup_dirs", state.cgroup_dirs) ||
-      !Read(root, "arenas", state.arenas)) {
+      !Read(root, "has_pod_files", state.has_pod_files) || !Read(root, "arenas", state.arenas)) {
     return false;
   }
   if (!IsSafeId(state.sandbox_id)) return false;
@@ -258,6 +258,7 @@ std::string EncodeState(const SandboxState& state) {
       {"virtiofsd", ToJson(state.virtiofsd)},
       {"boot_id", state.boot_id},
       {"runtime_dir", state.runtime_dir},
+      {"has_pod_files", state.has_pod_files},
       {"network", {{"netns_path", state.netns_path}, {"tap_name", state.tap_name}, {"mac", state.mac}}},
       {"cgroup_dirs", state.cgroup_dirs},
       {"arenas", state.arenas},

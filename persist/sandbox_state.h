@@ -81,6 +81,8 @@ struct SandboxState {
   // the field.
   std::string boot_id;
   std::string runtime_dir;  // sockets, shared directory
+  bool has_pod_files =
+      false;  // hostname, hosts, resolv.conf are the guest's, to be mounted in each container
   std::string netns_path, tap_name, mac;
   std::vector<std::string> cgroup_dirs;  // made by the shim, removed at the end
   std::vector<std::string> arenas;       // attached

@@ -1,14 +1,12 @@
 #include "vmm/qemu_launch.h"
 
-#include <poll.h>
-
-#include <chrono>
 #include <climits>
 #include <cstdlib>
 #include <utility>
 #include <vector>
 
 #include "base/log.h"
+#include "base/private_root.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/unique_fd.h"
@@ -20,18 +18,6 @@
 namespace lamina::vmm {
 namespace {
 
-constexpr std::chrono::seconds kListens{5};
-
-// Its socket is there an instant before it listens, and it takes one connection: no other way to ask.
-absl::StatusOr<UniqueFd> ConnectVirtiofsd(const std::string& path) {
-  const auto deadline = std::chrono::steady_clock::now() + kListens;
-  for (;;) {
-    absl::StatusOr<UniqueFd> fd = ConnectUnix(path);
-    if (!absl::IsUnavailable(fd.status()) || std::chrono::steady_clock::now() >= deadline) return fd;
-    poll(nullptr, 0, 1);
-  }
-}
-
 // What QEMU inherits: closed here when it has it, so that its end is the end of its sockets.
 class Inheritance {
  public:
@@ -42,8 +28,7 @@ class Inheritance {
                                        std::pair{kStdioFd, StdioSocket(dir)}}) {
       RETURN_IF_ERROR(Keep(ListenUnix(path), number));
     }
-    if (!spec.virtiofs_socket.empty())
-      RETURN_IF_ERROR(Keep(ConnectVirtiofsd(spec.virtiofs_socket), kVirtiofsFd));
+    if (!spec.virtiofs_socket.empty()) RETURN_IF_ERROR(Keep(ConnectUnix(spec.virtiofs_socket), kVirtiofsFd));
     for (size_t i = 0; i < spec.boot_arenas.size(); ++i)
       RETURN_IF_ERROR(Keep(OpenArena(spec.boot_arenas[i]), kFirstArenaFd + static_cast<int>(i)));
     return absl::OkStatus();
@@ -60,11 +45,6 @@ class Inheritance {
   std::vector<UniqueFd> fds_;
   std::vector<std::pair<int, int>> numbers_;  // ours, QEMU's
 };
-
-// The kernel, or what stands between us and it, refuses or does not know a step; said of every pod alike.
-bool NotOnThisNode(const absl::Status& status) {
-  return absl::IsPermissionDenied(status) || absl::IsUnimplemented(status) || absl::IsInvalidArgument(status);
-}
 
 absl::StatusOr<pid_t> SpawnConfined(VmSpec spec, SpawnOptions spawn, const StartOptions& options) {
   char path[PATH_MAX];
@@ -86,7 +66,7 @@ absl::StatusOr<pid_t> SpawnConfined(VmSpec spec, SpawnOptions spawn, const Start
       return pid;
     }
     if (first.ok()) first = pid.status();
-    if (!NotOnThisNode(first)) break;
+    if (!RefusedByNode(first)) break;
   }
   return first;
 }

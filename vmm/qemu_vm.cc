@@ -30,9 +30,6 @@ constexpr std::chrono::seconds kCommandTimeout{20};
 constexpr std::chrono::seconds kEnding{2};
 constexpr size_t kTailBytes = 600;
 
-// How often the logs are looked at: while they grow, and while they don't.
-constexpr int kBusyLookMillis = 50, kIdleLookMillis = 2000;
-constexpr uint64_t kBusyGrowthBytes = 64 << 10;
 constexpr std::chrono::seconds kFollowHelper{1};
 
 absl::Status CheckSocketPath(const std::string& longest) {
@@ -40,6 +37,14 @@ absl::Status CheckSocketPath(const std::string& longest) {
   if (longest.size() <= kLimit) return absl::OkStatus();
   return InvalidArgument("socket path {} is {} bytes, Linux allows {}: choose a shorter run_dir", longest,
                          longest.size(), kLimit);
+}
+
+// A VM without its virtiofsd does not start, and cannot say why that has ended.
+absl::Status WithVirtiofsdsWords(const absl::Status& status, const VmSpec& spec) {
+  if (spec.virtiofs_socket.empty() || absl::IsCancelled(status)) return status;
+  const std::string said = LogTail(VirtiofsdLog(spec.runtime_dir), kTailBytes);
+  if (said.empty()) return status;
+  return {status.code(), fmt::format("{}; virtiofsd said: {}", Message(status), said)};
 }
 
 }  // namespace
@@ -62,7 +67,9 @@ absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Start(const VmSpec& spec, const Star
   }
   const QemuCommand command = BuildQemuCommand(spec);
   std::unique_ptr<QemuVm> vm(new QemuVm(spec.runtime_dir));
-  ASSIGN_OR_RETURN(vm->pid_, LaunchQemu(spec, command, options));
+  const absl::StatusOr<pid_t> pid = LaunchQemu(spec, command, options);
+  if (!pid.ok()) return WithVirtiofsdsWords(pid.status(), spec);
+  vm->pid_ = *pid;
   vm->pidfd_ = UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, vm->pid_, 0)));
   if (!vm->pidfd_) {
     const int error = errno;
@@ -72,6 +79,7 @@ absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Start(const VmSpec& spec, const Star
   }
   const absl::StatusOr<uint64_t> start_time = ProcessStartTime(vm->pid_);
   absl::Status status = start_time.ok() ? absl::OkStatus() : vm->Alive();
+  if (status.ok()) status = vm->KeepLogs();
   if (status.ok()) {
     vm->start_time_ = start_time.value_or(0);
     if (options.on_started) status = options.on_started(vm->pid_, vm->start_time_);
@@ -90,7 +98,7 @@ absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Start(const VmSpec& spec, const Star
   }
   if (!status.ok()) {
     vm->Kill(std::chrono::seconds(5)).IgnoreError();
-    return Annotate(status, "start QEMU");
+    return WithVirtiofsdsWords(Annotate(status, "start QEMU"), spec);
   }
   QemuDevices devices;
   devices.ports = spec.hotplug_ports;
@@ -111,6 +119,7 @@ absl::StatusOr<std::unique_ptr<Vm>> QemuVm::Adopt(const Adoption& adoption) {
     return Annotate(absl::UnavailableError("it has ended"), what);
   }
   vm->pidfd_ = std::move(*pidfd);
+  if (const absl::Status kept = vm->KeepLogs(); !kept.ok()) return Annotate(kept, what);
   auto qmp = QmpClient::Connect(QmpSocket(adoption.runtime_dir), steady_clock::now() + adoption.timeout,
                                 [&] { return vm->Alive(); });
   if (!qmp.ok()) return Annotate(qmp.status(), what);
@@ -139,25 +148,19 @@ absl::Status QemuVm::Alive() const {
                     said.empty() ? "" : ":", said.empty() ? "nothing" : said);
 }
 
-uint64_t QemuVm::TrimLogs() const {
-  uint64_t bytes = 0;
-  for (const std::string& path : {QemuLog(runtime_dir_), VirtiofsdLog(runtime_dir_)}) {
-    const absl::StatusOr<uint64_t> length = TrimLog(path);
-    if (length.ok()) bytes += *length;
-  }
-  return bytes;
+std::vector<std::string> QemuVm::Logs() const { return {QemuLog(runtime_dir_), VirtiofsdLog(runtime_dir_)}; }
+
+absl::Status QemuVm::KeepLogs() {
+  ASSIGN_OR_RETURN(log_keeper_, LogKeeper::Start(Logs()));
+  return absl::OkStatus();
 }
 
 bool QemuVm::WaitExit(int helper) {
+  log_keeper_.reset();
   pollfd ends[] = {{pidfd_.get(), POLLIN, 0}, {helper, POLLIN, 0}};
-  int look = kBusyLookMillis;
-  for (uint64_t known = 0; poll(ends, 2, look) <= 0;) {
-    const uint64_t bytes = TrimLogs();
-    look = bytes - known > kBusyGrowthBytes ? kBusyLookMillis : kIdleLookMillis;
-    known = bytes;
-  }
+  TrimLogsUntil(Logs(), ends, 2);
   if (ends[0].revents == 0 && !AwaitProcessEnd(pidfd_.get(), kFollowHelper)) return false;
-  TrimLogs();  // its last words may have been many
+  for (const std::string& log : Logs()) TrimLog(log).status().IgnoreError();  // its last words may be many
   waitpid(pid_, nullptr, WNOHANG);
   return true;
 }

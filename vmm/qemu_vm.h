@@ -12,6 +12,7 @@
 #include "vmm/balloon.h"
 #include "vmm/hotplug_ports.h"
 #include "vmm/hypervisor.h"
+#include "vmm/process_log.h"
 #include "vmm/qemu_devices.h"
 #include "vmm/qemu_scsi.h"
 #include "vmm/qmp_client.h"
@@ -41,14 +42,15 @@ class QemuVm : public Vm {
 
  private:
   explicit QemuVm(std::string runtime_dir) : runtime_dir_(std::move(runtime_dir)) {}
-  // Gives how long they are together.
-  uint64_t TrimLogs() const;
+  std::vector<std::string> Logs() const;
+  absl::Status KeepLogs();
   void SetUp(uint64_t boot_memory_bytes, QemuDevices devices);
 
   pid_t pid_ = 0;
   uint64_t start_time_ = 0;
   UniqueFd pidfd_;
   const std::string runtime_dir_;
+  std::unique_ptr<LogKeeper> log_keeper_;  // until WaitExit keeps the logs
   // Set by Start or Adopt, before anybody else has the object.
   std::unique_ptr<QmpClient> qmp_;
   std::unique_ptr<HotplugPorts> ports_;

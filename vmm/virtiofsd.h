@@ -2,7 +2,6 @@
 
 #include <sys/types.h>
 
-#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -29,16 +28,16 @@ struct VirtiofsdOptions {
   std::string shared_dir;
   std::string socket;
   std::string log_path;  // VirtiofsdLog(runtime_dir), where Vm::WaitExit keeps it short
-  std::vector<std::string> cgroup_procs_files;                   // joined before exec
-  int oom_score_adj = 0;                                         // as SpawnOptions has it
-  std::chrono::milliseconds timeout = std::chrono::seconds(30);  // until its socket is there
-  int cancel_fd = -1;                                            // readable: the start is given up
+  std::vector<std::string> cgroup_procs_files;  // joined before exec
+  int oom_score_adj = 0;                        // as SpawnOptions has it
   OnStarted on_started;
 };
 
-// Starts virtiofsd on `shared_dir` and returns when its socket is there. Bind mounts made later under
-// `shared_dir` are seen by the guest when `shared_dir` is a mount with shared propagation. virtiofsd ends by
-// itself when QEMU does. On error nothing is left running. Cancelled as soon as `cancel_fd` is readable.
+// Starts virtiofsd on `shared_dir` and returns when the program runs; its socket takes a connection from then
+// on, and refuses it when virtiofsd has ended: its log says why. Bind mounts made later under `shared_dir`
+// are seen by the guest when `shared_dir` is a mount with shared propagation. virtiofsd ends by itself when
+// QEMU does. It is confined (virtiofsd_confinement.h); where the node does not let it be, it is less, and a
+// warning says so. On error nothing is left running. NotFound: the program or `shared_dir` is missing.
 absl::StatusOr<VirtiofsdProcess> StartVirtiofsd(const VirtiofsdOptions& options);
 
 }  // namespace lamina::vmm

@@ -44,7 +44,8 @@ class Vm {
   virtual absl::Status Alive() const = 0;
   // Blocks until the VM has ended, and reaps it: true. False: the process behind `helper` (a pidfd; -1: none)
   // has ended, and the VM did not follow it within a second. Meanwhile it keeps the logs in the VM's runtime
-  // directory short: somebody should wait as long as the VM lives.
+  // directory short, as a thread of the VM's has done until the first call: somebody should wait from then on
+  // as long as the VM lives.
   virtual bool WaitExit(int helper) = 0;
   // Ends it with SIGKILL (it holds nothing that a farewell would save); returns when the process is seen
   // dead, or DeadlineExceeded. Repeatable.

@@ -101,12 +101,31 @@ absl::Status Agent::Configure(const ConfigureSandboxRequest& request) {
     RETURN_IF_ERROR(ConfigureNetwork(request));
     for (const auto& [name, value] : request.sysctls()) RETURN_IF_ERROR(SetSysctl(name, value));
   }
-  RETURN_IF_ERROR(MountTmpfs(options_.root + "/shm", kShmBytes));
+  RETURN_IF_ERROR(MountTmpfs(options_.root + "/shm", kShmBytes, 01777));
+  RETURN_IF_ERROR(WritePodFiles(request));
   if (!request.shared_tag().empty()) {
     RETURN_IF_ERROR(modules_.Load("virtio-26"));
     RETURN_IF_ERROR(MountVirtiofs(request.shared_tag(), options_.root + "/shared"));
   }
   configured_ = content;
+  return absl::OkStatus();
+}
+
+// Into the same inodes when it is done again: containers have them mounted.
+absl::Status Agent::WritePodFiles(const ConfigureSandboxRequest& request) {
+  if (request.files_size() == 0) return absl::OkStatus();
+  if (request.files_size() > kMaxPodFiles)
+    return InvalidArgument("{} files of the pod: at most {}", request.files_size(), kMaxPodFiles);
+  const std::string directory = options_.root + "/etc";
+  RETURN_IF_ERROR(MountTmpfs(directory, kPodFilesBytes, 0755));
+  for (const PodFile& file : request.files()) {
+    RETURN_IF_ERROR(CheckSafeId(file.name(), "name of a file of the pod"));
+    if (file.content().size() > kMaxPodFileBytes) {
+      return InvalidArgument("file {} of the pod: {} bytes, at most {}", file.name(), file.content().size(),
+                             kMaxPodFileBytes);
+    }
+    RETURN_IF_ERROR(WriteRegularFile(directory + "/" + file.name(), file.content(), 0644));
+  }
   return absl::OkStatus();
 }
 
@@ -291,7 +310,7 @@ void Agent::Register(ttrpc::Server& server) {
 void Agent::TearDown() {
   containers_.DeleteAll();
   layers_.UnmountAll();
-  for (const char* sub : {"/shared", "/shm"}) {
+  for (const char* sub : {"/shared", "/shm", "/etc"}) {
     const std::string path = options_.root + sub;
     if (umount2(path.c_str(), UMOUNT_NOFOLLOW) != 0 && errno != EINVAL && errno != ENOENT) {
       LogWarning("{}", Message(ErrnoStatus(errno, "unmount " + path)));

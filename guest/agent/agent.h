@@ -55,6 +55,7 @@ class Agent {
   absl::StatusOr<agent::v1::AdjustClockResponse> AdjustClock(const agent::v1::AdjustClockRequest& request);
   absl::Status Configure(const agent::v1::ConfigureSandboxRequest& request);
   absl::Status ConfigureNetwork(const agent::v1::ConfigureSandboxRequest& request);
+  absl::Status WritePodFiles(const agent::v1::ConfigureSandboxRequest& request) REQUIRES(configure_mutex_);
   absl::StatusOr<agent::v1::MountLayersResponse> MountLayers(const agent::v1::MountLayersRequest& request);
   absl::Status UnmountLayers(const agent::v1::UnmountLayersRequest& request);
   void RegisterMachine(ttrpc::Server& server);

@@ -165,10 +165,10 @@ bool IsMountPoint(const std::string& path) {
          own.st_dev != parent.st_dev;
 }
 
-absl::Status MountTmpfs(const std::string& target, uint64_t bytes) {
-  if (mkdir(target.c_str(), 01777) != 0 && errno != EEXIST) return ErrnoStatus(errno, "mkdir " + target);
+absl::Status MountTmpfs(const std::string& target, uint64_t bytes, int mode) {
+  if (mkdir(target.c_str(), 0755) != 0 && errno != EEXIST) return ErrnoStatus(errno, "mkdir " + target);
   const bool again = IsMountPoint(target);
-  const std::string options = fmt::format("size={},mode=1777", bytes);
+  const std::string options = fmt::format("size={},mode={:o}", bytes, mode);
   const unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | (again ? MS_REMOUNT : 0);
   if (mount("tmpfs", target.c_str(), "tmpfs", flags, options.c_str()) != 0) {
     return ErrnoStatus(errno, "mount a tmpfs on " + target);

@@ -35,8 +35,8 @@ agent::v1::GuestInfoResponse GuestInfo();
 // waiting up to 3 s for hotplugged ones to appear. Answers how many are online.
 absl::StatusOr<uint32_t> SetVcpus(uint32_t wanted);
 
-// Mounts with options; OK when something is mounted there already.
-absl::Status MountTmpfs(const std::string& target, uint64_t bytes);
+// Mounts with options; OK when something is mounted there already. `mode`: of the root of the tmpfs.
+absl::Status MountTmpfs(const std::string& target, uint64_t bytes, int mode);
 absl::Status MountVirtiofs(const std::string& tag, const std::string& target);
 bool IsMountPoint(const std::string& path);
 

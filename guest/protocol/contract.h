@@ -39,7 +39,7 @@ class WaitProcessResponse;
 namespace lamina::guest {
 
 // Both sides send it in Hello, and each refuses another.
-inline constexpr uint32_t kProtocolVersion = 1;
+inline constexpr uint32_t kProtocolVersion = 2;
 
 // The virtio-serial ports, and the virtiofs that holds the pod's volumes.
 inline constexpr char kRpcPort[] = "lamina.rpc";
@@ -50,6 +50,8 @@ inline constexpr char kSharedTag[] = "lamina";
 inline constexpr char kGuestDirectory[] = "/run/lamina";
 inline constexpr char kSharedDirectory[] = "/run/lamina/shared";  // the virtiofs
 inline constexpr char kShmDirectory[] = "/run/lamina/shm";        // a tmpfs, shared by the pod's containers
+inline constexpr char kPodFilesDirectory[] =
+    "/run/lamina/etc";  // a tmpfs with the pod's files, if it has any
 inline constexpr char kLayersDirectory[] = "/run/lamina/layers";  // <layer id> in it
 
 // Limits of the agent: what is over one of them is refused.
@@ -63,6 +65,9 @@ inline constexpr int kMaxSpecDepth = 64;  // levels of nesting in a spec
 inline constexpr size_t kMaxRandomSeedBytes = 64;
 inline constexpr size_t kMaxMountsBytes = 64 * 1024;  // GuestInfo's table is cut there
 inline constexpr uint64_t kShmBytes = 64ULL << 20;
+inline constexpr int kMaxPodFiles = 8;
+inline constexpr size_t kMaxPodFileBytes = 256 * 1024;
+inline constexpr uint64_t kPodFilesBytes = 4ULL << 20;  // what containers may let them grow to, all together
 
 // Limits of the stdio port, for both sides: what a sender may have under way on a stream, and in a frame.
 inline constexpr size_t kStdioWindowBytes = 256 * 1024;

@@ -32,7 +32,7 @@ class EnduranceTest : public ::testing::Test {
     std::map<std::string, Count> held;
     for (const Process& process : FindProcesses(TestNode().dir(), {})) {
       if (process.command.find(id) == std::string::npos) continue;
-      for (const char* program : {"qemu-system", "virtiofsd --socket-path", " serve"}) {
+      for (const char* program : {"qemu-system", "virtiofsd --fd", " serve"}) {
         if (process.command.find(program) == std::string::npos) continue;
         const std::string proc = fmt::format("/proc/{}/", process.pid);
         Count& count = held[fmt::format("{} {}", program, process.pid)];

@@ -29,6 +29,9 @@ class VolumeTest : public SharedPodTest {
   std::string Start(const std::vector<MountSpec>& mounts) {
     ContainerSpec spec = Sleeper("volumes-" + std::to_string(started_.size()));
     spec.mounts = mounts;
+    return Adopt(spec);
+  }
+  std::string Adopt(const ContainerSpec& spec) {
     auto id = Cri().RunContainer(pod(), spec);
     EXPECT_OK(id.status());
     if (id.ok()) started_.push_back(*id);
@@ -145,6 +148,31 @@ TEST_F(VolumeTest, TheSameFolderInTwoContainersAndTwoModes) {
   In_(writer, "echo hi >/w/x");
   EXPECT_OK(Soon(reader, "cat /r/x 2>/dev/null || true", "hi\n"));
   EXPECT_EQ(In_(reader, "/probe write /r/x y; true"), "EROFS\n");
+}
+
+// fsGroup: the kubelet gives the volume to a group, in which the container's process is besides its own.
+TEST_F(VolumeTest, AProcessOfTheVolumesGroupWritesIt) {
+  const std::string dir = Folder("group");
+  ASSERT_EQ(chown(dir.c_str(), 0, 3000), 0);
+  ASSERT_EQ(chmod(dir.c_str(), 02770), 0);
+  const auto start = [&](const std::string& name, std::vector<int64_t> groups) {
+    ContainerSpec spec = Sleeper(name);
+    spec.mounts = {{"/data", dir}};
+    spec.user = spec.group = 1000;
+    spec.supplemental_groups = std::move(groups);
+    return Adopt(spec);
+  };
+  const std::string member = start("member", {3000}), stranger = start("stranger", {3001});
+  EXPECT_EQ(In_(member,
+                "cd /data && echo x >file && mkdir folder && echo y >folder/inner && chmod 4770 file && "
+                "stat -c '%n %u %g %a' file folder folder/inner"),
+            "file 1000 3000 4770\nfolder 1000 3000 2755\nfolder/inner 1000 3000 644\n");
+  EXPECT_EQ(In_(stranger, "/probe write /data/other x; ls /data 2>/dev/null || echo refused"),
+            "EACCES\nrefused\n");
+  struct stat st {};
+  ASSERT_EQ(stat((dir + "/folder/inner").c_str(), &st), 0);
+  EXPECT_EQ(st.st_uid, 1000U);
+  EXPECT_EQ(st.st_gid, 3000U);
 }
 
 TEST_F(VolumeTest, FoldersMountedBelowAVolumeAreSeen) {

@@ -27,7 +27,7 @@ void Spec(const std::string& text) {
       FUZZ_CHECK(text_part->find('\0') == std::string::npos);
     lamina::sizing::LimitsFromAnnotations(spec->annotations).status().IgnoreError();
   }
-  FUZZ_CHECK(WithPodFiles(text, "/etc", "config.json").ok() == spec.ok());
+  FUZZ_CHECK(WithPodFiles(text, "config.json").ok() == spec.ok());
   std::vector<std::string> notes;
   const auto guest = GuestSpec(text, sources, notes);
   if (!guest.ok()) return;

@@ -46,7 +46,7 @@ absl::Status MeasureMemory(Bench& bench) {
     ASSIGN_OR_RETURN(const MappedBytes vmm, ProcessMemory(static_cast<pid_t>(state.vmm.pid)));
     qemu += static_cast<double>(vmm.proportional);
     for (const e2e::Process& process : e2e::FindProcesses(state.runtime_dir, {})) {
-      if (process.command.find("/virtiofsd --socket-path") == std::string::npos) continue;
+      if (process.command.find("/virtiofsd --fd") == std::string::npos) continue;
       const auto memory = ProcessMemory(process.pid);
       if (memory.ok()) virtiofsd += static_cast<double>(memory->proportional);
     }

@@ -8,6 +8,8 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "base/file_system.h"
@@ -236,6 +238,67 @@ TEST_F(SandboxServiceTest, APodsLife) {
   EXPECT_TRUE(Eventually([&] { return !fs::exists(socket_); })) << "the shim has ended";
   EXPECT_FALSE(fs::exists(laminad_.directory() + "/state/sandboxes/" + kId));
   EXPECT_THAT(laminad_.Http("/v1/claims").body, HasSubstr("\"claimed_bytes\": 0"));
+}
+
+// hostname, hosts and resolv.conf lie in the guest, and filling them takes nothing of the host's /run.
+TEST_F(SandboxServiceTest, ThePodsFilesAreTheGuests) {
+  const std::string busybox = LAMINA_GUEST_CACHE "/busybox/bin/busybox";
+  if (!fs::exists(busybox)) GTEST_SKIP() << "no " << busybox << ": the guest's integration tests fetch it";
+  const std::string layer = laminad_.directory() + "/layer", container = laminad_.directory() + "/container";
+  for (const char* name : {"/etc", "/proc", "/dev", "/tmp"}) fs::create_directories(layer + name);
+  fs::copy_file(busybox, layer + "/busybox");
+  fs::create_directory(container);
+  containerd::PodConfig pod = Pod();
+  pod.mutable_dns_config()->add_servers("10.96.0.10");
+  ASSERT_OK(Call(kService, "CreateSandbox", CreateOf(pod, bundle_, "/run/netns/" + netns_)));
+  ASSERT_OK(Call<containerd::StartSandboxResponse>(kService, "StartSandbox", Named()));
+
+  const std::string script =
+      "b=/busybox; [ $($b cat /etc/hostname) = web ] || exit 2; "
+      "[ \"$($b cat /etc/resolv.conf)\" = 'nameserver 10.96.0.10' ] || exit 3; [ -s /etc/hosts ] || exit 4; "
+      "$b dd if=/dev/zero of=/etc/hosts bs=64k count=1000 && exit 5; "
+      "[ $($b stat -c %s /etc/hosts) -lt 4194304 ] || exit 6; $b rm /etc/hosts && exit 7; "
+      "$b grep -q ' /etc/hosts tmpfs ' /proc/mounts || exit 8; exit 42";
+  nlohmann::json spec = {{"ociVersion", "1.0.2"},
+                         {"root", {{"path", "rootfs"}}},
+                         {"annotations", {{"io.kubernetes.cri.container-type", "container"}}},
+                         {"process",
+                          {{"args", {"/busybox", "sh", "-c", script}},
+                           {"cwd", "/"},
+                           {"env", nlohmann::json::array()},
+                           {"user", {{"uid", 0}, {"gid", 0}}}}},
+                         {"linux", {{"namespaces", {{{"type", "pid"}}, {{"type", "mount"}}}}}}};
+  spec["mounts"] = {{{"destination", "/dev"}, {"type", "tmpfs"}, {"source", "tmpfs"}},
+                    {{"destination", "/proc"}, {"type", "proc"}, {"source", "proc"}}};
+  std::ofstream(container + "/config.json") << spec.dump();
+  containerd::CreateTaskRequest create;
+  create.set_id("c1");
+  create.set_bundle(container);
+  containerd::Mount& rootfs = *create.add_rootfs();
+  rootfs.set_type("bind");
+  rootfs.set_source(layer);
+  ASSERT_OK(Call<containerd::CreateTaskResponse>(kTasks, "Create", create));
+  containerd::TaskRequest task;
+  task.set_id("c1");
+  ASSERT_OK(Call<containerd::StartResponse>(kTasks, "Start", task));
+  const auto waited = Call<containerd::WaitResponse>(kTasks, "Wait", task);
+  ASSERT_OK(waited);
+  EXPECT_EQ(waited->exit_status(), 42u);
+  // On the host there are sockets, logs, and the place for volumes, which is empty.
+  const auto text =
+      FileSystem::Real().Read(laminad_.directory() + "/state/sandboxes/" + kId + "/state.json", 1 << 20);
+  ASSERT_OK(text);
+  const auto state = persist::DecodeState(*text, "state");
+  ASSERT_OK(state);
+  EXPECT_TRUE(state->has_pod_files) << "for one who goes on with it";
+  EXPECT_FALSE(fs::exists(state->runtime_dir + "/etc"));
+  EXPECT_TRUE(fs::is_empty(state->runtime_dir + "/shared"));
+  EXPECT_OK(Call<containerd::DeleteResponse>(kTasks, "Delete", task));
+  containerd::StopSandboxRequest stop;
+  stop.set_sandbox_id(kId);
+  EXPECT_OK(Call(kService, "StopSandbox", stop));
+  EXPECT_OK(Call(kService, "ShutdownSandbox", Named()));
+  EXPECT_TRUE(Eventually([&] { return !fs::exists(socket_); }));
 }
 
 TEST_F(SandboxServiceTest, APodThatDoesNotFitIsRefusedAndTheShimServesTheNextTry) {

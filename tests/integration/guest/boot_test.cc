@@ -12,7 +12,7 @@ using agent::v1::GuestInfoResponse;
 TEST(Boot, TheAgentSaysWhoItIsAndHowLongTheBootTook) {
   GuestVm& vm = GuestVm::Shared();
   const auto& hello = vm.hello();
-  EXPECT_EQ(hello.protocol_version(), 1u);
+  EXPECT_EQ(hello.protocol_version(), kProtocolVersion);
   EXPECT_FALSE(hello.agent_version().empty());
   EXPECT_GT(hello.mem_total_bytes(), 150ULL << 20);
   EXPECT_GT(hello.agent_started_boot_seconds(), 0);

@@ -163,7 +163,7 @@ absl::Status GuestVm::Start(const VmOptions& options) {
                     "announce_submounts",
                     "--thread-pool-size=4"};
     sharing.log_path = directory_ + "/virtiofsd.log";
-    sharing.env = {"MALLOC_ARENA_MAX=1"};  // all of it as in vmm/virtiofsd.cc
+    sharing.env = {"MALLOC_ARENA_MAX=1"};  // as in vmm/virtiofsd.cc, but not confined
     ASSIGN_OR_RETURN(virtiofsd_, Spawn(sharing));
     RETURN_IF_ERROR(Until(steady_clock::now() + std::chrono::seconds(10), virtiofsd_, "virtiofsd's socket",
                           [&] { return fs::exists(directory_ + "/fs"); }));

@@ -5,6 +5,8 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -133,7 +135,7 @@ class PlainAgentTest : public ::testing::Test {
 
 TEST_F(PlainAgentTest, ItRunsContainersAndEndsOnShutdown) {
   agent::v1::HelloRequest hello;
-  hello.set_protocol_version(1);
+  hello.set_protocol_version(kProtocolVersion);
   ASSERT_OK(Call(kHello, hello));
   const UniqueFd output = Attach(1);
   const auto created = Create("plain", "echo $$; exit 5", 1);
@@ -162,12 +164,53 @@ TEST_F(PlainAgentTest, ItRunsContainersAndEndsOnShutdown) {
   EXPECT_FALSE(fs::exists(root_ + "/root/containers/running"));
 }
 
+TEST_F(PlainAgentTest, ThePodsFilesAreInABoundedTmpfs) {
+  agent::v1::HelloRequest hello;
+  hello.set_protocol_version(kProtocolVersion);
+  ASSERT_OK(Call(kHello, hello));
+  agent::v1::ConfigureSandboxRequest configure;
+  configure.set_sandbox_id("pod-1");
+  const auto set = [&](const std::string& name, const std::string& content) {
+    configure.clear_files();
+    configure.add_files()->set_name(name);
+    configure.mutable_files(0)->set_content(content);
+    return Call(kConfigureSandbox, configure);
+  };
+  const std::string there = fmt::format("/proc/{}/root{}/root/etc", pid_, root_);
+  struct stat first {
+  }, again{};
+  ASSERT_OK(set("resolv.conf", "nameserver 10.96.0.10\n"));
+  ASSERT_EQ(stat((there + "/resolv.conf").c_str(), &first), 0);
+  EXPECT_EQ(first.st_mode & 07777, 0644u);
+  ASSERT_OK(set("resolv.conf", "nameserver ::1\n"));
+  ASSERT_EQ(stat((there + "/resolv.conf").c_str(), &again), 0);
+  EXPECT_EQ(again.st_ino, first.st_ino) << "containers have it mounted";
+  std::ifstream file(there + "/resolv.conf");
+  std::string line;
+  std::getline(file, line);
+  EXPECT_EQ(line, "nameserver ::1");
+  struct statvfs fs_info {};
+  ASSERT_EQ(statvfs(there.c_str(), &fs_info), 0);
+  EXPECT_EQ(fs_info.f_blocks * fs_info.f_frsize, kPodFilesBytes);
+  EXPECT_EQ(fs_info.f_flag & (ST_NOSUID | ST_NODEV | ST_NOEXEC), unsigned{ST_NOSUID | ST_NODEV | ST_NOEXEC});
+  ASSERT_EQ(stat(there.c_str(), &again), 0);
+  EXPECT_EQ(again.st_mode & 07777, 0755u);
+
+  EXPECT_OK(set("hosts", std::string(kMaxPodFileBytes, 'x')));
+  EXPECT_THAT(set("hosts", std::string(kMaxPodFileBytes + 1, 'x')),
+              testing::HasStatus(absl::StatusCode::kInvalidArgument, "file hosts of the pod: 262145 bytes"));
+  EXPECT_THAT(set("../hosts", "x"), testing::HasStatus(absl::StatusCode::kInvalidArgument, "../hosts"));
+  for (int i = 0; i < kMaxPodFiles; ++i) configure.add_files()->set_name(fmt::format("f{}", i));
+  EXPECT_THAT(Call(kConfigureSandbox, configure),
+              testing::HasStatus(absl::StatusCode::kInvalidArgument, "9 files of the pod: at most 8"));
+}
+
 TEST_F(PlainAgentTest, TheMachineIsNotItsOwn) {
   agent::v1::SetVcpusRequest vcpus;
   vcpus.set_vcpus(1);
   EXPECT_THAT(Call(kSetVcpus, vcpus), testing::HasStatus(absl::StatusCode::kFailedPrecondition));
   agent::v1::HelloRequest hello;
-  hello.set_protocol_version(1);
+  hello.set_protocol_version(kProtocolVersion);
   EXPECT_OK(Call(kHello, hello));
   agent::v1::AdjustClockRequest back;
   back.set_offset_nanos(-1'000'000'000'000);

@@ -46,7 +46,7 @@ TEST(Start, BootsAndTellsItsPhases) {
   const auto machine = Machine::Boot({});
   ASSERT_OK(machine);
   const agent::v1::HelloResponse& hello = (*machine)->hello();
-  EXPECT_EQ(hello.protocol_version(), 1u);
+  EXPECT_EQ(hello.protocol_version(), guest::kProtocolVersion);
   EXPECT_GT(hello.mem_total_bytes(), 100 * kMiB);
   EXPECT_LT(hello.mem_total_bytes(), 192 * kMiB);
   EXPECT_TRUE(ProcessAlive((*machine)->vm().pid(), (*machine)->vm().start_time()));

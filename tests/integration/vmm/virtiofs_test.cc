@@ -1,10 +1,13 @@
 // The shared directory as the guest sees it, with the real virtiofsd.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/mount.h>
 
 #include <filesystem>
 #include <fstream>
+#include <sstream>
+#include <vector>
 
 #include "base/process.h"
 #include "base/units.h"
@@ -26,6 +29,7 @@ absl::StatusOr<uint32_t> CopyInGuest(Machine& machine, const std::string& id) {
                        R"("process":{"args":["/busybox","cp","/in/file","/out/)" +
                        id +
                        R"("],"cwd":"/","env":[],"user":{"uid":0,"gid":0}},)"
+                       R"("mounts":[{"destination":"/dev","type":"tmpfs","source":"tmpfs"}],)"
                        R"("linux":{"namespaces":[{"type":"pid"},{"type":"mount"}]}})");
   RETURN_IF_ERROR(machine.Call(guest::kCreateContainer, create).status());
   agent::v1::ProcessRequest process;
@@ -84,6 +88,34 @@ TEST(Virtiofs, ABindMadeAfterTheBootIsSeenAndArenasDoNotDisturbIt) {
   EXPECT_TRUE(ProcessAlive(virtiofsd.pid, virtiofsd.start_time));
 }
 
+// What the node mounts comes and goes in virtiofsd's own namespace, where it sees nothing else of the node.
+TEST(Virtiofs, SeesTheSharedDirectoryAndNoOtherMountOfTheNode) {
+  const lamina::testing::TempDir files;
+  Machine::Options options;
+  options.shared_dir = true;
+  const auto machine = Machine::Boot(options);
+  ASSERT_OK(machine);
+  const auto mounts = [&] {
+    std::ifstream info(fmt::format("/proc/{}/mountinfo", (*machine)->virtiofsd().pid));
+    std::vector<std::string> places;
+    for (std::string line; std::getline(info, line);) {
+      std::istringstream words(line);
+      std::string skip, place;
+      words >> skip >> skip >> skip >> skip >> place;
+      places.push_back(place);
+    }
+    return places;
+  };
+  // As one sees them who stands in the shared directory, which is its root: others are out of its reach.
+  EXPECT_THAT(mounts(), ::testing::ElementsAre("/"));
+  const std::string root = (*machine)->shared_dir() + "/volume";
+  fs::create_directory(root);
+  ASSERT_EQ(mount(files.path().c_str(), root.c_str(), nullptr, MS_BIND, nullptr), 0);
+  EXPECT_THAT(mounts(), ::testing::ElementsAre("/", "/volume"));
+  ASSERT_EQ(umount2(root.c_str(), MNT_DETACH), 0);
+  EXPECT_THAT(mounts(), ::testing::ElementsAre("/"));
+}
+
 TEST(Virtiofs, EndsWithQemu) {
   Machine::Options options;
   options.shared_dir = true;
@@ -105,7 +137,7 @@ TEST(Virtiofs, ADirectoryThatIsNotThereIsAnErrorInItsWords) {
   options.shared_dir = dir / "missing";
   options.socket = dir / "fs.sock";
   options.log_path = dir / "log";
-  EXPECT_THAT(Hypervisor::Qemu().StartVirtiofsd(options), HasStatus(absl::StatusCode::kInternal, "missing"));
+  EXPECT_THAT(Hypervisor::Qemu().StartVirtiofsd(options), HasStatus(absl::StatusCode::kNotFound, "missing"));
 }
 
 }  // namespace

@@ -5,6 +5,9 @@
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -77,6 +80,59 @@ TEST_F(VolumesTest, FoldersAndFilesAppear) {
   EXPECT_OK(UnbindVolume(shared_, "file"));
   EXPECT_TRUE(fs::is_empty(shared_));
   EXPECT_EQ(ReadAll(source_ + "/file"), "content") << "the source stays";
+}
+
+// Who left the namespace before a volume was bound, as virtiofsd, sees it all the same, and changes nothing
+// here.
+TEST_F(VolumesTest, VolumesReachANamespaceThatWasThereBefore) {
+  const std::string at = shared_ + "/v/file";
+  int to[2], from[2];
+  ASSERT_EQ(pipe2(to, O_CLOEXEC), 0);
+  ASSERT_EQ(pipe2(from, O_CLOEXEC), 0);
+  const pid_t pid = fork();
+  if (pid == 0) {
+    char byte = unshare(CLONE_NEWNS) == 0 && mount(nullptr, "/", nullptr, MS_REC | MS_SLAVE, nullptr) == 0;
+    const auto turn = [&] { return write(from[1], &byte, 1) == 1 && read(to[0], &byte, 1) == 1; };
+    if (!turn()) _exit(1);
+    byte = access(at.c_str(), F_OK) == 0;
+    if (!turn()) _exit(1);
+    byte = access(at.c_str(), F_OK) != 0 && umount2(shared_.c_str(), MNT_DETACH) == 0;
+    turn();
+    _exit(0);
+  }
+  char said = 0;
+  ASSERT_EQ(read(from[0], &said, 1), 1);
+  ASSERT_EQ(said, 1) << "it has a namespace of its own";
+  EXPECT_OK(BindVolume(shared_, "v", source_, {}));
+  ASSERT_EQ(write(to[1], "", 1), 1);
+  ASSERT_EQ(read(from[0], &said, 1), 1);
+  EXPECT_EQ(said, 1) << "it sees the volume";
+  EXPECT_OK(UnbindVolume(shared_, "v"));
+  ASSERT_EQ(write(to[1], "", 1), 1);
+  ASSERT_EQ(read(from[0], &said, 1), 1);
+  EXPECT_EQ(said, 1) << "it sees that the volume is gone, and leaves the share";
+  EXPECT_EQ(MountsNamed(shared_), 1) << "which is here as before";
+  ASSERT_EQ(write(to[1], "", 1), 1);
+  EXPECT_EQ(waitpid(pid, nullptr, 0), pid);
+}
+
+TEST_F(VolumesTest, DeviceNodesAndSetuidFilesAreNothingSpecialInAVolume) {
+  fs::create_directories(source_ + "/below");
+  ASSERT_EQ(mount("none", (source_ + "/below").c_str(), "tmpfs", 0, nullptr), 0);
+  for (const char* node : {"/null", "/below/null"})
+    ASSERT_EQ(mknod((source_ + node).c_str(), S_IFCHR | 0666, makedev(1, 3)), 0);
+  for (const bool read_only : {false, true}) {
+    ASSERT_OK(BindVolume(shared_, "v", source_, {.read_only = read_only}));
+    for (const char* place : {"/v", "/v/below"}) {
+      EXPECT_EQ(open((shared_ + place + "/null").c_str(), O_RDONLY | O_CLOEXEC), -1) << place;
+      EXPECT_EQ(errno, EACCES) << place;
+      struct statvfs info {};
+      ASSERT_EQ(statvfs((shared_ + place).c_str(), &info), 0);
+      EXPECT_EQ(info.f_flag & (ST_NOSUID | ST_NODEV), unsigned{ST_NOSUID | ST_NODEV}) << place;
+    }
+    EXPECT_OK(UnbindVolume(shared_, "v"));
+  }
+  EXPECT_EQ(umount2((source_ + "/below").c_str(), MNT_DETACH), 0);
 }
 
 TEST_F(VolumesTest, NobodyCanWriteIntoTheShareItself) {

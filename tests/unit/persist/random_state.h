@@ -26,6 +26,7 @@ class RandomState {
       *text = Text();
     }
     state.vcpus = static_cast<uint32_t>(random_());
+    state.has_pod_files = Below(2) == 1;
     state.memory_bytes = random_();
     state.claim_bytes = random_();
     state.claim_generation = random_();

@@ -75,6 +75,7 @@ TEST(SandboxState, AChangeOfAnyFieldChangesTheFile) {
   state.shim.pid ^= 1, changed("shim");
   state.cgroup_dirs.push_back("/x"), changed("cgroups");
   state.arenas.push_back("x"), changed("arenas");
+  state.has_pod_files = !state.has_pod_files, changed("pod files");
   state.layers[0].offset ^= 1, changed("layer");
   state.layers[0].tree_path += "1", changed("hash tree");
   state.containers["c"].disks.push_back("x"), changed("disks");

@@ -22,10 +22,10 @@
 #include "base/file_system.h"
 #include "base/process.h"
 #include "base/units.h"
+#include "base/unix_socket.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
 #include "vmm/process_log.h"
-#include "vmm/virtiofsd.h"
 
 namespace lamina::vmm {
 namespace {
@@ -114,6 +114,43 @@ TEST_F(QemuVmStartTest, AQemuThatNeverAnswersIsEnded) {
   EXPECT_FALSE(QemuLives());
 }
 
+// A guest can make it write before it answers, and while it boots.
+TEST_F(QemuVmStartTest, TheLogOfAStartIsKeptShort) {
+  const std::string log = QemuLog(spec_.runtime_dir);
+  PlayQemu("head -c 8000000 /dev/zero; exec sleep 1000");
+  const UniqueFd cancel(eventfd(0, EFD_CLOEXEC));
+  options_.cancel_fd = cancel.get();
+  options_.timeout = seconds(300);
+  struct stat info {};
+  std::thread watcher([&] {
+    const auto deadline = steady_clock::now() + seconds(30);
+    const auto is_short = [&] {
+      return stat(log.c_str(), &info) == 0 && info.st_size == 8'000'000 &&
+             static_cast<uint64_t>(info.st_blocks) * 512 <= kLogMaxBytes;
+    };
+    while (!is_short() && steady_clock::now() < deadline) usleep(1000);
+    eventfd_write(cancel.get(), 1);
+  });
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kCancelled, "given up"));
+  watcher.join();
+  EXPECT_EQ(info.st_size, 8'000'000);
+  EXPECT_LE(static_cast<uint64_t>(info.st_blocks) * 512, kLogMaxBytes);
+}
+
+// virtiofsd's end is QEMU's, whose own words do not say why.
+TEST_F(QemuVmStartTest, AVirtiofsdThatEndedIsQuoted) {
+  spec_.virtiofs_socket = spec_.runtime_dir + "/fs.sock";
+  ASSERT_OK(ListenUnix(spec_.virtiofs_socket));  // and nobody listens any more
+  std::ofstream(VirtiofsdLog(spec_.runtime_dir)) << "no such source\n";
+  PlayQemu("exec sleep 1000");
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kUnavailable, "virtiofsd said: no such source"));
+  const auto listener = ListenUnix(spec_.virtiofs_socket);
+  ASSERT_OK(listener);
+  PlayQemu("echo 'vhost_backend_init failed' >&2; exit 1");
+  EXPECT_THAT(Start(), HasStatus(absl::StatusCode::kUnavailable,
+                                 "vhost_backend_init failed; virtiofsd said: no such source"));
+}
+
 // What is told is the pid of the program that runs, before it has said a word.
 TEST_F(QemuVmStartTest, ThePidIsToldBeforeQemuAnswers) {
   PlayQemu("exec sleep 1000");
@@ -197,23 +234,6 @@ class SpeakingQemuTest : public QemuVmStartTest {
   uint64_t start_time_ = 0;
   UniqueFd qemus_end_;
 };
-
-// A socket is in its place before its owner listens.
-TEST_F(SpeakingQemuTest, AVirtiofsdThatListensALittleLaterIsConnectedTo) {
-  spec_.virtiofs_socket = spec_.runtime_dir + "/fs.sock";
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  ASSERT_LT(spec_.virtiofs_socket.size(), sizeof address.sun_path);
-  memcpy(address.sun_path, spec_.virtiofs_socket.data(), spec_.virtiofs_socket.size());
-  const UniqueFd late(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  ASSERT_EQ(bind(late.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
-  std::thread owner([&] {
-    std::this_thread::sleep_for(milliseconds(100));  // who connects once has been refused by then
-    EXPECT_EQ(listen(late.get(), 1), 0);
-  });
-  EXPECT_NE(StartVm(), nullptr);
-  owner.join();
-}
 
 TEST_F(SpeakingQemuTest, AStartThatIsGivenUpEndsAtOnceAndLeavesNothing) {
   spec_.name = "silent";
@@ -322,72 +342,6 @@ TEST_F(SpeakingQemuTest, QemuHasItsTapItsSocketsAndNoOtherDescriptorOfOurs) {
     EXPECT_OK(vm->Kill(seconds(30)));
   }
   EXPECT_EQ(OpenDescriptors(), before);
-}
-
-class VirtiofsdTest : public ::testing::Test {
- protected:
-  absl::StatusOr<VirtiofsdProcess> Start(const std::string& script, milliseconds timeout,
-                                         const OnStarted& on_started = {}) {
-    const std::string program = dir_ / "virtiofsd";
-    std::ofstream(program) << "#!/bin/sh\necho $$ > " << (dir_ / "pid") << "\n" << script << "\n";
-    EXPECT_EQ(chmod(program.c_str(), 0755), 0);
-    VirtiofsdOptions options;
-    options.program = program;
-    options.shared_dir = dir_ / "shared";
-    options.socket = dir_ / "fs.sock";
-    options.log_path = dir_ / "log";
-    options.timeout = timeout;
-    options.on_started = on_started;
-    options.cancel_fd = cancel_fd_;
-    return StartVirtiofsd(options);
-  }
-  lamina::testing::TempDir dir_;
-  int cancel_fd_ = -1;
-};
-
-TEST_F(VirtiofsdTest, OneThatEndsIsQuoted) {
-  EXPECT_THAT(Start("echo 'no such source' >&2; exit 1", seconds(10)),
-              HasStatus(absl::StatusCode::kInternal, "no such source"));
-}
-
-TEST_F(VirtiofsdTest, OneWhosePidCannotBeWrittenDownIsEnded) {
-  pid_t pid = 0;
-  uint64_t start_time = 0;
-  const auto refuse = [&](pid_t its_pid, uint64_t its_start_time) {
-    pid = its_pid;
-    start_time = its_start_time;
-    return absl::ResourceExhaustedError("no space for the state");
-  };
-  EXPECT_THAT(Start("exec sleep 1000", seconds(10), refuse),
-              HasStatus(absl::StatusCode::kResourceExhausted, "no space for the state"));
-  EXPECT_GT(pid, 0);
-  EXPECT_FALSE(ProcessAlive(pid, start_time));
-}
-
-TEST_F(VirtiofsdTest, AStartThatIsGivenUpEndsAtOnce) {
-  const UniqueFd cancel(eventfd(0, EFD_CLOEXEC));
-  cancel_fd_ = cancel.get();
-  pid_t pid = 0;
-  uint64_t start_time = 0;
-  const auto give_up = [&](pid_t its_pid, uint64_t its_start_time) {
-    pid = its_pid;
-    start_time = its_start_time;
-    eventfd_write(cancel.get(), 1);
-    return absl::OkStatus();
-  };
-  EXPECT_THAT(Start("exec sleep 1000", seconds(300), give_up),
-              HasStatus(absl::StatusCode::kCancelled, "given up"));
-  EXPECT_GT(pid, 0);
-  EXPECT_FALSE(ProcessAlive(pid, start_time));
-}
-
-TEST_F(VirtiofsdTest, ASocketThatWasLeftBehindIsNotReadiness) {
-  std::ofstream(dir_ / "fs.sock") << "";
-  EXPECT_THAT(Start("exec sleep 1000", milliseconds(200)),
-              HasStatus(absl::StatusCode::kInternal, "did not open its socket in time"));
-  pid_t pid = 0;
-  std::ifstream(dir_ / "pid") >> pid;
-  EXPECT_NE(kill(pid, 0), 0);
 }
 
 }  // namespace
