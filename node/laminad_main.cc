@@ -21,6 +21,7 @@
 #include "base/version.h"
 #include "node/engine.h"
 #include "node/rest_routes.h"
+#include "node/rest_server.h"
 #include "node/services.h"
 #include "vmm/accel.h"
 
@@ -44,6 +45,14 @@ absl::Status CheckThreads() {
   }
   end.count_down();
   return status;
+}
+
+RestOptions RestOptionsOf(const Config& config) {
+  const Config::Laminad& laminad = config.laminad;
+  return {laminad.rest_address,
+          {laminad.rest_tls_certificate, laminad.rest_tls_key, laminad.rest_token_file},
+          RestProbes(),
+          {}};
 }
 
 absl::Status Run(const Config& config) {
@@ -72,7 +81,7 @@ absl::Status Run(const Config& config) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
                    Engine::Open(config, fs, Host::Real(), Clock::Real()));
   ASSIGN_OR_RETURN(const std::unique_ptr<RestServer> rest,
-                   RestServer::Listen(config.laminad.rest_address, [&](const std::string& path) {
+                   RestServer::Listen(RestOptionsOf(config), [&](const std::string& path) {
                      return AnswerRest(engine->views(), path);
                    }));
   ttrpc::Server shims;
@@ -108,8 +117,8 @@ absl::Status Run(const Config& config) {
   } else {
     spdlog::warn("choice of acceleration: {}", Message(accel.status()));
   }
-  spdlog::info("ready: shims at {}, gRPC at {}, REST at http://{}", config.shim_socket(),
-               config.grpc_socket(), config.laminad.rest_address);
+  spdlog::info("ready: shims at {}, gRPC at {}, REST at {}://{}", config.shim_socket(), config.grpc_socket(),
+               config.laminad.rest_tls_certificate.empty() ? "http" : "https", config.laminad.rest_address);
   for (;;) {
     const int number = sigtimedwait(&signals, nullptr, &kReconcileEvery);
     if (number == SIGTERM || number == SIGINT) break;
