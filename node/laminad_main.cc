@@ -5,9 +5,11 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -20,6 +22,7 @@
 #include "base/status.h"
 #include "base/version.h"
 #include "node/engine.h"
+#include "node/grpc_door.h"
 #include "node/rest_routes.h"
 #include "node/rest_server.h"
 #include "node/services.h"
@@ -29,6 +32,7 @@ namespace lamina::node {
 namespace {
 
 constexpr timespec kReconcileEvery{5, 0};
+constexpr rlim_t kDescriptors = 65536;
 
 // gRPC ends the process where it does not get its threads (eight on two cores): they are asked for before.
 absl::Status CheckThreads() {
@@ -45,6 +49,14 @@ absl::Status CheckThreads() {
   }
   end.count_down();
   return status;
+}
+
+// REST and gRPC are bounded far below it: the rest is the shims', of which there are hundreds.
+void RaiseDescriptors() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = std::max(limit.rlim_cur, std::min<rlim_t>(limit.rlim_max, kDescriptors));
+  setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 RestOptions RestOptionsOf(const Config& config) {
@@ -70,6 +82,7 @@ absl::Status Run(const Config& config) {
   for (const int number : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&signals, number);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  RaiseDescriptors();
 
   char cgroup_namespace[64] = "";
   if (readlink("/proc/self/ns/cgroup", cgroup_namespace, sizeof cgroup_namespace - 1) < 0)
@@ -97,12 +110,12 @@ absl::Status Run(const Config& config) {
   builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);
   builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 1);
   umask(0077);
-  unlink(config.grpc_socket().c_str());
-  builder.AddListeningPort("unix:" + config.grpc_socket(), grpc::InsecureServerCredentials());
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, 60'000);
   builder.RegisterService(&service);
   const std::unique_ptr<grpc::Server> grpc = builder.BuildAndStart();
   if (grpc == nullptr)
-    return MakeStatus(absl::StatusCode::kUnavailable, "gRPC at {}: cannot listen", config.grpc_socket());
+    return MakeStatus(absl::StatusCode::kUnavailable, "gRPC at {}: cannot serve", config.grpc_socket());
+  ASSIGN_OR_RETURN(std::unique_ptr<GrpcDoor> door, GrpcDoor::Open(config.grpc_socket(), *grpc));
 
   // First: pods that run wait for their ledger. The trial boot may take seconds, and a shim that is asked for
   // a pod meanwhile waits for it; a host that cannot boot a VM yet still has its REST and its ledger.
@@ -125,6 +138,7 @@ absl::Status Run(const Config& config) {
     if (number < 0) reconcile();
   }
   spdlog::info("ends; the pods go on");
+  door.reset();
   grpc->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
   shims.Stop();
   return absl::OkStatus();

@@ -16,8 +16,8 @@ struct RestLimits {
   std::chrono::milliseconds linger{1'000};   // for a client that still sends to read why it was refused
   std::chrono::milliseconds answer{30'000};  // for laminad to answer
   size_t calls = 4;                          // answered at a time; others wait
-  size_t answer_bytes = 64 << 20;            // of one answer
-  size_t untaken_bytes = 64 << 20;           // of all answers that clients have yet to take; 503 beyond it
+  size_t answer_bytes = 32 << 20;            // of one answer
+  size_t untaken_bytes = 32 << 20;           // of all answers that clients have yet to take; 503 beyond it
   size_t small_bytes = 4 << 10;              // an answer that is always given: probes
 };
 
