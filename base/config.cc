@@ -47,6 +47,15 @@ Setter Path(std::function<std::string&(Config&)> field) {
   };
 }
 
+// Where an empty text means that there is no such file.
+Setter OptionalPath(std::function<std::string&(Config&)> field) {
+  return [=, path = Path(field)](Config& config, const toml::node& node, const std::string& key) {
+    if (node.value_exact<std::string>() != "") return path(config, node, key);
+    field(config).clear();
+    return absl::OkStatus();
+  };
+}
+
 Setter Bytes(std::function<uint64_t&(Config&)> field) {
   return [=](Config& config, const toml::node& node, const std::string& key) -> absl::Status {
     if (const auto number = node.value_exact<int64_t>()) {
@@ -92,7 +101,7 @@ Setter Flag(std::function<bool&(Config&)> field) {
   };
 }
 
-// HOST:PORT. cpprestsdk splits at the first colon, so that a literal IPv6 address cannot be said to it.
+// HOST:PORT, without a literal IPv6 address.
 Setter Address(std::function<std::string&(Config&)> field) {
   return [=](Config& config, const toml::node& node, const std::string& key) -> absl::Status {
     ASSIGN_OR_RETURN(std::string value, Get<std::string>(node, key, "a text in quotes"));
@@ -191,6 +200,9 @@ const std::map<std::string, Setter>& Setters() {
       {"memory.balloon_floor", Bytes(FIELD(memory.balloon_floor_bytes))},
       {"memory.balloon_margin", Bytes(FIELD(memory.balloon_margin_bytes))},
       {"laminad.rest_address", Address(FIELD(laminad.rest_address))},
+      {"laminad.rest_tls_certificate", OptionalPath(FIELD(laminad.rest_tls_certificate))},
+      {"laminad.rest_tls_key", OptionalPath(FIELD(laminad.rest_tls_key))},
+      {"laminad.rest_token_file", OptionalPath(FIELD(laminad.rest_token_file))},
       {"laminad.log_level", Text(FIELD(laminad.log_level), {"debug", "info", "warning", "error"})},
   };
   return setters;
@@ -253,6 +265,12 @@ absl::Status Check(const Config& config) {
     return InvalidArgument("sizing.max_memory = {}: must not be below sizing.min_memory = {}",
                            FormatBytes(config.sizing.max_memory_bytes),
                            FormatBytes(config.sizing.min_memory_bytes));
+  }
+  const Config::Laminad& laminad = config.laminad;
+  if (laminad.rest_tls_certificate.empty() != laminad.rest_tls_key.empty()) {
+    return InvalidArgument(
+        "laminad.rest_tls_certificate = \"{}\" and laminad.rest_tls_key = \"{}\": both or neither",
+        laminad.rest_tls_certificate, laminad.rest_tls_key);
   }
   return absl::OkStatus();
 }

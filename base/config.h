@@ -74,7 +74,9 @@ struct Config {
   } memory;
   struct Laminad {
     std::string rest_address = "127.0.0.1:9477";
-    std::string log_level = "info";  // debug, info, warning, error
+    std::string rest_tls_certificate, rest_tls_key;  // PEM files, both or neither; empty: plain HTTP
+    std::string rest_token_file;                     // empty: no token is asked for
+    std::string log_level = "info";                  // debug, info, warning, error
   } laminad;
 
   std::string shim_socket() const { return paths.run_dir + "/shim.sock"; }     // shim -> laminad, ttrpc

@@ -141,15 +141,22 @@ Finding Repair(const persist::SandboxState& state) {
 // As the kernel shows it, not as it was meant to be.
 Finding CheckPod(const Config& config, const persist::SandboxState& state) {
   const std::string check = "sandbox " + ShortId(state.sandbox_id);
-  const auto rights =
-      ReadProcessRights(static_cast<pid_t>(state.vmm.pid), static_cast<pid_t>(state.shim.pid));
-  if (absl::IsNotFound(rights.status())) return {check, Verdict::kOk, "its VM is starting, or has ended"};
-  if (!rights.ok()) return {check, Verdict::kWarning, "not looked at: " + Message(rights.status())};
-  const std::string who =
-      fmt::format("QEMU (pid {}, user {})", state.vmm.pid, fmt::join(rights->users, ", "));
-  const std::vector<std::string> excess = vmm::QemuExcess(*rights, config.hypervisor.users);
-  if (excess.empty()) return {check, Verdict::kOk, who + " has nothing of the node"};
-  return {check, Verdict::kWarning, fmt::format("{} has of the node: {}", who, fmt::join(excess, "; "))};
+  std::vector<std::string> who, excess;
+  for (const bool qemu : {true, false}) {
+    const int64_t pid = qemu ? state.vmm.pid : state.virtiofsd.pid;
+    const auto rights = ReadProcessRights(static_cast<pid_t>(pid), static_cast<pid_t>(state.shim.pid));
+    if (absl::IsNotFound(rights.status())) return {check, Verdict::kOk, "its VM is starting, or has ended"};
+    if (!rights.ok()) return {check, Verdict::kWarning, "not looked at: " + Message(rights.status())};
+    who.push_back(fmt::format("{} (pid {}, user {})", qemu ? "QEMU" : "virtiofsd", pid,
+                              fmt::join(rights->users, ", ")));
+    const auto found =
+        qemu ? vmm::QemuExcess(*rights, config.hypervisor.users) : vmm::VirtiofsdExcess(*rights);
+    if (!found.empty())
+      excess.push_back(fmt::format("{} has of the node: {}", who.back(), fmt::join(found, "; ")));
+  }
+  if (!excess.empty()) return {check, Verdict::kWarning, fmt::format("{}", fmt::join(excess, ". "))};
+  return {check, Verdict::kOk,
+          fmt::format("{} have nothing of the node but the pod's volumes", fmt::join(who, ", "))};
 }
 
 void CheckSandboxes(const Config& config, bool repair, std::vector<Finding>& findings) {

@@ -5,9 +5,11 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -20,7 +22,9 @@
 #include "base/status.h"
 #include "base/version.h"
 #include "node/engine.h"
+#include "node/grpc_door.h"
 #include "node/rest_routes.h"
+#include "node/rest_server.h"
 #include "node/services.h"
 #include "vmm/hypervisor.h"
 
@@ -28,6 +32,7 @@ namespace lamina::node {
 namespace {
 
 constexpr timespec kReconcileEvery{5, 0};
+constexpr rlim_t kDescriptors = 65536;
 
 // gRPC ends the process where it does not get its threads (eight on two cores): they are asked for before.
 absl::Status CheckThreads() {
@@ -46,6 +51,22 @@ absl::Status CheckThreads() {
   return status;
 }
 
+// REST and gRPC are bounded far below it: the rest is the shims', of which there are hundreds.
+void RaiseDescriptors() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = std::max(limit.rlim_cur, std::min<rlim_t>(limit.rlim_max, kDescriptors));
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+RestOptions RestOptionsOf(const Config& config) {
+  const Config::Laminad& laminad = config.laminad;
+  return {laminad.rest_address,
+          {laminad.rest_tls_certificate, laminad.rest_tls_key, laminad.rest_token_file},
+          RestProbes(),
+          {}};
+}
+
 absl::Status Run(const Config& config) {
   FileSystem& fs = FileSystem::Real();
   RETURN_IF_ERROR(fs.MakeDirectories(config.paths.run_dir, 0700));
@@ -61,6 +82,7 @@ absl::Status Run(const Config& config) {
   for (const int number : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&signals, number);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  RaiseDescriptors();
 
   char cgroup_namespace[64] = "";
   if (readlink("/proc/self/ns/cgroup", cgroup_namespace, sizeof cgroup_namespace - 1) < 0)
@@ -72,7 +94,7 @@ absl::Status Run(const Config& config) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
                    Engine::Open(config, fs, Host::Real(), Clock::Real()));
   ASSIGN_OR_RETURN(const std::unique_ptr<RestServer> rest,
-                   RestServer::Listen(config.laminad.rest_address, [&](const std::string& path) {
+                   RestServer::Listen(RestOptionsOf(config), [&](const std::string& path) {
                      return AnswerRest(engine->views(), path);
                    }));
   ttrpc::Server shims;
@@ -88,12 +110,12 @@ absl::Status Run(const Config& config) {
   builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);
   builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 1);
   umask(0077);
-  unlink(config.grpc_socket().c_str());
-  builder.AddListeningPort("unix:" + config.grpc_socket(), grpc::InsecureServerCredentials());
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, 60'000);
   builder.RegisterService(&service);
   const std::unique_ptr<grpc::Server> grpc = builder.BuildAndStart();
   if (grpc == nullptr)
-    return MakeStatus(absl::StatusCode::kUnavailable, "gRPC at {}: cannot listen", config.grpc_socket());
+    return MakeStatus(absl::StatusCode::kUnavailable, "gRPC at {}: cannot serve", config.grpc_socket());
+  ASSIGN_OR_RETURN(std::unique_ptr<GrpcDoor> door, GrpcDoor::Open(config.grpc_socket(), *grpc));
 
   // First: pods that run wait for their ledger. The trial boot may take seconds, and a shim that is asked for
   // a pod meanwhile waits for it; a host that cannot boot a VM yet still has its REST and its ledger.
@@ -108,14 +130,15 @@ absl::Status Run(const Config& config) {
   } else {
     spdlog::warn("choice of acceleration: {}", Message(accel.status()));
   }
-  spdlog::info("ready: shims at {}, gRPC at {}, REST at http://{}", config.shim_socket(),
-               config.grpc_socket(), config.laminad.rest_address);
+  spdlog::info("ready: shims at {}, gRPC at {}, REST at {}://{}", config.shim_socket(), config.grpc_socket(),
+               config.laminad.rest_tls_certificate.empty() ? "http" : "https", config.laminad.rest_address);
   for (;;) {
     const int number = sigtimedwait(&signals, nullptr, &kReconcileEvery);
     if (number == SIGTERM || number == SIGINT) break;
     if (number < 0) reconcile();
   }
   spdlog::info("ends; the pods go on");
+  door.reset();
   grpc->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
   shims.Stop();
   return absl::OkStatus();

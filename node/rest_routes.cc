@@ -19,11 +19,12 @@ RestAnswer Text(int status, std::string body) { return {status, "text/plain", st
 
 const std::vector<RestRoute>& RestRoutes() {
   static const std::vector<RestRoute> routes = {
-      {"/healthz", "200 while the process serves", [](const Views&) { return Text(200, "ok\n"); }},
+      {"/healthz", "200 while the process serves", [](const Views&) { return Text(200, "ok\n"); }, true},
       {"/readyz", "200 once claims are answered, 503 before",
        [](const Views& views) {
          return views.ready() ? Text(200, "ready\n") : Text(503, "not reconciled yet\n");
-       }},
+       },
+       true},
       {"/metrics", "the text form, version 0.0.4",
        [](const Views& views) {
          return RestAnswer{200, "text/plain; version=0.0.4; charset=utf-8", views.MetricsText()};
@@ -39,6 +40,14 @@ const std::vector<RestRoute>& RestRoutes() {
        [](const Views& views) { return Json(views.layers()); }},
   };
   return routes;
+}
+
+std::vector<std::string> RestProbes() {
+  std::vector<std::string> probes;
+  for (const RestRoute& route : RestRoutes()) {
+    if (route.probe) probes.push_back(route.path);
+  }
+  return probes;
 }
 
 RestAnswer AnswerRest(const Views& views, const std::string& path) {

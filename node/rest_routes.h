@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "node/rest_server.h"
+#include "node/rest_listener.h"
 #include "node/views.h"
 
 namespace lamina::node {
@@ -14,9 +14,12 @@ struct RestRoute {
   const char* path;
   const char* answers;  // in words, as the docs have it
   RestAnswer (*answer)(const Views&);
+  bool probe = false;  // says nothing of any pod: answered to who has no token
 };
 
 const std::vector<RestRoute>& RestRoutes();
+// The paths of probes.
+std::vector<std::string> RestProbes();
 
 // `path` without query. 404, with the paths that there are, for any other.
 RestAnswer AnswerRest(const Views& views, const std::string& path);

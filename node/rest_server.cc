@@ -1,79 +1,78 @@
 #include "node/rest_server.h"
 
-#include <cpprest/http_listener.h>
-#include <pplx/threadpool.h>
+#include <sys/random.h>
 
-#include <boost/system/system_error.hpp>
-#include <exception>
+#include <array>
+#include <cerrno>
+#include <utility>
 
-#include "absl/status/status.h"
+#include "base/log.h"
+#include "base/status.h"
+#include "node/inner_network.h"
 
 namespace lamina::node {
 namespace {
 
-using web::http::experimental::listener::http_listener;
+constexpr int kPortTries = 5;
 
-class CppRestServer : public RestServer {
- public:
-  CppRestServer(const std::string& address, RestHandler handler)
-      : handler_(std::move(handler)), listener_(web::uri("http://" + address)) {
-    const auto serve = [this](const web::http::http_request& request) { Serve(request); };
-    listener_.support(serve);
-    // Those that cpprestsdk would answer itself.
-    for (const auto& method : {web::http::methods::TRCE, web::http::methods::OPTIONS})
-      listener_.support(method, serve);
-    listener_.open().wait();
-  }
-  ~CppRestServer() override {
-    try {
-      listener_.close().wait();
-    } catch (const std::exception&) {
-      // Closing a listener that is broken already: nothing is left to do.
-    }
-  }
+absl::StatusOr<std::string> Secret() {
+  std::array<unsigned char, 32> bytes;
+  if (getrandom(bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size()))
+    return ErrnoStatus(errno, "random bytes of the kernel");
+  std::string text;
+  for (const unsigned char byte : bytes) text += fmt::format("{:02x}", byte);
+  return text;
+}
 
- private:
-  void Serve(const web::http::http_request& request) {
-    RestAnswer answer;
-    const bool head = request.method() == web::http::methods::HEAD;
-    if (head || request.method() == web::http::methods::GET) {
-      answer = handler_(request.relative_uri().path());
-    } else {
-      answer = {405, "application/json", "{\"error\": \"this interface is read-only: use GET\"}\n"};
-    }
-    web::http::http_response response(static_cast<web::http::status_code>(answer.status));
-    if (answer.status == 405) response.headers().add("Allow", "GET, HEAD");
-    response.set_body(head ? std::string() : answer.body, answer.content_type);
-    request.reply(response).then([](pplx::task<void> done) {
-      try {
-        done.get();
-      } catch (const std::exception&) {
-        // The client went away before its answer: its loss.
-      }
-    });
+void WarnOfWeakness(const RestOptions& options, const RestFront& front, const InnerNetwork& network) {
+  if (!network.why_open().empty()) {
+    LogWarning(
+        "REST's inner listener has no network of its own ({}): users of this node can reach it on the "
+        "loopback, and "
+        "though they are told nothing there, what they send is not bounded. laminad needs CAP_SYS_ADMIN and "
+        "CAP_NET_ADMIN",
+        network.why_open());
   }
-
-  RestHandler handler_;
-  http_listener listener_;
-};
+  if (front.loopback()) return;
+  if (options.files.token.empty()) {
+    LogWarning(
+        "REST at {} tells everybody who reaches it the names of pods and namespaces: set "
+        "laminad.rest_token_file, or "
+        "let a NetworkPolicy say who may reach it",
+        options.address);
+  } else if (options.files.certificate.empty()) {
+    LogWarning(
+        "REST at {} takes its token over plain HTTP: set laminad.rest_tls_certificate and "
+        "laminad.rest_tls_key",
+        options.address);
+  }
+}
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<RestServer>> RestServer::Listen(const std::string& address,
-                                                               RestHandler handler) {
-  try {
-    crossplat::threadpool::initialize_with_threads(2);
-  } catch (const boost::system::system_error& error) {
-    return absl::ResourceExhaustedError("REST at " + address +
-                                        ": its threads cannot be made: " + error.what());
-  } catch (const std::exception&) {
-    // Initialised before in this process.
+absl::StatusOr<std::unique_ptr<RestServer>> RestServer::Listen(RestOptions options, RestHandler handler) {
+  const std::string what = "REST at " + options.address;
+  absl::StatusOr<RestCredentials> credentials = RestCredentials::Load(options.files);
+  if (!credentials.ok()) return Annotate(credentials.status(), what);
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<RestFront> front,
+      RestFront::Bind({options.address, options.open_paths, options.limits}, std::move(*credentials)));
+  const absl::StatusOr<const InnerNetwork*> network = InnerNetwork::Get();
+  if (!network.ok()) return Annotate(network.status(), what);
+  ASSIGN_OR_RETURN(const std::string secret, Secret());
+  std::unique_ptr<RestListener> listener;
+  for (int tries = 1; listener == nullptr; ++tries) {
+    ASSIGN_OR_RETURN(const uint16_t port, (*network)->FreePort());
+    absl::StatusOr<std::unique_ptr<RestListener>> made = RestListener::Listen(port, secret, handler);
+    if (made.ok()) {
+      listener = std::move(*made);
+      RETURN_IF_ERROR(front->Serve(**network, port, secret));
+    } else if (tries == kPortTries) {
+      return made.status();
+    }
   }
-  try {
-    return std::make_unique<CppRestServer>(address, std::move(handler));
-  } catch (const std::exception& error) {
-    return absl::UnavailableError("REST at " + address + ": " + error.what());
-  }
+  WarnOfWeakness(options, *front, **network);
+  return std::unique_ptr<RestServer>(new RestServer(std::move(listener), std::move(front)));
 }
 
 }  // namespace lamina::node

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/status.h"
+#include "vmm/virtiofsd_confinement.h"
 
 namespace lamina::vmm {
 namespace {
@@ -40,6 +41,16 @@ std::vector<std::string> QemuExcess(const ProcessRights& rights, const UserRange
     excess.push_back(fmt::format("the groups {}", fmt::join(rights.groups, ", ")));
   }
   if (const uint64_t held = rights.capabilities | rights.bounding; held != 0)
+    excess.push_back(fmt::format("capabilities {:#x}", held));
+  CheckCommon(rights, {"mnt", "pid", "ipc", "uts", "net"}, excess);
+  return excess;
+}
+
+std::vector<std::string> VirtiofsdExcess(const ProcessRights& rights) {
+  std::vector<std::string> excess;
+  if (rights.groups != std::set<uid_t>{0})
+    excess.push_back(fmt::format("the groups {}", fmt::join(rights.groups, ", ")));
+  if (const uint64_t held = (rights.capabilities & ~kVirtiofsdCapabilities) | rights.bounding; held != 0)
     excess.push_back(fmt::format("capabilities {:#x}", held));
   CheckCommon(rights, {"mnt", "pid", "ipc", "uts", "net"}, excess);
   return excess;

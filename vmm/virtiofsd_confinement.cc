@@ -20,11 +20,12 @@ namespace {
 
 constexpr uint64_t Bit(int capability) { return uint64_t{1} << capability; }
 
-// What it keeps it uses as the guest's root would. With the last two it enters the shared directory and
-// empties its bounding set, and then it drops them, before it hears a word of the guest.
-constexpr uint64_t kCapabilities = Bit(CAP_CHOWN) | Bit(CAP_DAC_OVERRIDE) | Bit(CAP_FOWNER) |
-                                   Bit(CAP_FSETID) | Bit(CAP_SETGID) | Bit(CAP_SETUID) | Bit(CAP_SETFCAP) |
-                                   Bit(CAP_SYS_CHROOT) | Bit(CAP_SETPCAP);
+// With the last two it enters the shared directory and empties its bounding set, and then it drops them,
+// before it hears a word of the guest.
+constexpr uint64_t kCapabilities = kVirtiofsdCapabilities | Bit(CAP_SYS_CHROOT) | Bit(CAP_SETPCAP);
+static_assert(kVirtiofsdCapabilities ==
+              (Bit(CAP_CHOWN) | Bit(CAP_DAC_OVERRIDE) | Bit(CAP_FOWNER) | Bit(CAP_FSETID) | Bit(CAP_SETGID) |
+               Bit(CAP_SETUID) | Bit(CAP_SETFCAP)));
 
 // A descriptor for each inode that the guest knows, as many as it would allow itself.
 constexpr rlim_t kOpenFiles = 1'000'000;

@@ -2,6 +2,7 @@
 // all that it may do.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "absl/status/status.h"
@@ -10,6 +11,11 @@
 #include "base/subprocess.h"
 
 namespace lamina::vmm {
+
+// What it keeps, a bit for each: it uses them as the guest's root would. CHOWN, DAC_OVERRIDE, FOWNER, FSETID,
+// SETGID, SETUID, SETFCAP.
+inline constexpr uint64_t kVirtiofsdCapabilities =
+    1ULL << 0 | 1ULL << 1 | 1ULL << 3 | 1ULL << 4 | 1ULL << 6 | 1ULL << 7 | 1ULL << 31;
 
 enum class VirtiofsdReach {
   kPrivate,  // mount, pid, IPC, UTS and network namespaces, and a root, of its own

@@ -5,6 +5,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 
 #include <atomic>
 #include <cerrno>
@@ -17,6 +18,7 @@
 #include "base/status.h"
 #include "base/ttrpc/frame.h"
 #include "base/ttrpc/thread.h"
+#include "base/unix_peer.h"
 #include "base/unix_socket.h"
 #include "proto/ttrpc.pb.h"
 
@@ -52,10 +54,19 @@ struct Connection {
 
 struct Listener {
   UniqueFd fd;
+  std::string path;  // for the log
   // Not watched, tried from time to time: who waits to be accepted stays ready to read, and the loop would
   // spin.
   bool paused = false;
 };
+
+std::string PathOf(int listener) {
+  sockaddr_un address{};
+  socklen_t length = sizeof address;
+  if (getsockname(listener, reinterpret_cast<sockaddr*>(&address), &length) != 0) return "a socket";
+  address.sun_path[sizeof address.sun_path - 1] = '\0';
+  return address.sun_path;
+}
 
 }  // namespace
 
@@ -80,7 +91,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
     absl::Status status = Watch(fd, EPOLLIN);
     if (status.ok()) status = EnsureLoop();
     if (status.ok()) {
-      listeners_[fd] = {std::move(listener)};
+      listeners_[fd] = {std::move(listener), PathOf(fd)};
     } else {
       Unwatch(fd);
     }
@@ -143,11 +154,8 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
   absl::Status AddConnection(UniqueFd fd, bool persistent) REQUIRES(mutex_) {
     auto connection = std::make_shared<Connection>(std::move(fd));
     connection->persistent = persistent;
-    ucred credentials{};
-    socklen_t length = sizeof credentials;
-    if (getsockopt(connection->fd.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &length) == 0) {
-      connection->peer_pid = credentials.pid;
-    }
+    if (const absl::StatusOr<UnixPeer> peer = PeerOf(connection->fd.get()); peer.ok())
+      connection->peer_pid = peer->pid;
     const int number = connection->fd.get();
     // A virtio-serial port may hold a request before its kernel has heard that the host is there. To read it
     // then would look, at the next read's 0, as if that host had gone, and nobody would be answered.
@@ -172,6 +180,9 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
     } else if (!full && listener.paused) {
       listener.paused = !Watch(fd, EPOLLIN).ok();
     }
+    if (!accepted) return;
+    accepted =
+        keeper_.Admit(std::move(accepted), listener.path, connections_.size(), options_.max_connections);
     if (!accepted) return;
     const absl::Status status = AddConnection(std::move(accepted), false);
     if (!status.ok()) LogWarning("a connection is closed unserved: {}", Message(status));
@@ -486,6 +497,7 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
   size_t idle_ GUARDED_BY(mutex_) = 0;  // threads that wait for work or are about to
   std::deque<Work> queue_ GUARDED_BY(mutex_);
   std::map<int, Listener> listeners_ GUARDED_BY(mutex_);
+  Doorkeeper keeper_ GUARDED_BY(mutex_);
   std::map<int, std::shared_ptr<Connection>> connections_ GUARDED_BY(mutex_);
 };
 

@@ -36,12 +36,14 @@ using Handler = std::function<absl::StatusOr<std::string>(const CallContext&, st
 struct ServerOptions {
   size_t max_concurrent_calls = 1024;  // over it: ResourceExhausted at once
   size_t thread_stack_bytes = 128 * 1024;
-  size_t idle_threads = 2;  // finished call threads kept for reuse; others end after half a second
+  size_t max_connections = 4096;  // accepted ones; with one more, the newest is closed
+  size_t idle_threads = 2;        // finished call threads kept for reuse; others end after half a second
 };
 
-// Thread-safe. Unknown service or method: Unimplemented with its name. A call for which no thread can be
-// started: ResourceExhausted; others go on. Without a free descriptor nobody new is accepted until there is
-// one. A handler's exception is not caught: handlers return Status.
+// Thread-safe. Who connects to a listener and is neither root nor of our own user is closed before anything
+// is read of him (base/unix_peer.h). Unknown service or method: Unimplemented with its name. A call for which
+// no thread can be started: ResourceExhausted; others go on. Without a free descriptor nobody new is accepted
+// until there is one. A handler's exception is not caught: handlers return Status.
 class Server {
  public:
   explicit Server(ServerOptions options = {});
@@ -74,7 +76,7 @@ class Server {
   // Listens on a unix socket at `path` (mode 0600; a stale socket file is replaced) and serves in background
   // threads. As with the two below, nothing is served on error.
   absl::Status Listen(const std::string& path);
-  // Serves an already listening socket (owned).
+  // Serves an already listening unix socket (owned).
   absl::Status ListenFd(UniqueFd listener);
   // Serves one connected stream (owned), e.g. a virtio-serial port; a port whose peer goes away (read of 0)
   // is kept and served again when `persistent`.

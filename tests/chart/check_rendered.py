@@ -13,7 +13,7 @@ import tomllib
 import yaml
 
 from check_dashboard import fetch, laminad
-from check_values import REFUSED
+from check_values import MADE, REFUSED
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts/lamina"
@@ -104,9 +104,12 @@ def check_config():
     sample["hypervisor"]["kernel_args"] = 'quiet "a\\b" <&>'
     sample["memory"]["capacity"] = 68719476736
     values = {section: dict(options) for section, options in sample.items()}
-    del values["laminad"]["rest_address"]
-    text = config_text(render({"config": values, "rest": {"address": "10.1.2.3", "port": 1234}}))
-    sample["laminad"]["rest_address"] = "10.1.2.3:1234"
+    for made in MADE:
+        del values["laminad"][made.split(".")[1]]
+    text = config_text(render({"config": values, "rest": {"address": "10.1.2.3", "port": 1234, "tokenSecret": "word",
+                                                          "tlsSecret": "pair"}}))
+    sample["laminad"].update({"rest_address": "10.1.2.3:1234", "rest_token_file": "/rest/token/token",
+                              "rest_tls_certificate": "/rest/tls/tls.crt", "rest_tls_key": "/rest/tls/tls.key"})
     expect(tomllib.loads(text) == sample, "a config with every option set is rendered with other values")
     size = lamina_size(text)
     expect(isinstance(size, dict), f"lamina refuses a config with every option set: {size}")
@@ -170,12 +173,36 @@ def check_daemonset():
     expect({mounts["run"], mounts["state"]} == {config["paths"]["run_dir"], config["paths"]["state_dir"]},
            "the config's folders are not the mounted ones")
 
+    expect(server["resources"]["limits"]["memory"], "laminad's memory is not limited")
+    expect({p["scheme"] for p in probes.values()} == {"HTTP"} and endpoint["scheme"] == "http" and
+           "authorization" not in endpoint, "plain REST is not probed and scraped as such")
+
     def checksum(values):
         return only(render(values), "DaemonSet")["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
 
     plain = checksum({})
     expect(plain != checksum({"config": {"sizing": {"overhead_cpu": "0.5"}}}), "a changed config rolls no pod")
     expect(plain == checksum({"dashboard": {"enabled": False}}), "the config's checksum depends on other values")
+
+
+def check_rest_secrets():
+    """A token and a certificate reach laminad, its probes and Prometheus."""
+    manifests = render({"rest": {"tokenSecret": "word", "tlsSecret": "pair"},
+                        "podMonitor": {"enabled": True, "tlsConfig": {"serverName": "laminad"}}})
+    spec = only(manifests, "DaemonSet")["spec"]["template"]["spec"]
+    server = spec["containers"][0]
+    volumes = {v["name"]: v for v in spec["volumes"]}
+    secrets = {m["mountPath"]: volumes[m["name"]]["secret"]["secretName"] for m in server["volumeMounts"]
+               if "secret" in volumes[m["name"]] and m.get("readOnly")}
+    expect(secrets == {"/rest/token": "word", "/rest/tls": "pair"}, f"laminad is given the Secrets {secrets}")
+    options = tomllib.loads(config_text(manifests))["laminad"]
+    files = {options[k].rsplit("/", 1)[0] for k in ("rest_token_file", "rest_tls_certificate", "rest_tls_key")}
+    expect(files == set(secrets), "the config's files are not in the mounted Secrets")
+    for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
+        expect(server[kind]["httpGet"]["scheme"] == "HTTPS", f"{kind} speaks plain HTTP to HTTPS")
+    endpoint = only(manifests, "PodMonitor")["spec"]["podMetricsEndpoints"][0]
+    expect(endpoint["scheme"] == "https" and endpoint["tlsConfig"] == {"serverName": "laminad"} and
+           endpoint["authorization"]["credentials"] == {"name": "word", "key": "token"}, "Prometheus is refused")
 
 
 def check_init():
@@ -205,7 +232,12 @@ def check_init():
 
 def check_dashboard_maps():
     manifests = render()
-    expect(not [k for k, _ in manifests if k in ("PodMonitor", "NetworkPolicy")], "optional kinds are there by default")
+    expect("PodMonitor" not in [k for k, _ in manifests], "the PodMonitor, whose kind may be unknown, is there by default")
+    policy = only(manifests, "NetworkPolicy")["spec"]
+    expect(policy["policyTypes"] == ["Ingress", "Egress"] and not policy.get("ingress") and not policy.get("egress"),
+           "by default others than the kubelet reach laminad, or it reaches others")
+    expect("NetworkPolicy" not in [k for k, _ in render({"networkPolicy": {"enabled": False}})],
+           "the NetworkPolicy cannot be turned off")
     source = (CHART / "dashboards/lamina.json").read_text()
     found = [m for m in manifests.values() if "lamina.json" in m.get("data", {})]
     expect(len(found) == 1 and found[0]["data"]["lamina.json"] == source, "the dashboard is not rendered as it is")
@@ -237,7 +269,7 @@ def check_laminad_serves():
 def main():
     lint = helm("lint", "--strict", str(CHART))
     expect(lint.returncode == 0, f"helm lint --strict: {lint.stdout}{lint.stderr}")
-    for check in (check_overhead, check_config, check_refusals, check_daemonset, check_init, check_dashboard_maps,
+    for check in (check_overhead, check_config, check_refusals, check_daemonset, check_rest_secrets, check_init, check_dashboard_maps,
                   check_laminad_serves):
         check()
     for sentence in failures:

@@ -28,6 +28,8 @@ REFUSED = {
     "config.laminad.rest_address": "127.0.0.1:9477",
     "rest.address": "127.0.0.1",
     "rest.port": 0,
+    "rest.tokenSecret": "My Token",
+    "config.laminad.rest_token_file": "/token",
     "runtimeClass.name": "La mina",
     "podMonitor.interval": "soon",
     "maxUnavailable": "0%",
@@ -39,10 +41,15 @@ ACCEPTED = {
     "config.hypervisor.vmm_overhead_memory": "1GiB",
     "config.layers.sharing": "node",
     "rest.address": "10.1.2.3",
+    "rest.tokenSecret": "laminad-token",
+    "rest.tlsSecret": "laminad.tls",
     "maxUnavailable": "10%",
 }
 
-FREE = {"resources", "dashboard.labels"}  # mappings that a user fills: one value each
+FREE = {"resources", "dashboard.labels", "podMonitor.tlsConfig"}  # mappings that a user fills: one value each
+
+# The config's options that are made from other values.
+MADE = {"laminad.rest_address", "laminad.rest_tls_certificate", "laminad.rest_tls_key", "laminad.rest_token_file"}
 
 failures = []
 
@@ -89,8 +96,8 @@ def main():
         errors = [f"{e.json_path}: {e.message}" for e in validator.iter_errors(with_value(values, path, value))]
         expect(any(path.split(".")[-1] in e for e in errors), f"the schema takes {path} = {value!r}: {errors}")
 
-    # laminad.rest_address is made from rest.address and rest.port.
-    known = {f"{s}.{k}" for s, options in config.items() for k in options} - {"laminad.rest_address"}
+    # What `rest` makes.
+    known = {f"{s}.{k}" for s, options in config.items() for k in options} - MADE
     sections = schema["properties"]["config"]["properties"]
     described = {f"{s}.{k}" for s, body in sections.items() for k in body["properties"]}
     expect(described == known, f"schema and config/lamina.toml differ in {sorted(described ^ known)}")
@@ -100,6 +107,11 @@ def main():
         expect(value == default, f"values.yaml: config.{option} is {value!r}, config/lamina.toml has {default!r}")
     port = int(config["laminad"]["rest_address"].rsplit(":", 1)[1])
     expect(values["rest"]["port"] == port, f"rest.port is not the config's {port}")
+
+    limit = re.fullmatch(r"([0-9]+)Gi", values["resources"]["limits"]["memory"])
+    conversion = re.fullmatch(r"([0-9]+)GiB", config["layers"]["convert_memory"])
+    expect(int(limit[1]) > int(conversion[1]), "resources.limits.memory leaves no room beside one conversion at its limit")
+    expect(values["networkPolicy"]["enabled"] is True, "REST is open to every pod by default")
 
     version = re.search(r"project\(lamina VERSION ([0-9.]+)", (ROOT / "CMakeLists.txt").read_text())[1]
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())

@@ -50,11 +50,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{- define "lamina.scheme" -}}
+{{- ternary "HTTPS" "HTTP" (not (empty .Values.rest.tlsSecret)) -}}
+{{- end -}}
+
 {{- /* Every value is written as JSON, whose texts, numbers, booleans and lists are TOML's too. */ -}}
 {{- define "lamina.config" -}}
 {{- $config := deepCopy .Values.config -}}
 {{- $laminad := deepCopy (default dict $config.laminad) -}}
 {{- $_ := set $laminad "rest_address" (printf "%s:%d" .Values.rest.address (int64 .Values.rest.port)) -}}
+{{- if .Values.rest.tokenSecret -}}
+{{- $_ := set $laminad "rest_token_file" "/rest/token/token" -}}
+{{- end -}}
+{{- if .Values.rest.tlsSecret -}}
+{{- $_ := set $laminad "rest_tls_certificate" "/rest/tls/tls.crt" -}}
+{{- $_ := set $laminad "rest_tls_key" "/rest/tls/tls.key" -}}
+{{- end -}}
 {{- $_ := set $config "laminad" $laminad -}}
 {{- range $section, $options := $config }}
 [{{ $section }}]

@@ -19,9 +19,17 @@ absl::Status CheckConfinement(const std::string& state_dir, const std::string& p
   if (absl::IsNotFound(qemu.status())) return absl::OkStatus();  // it has ended meanwhile
   RETURN_IF_ERROR(qemu.status());
   const auto excess = vmm::QemuExcess(*qemu, Config().hypervisor.users);
-  if (excess.empty()) return absl::OkStatus();
-  return MakeStatus(absl::StatusCode::kInternal, "QEMU of pod {} has of the node: {}", pod,
-                    fmt::join(excess, "; "));
+  if (!excess.empty()) {
+    return MakeStatus(absl::StatusCode::kInternal, "QEMU of pod {} has of the node: {}", pod,
+                      fmt::join(excess, "; "));
+  }
+  const auto virtiofsd = ReadProcessRights(static_cast<pid_t>(state->virtiofsd.pid), shim);
+  if (absl::IsNotFound(virtiofsd.status())) return absl::OkStatus();
+  RETURN_IF_ERROR(virtiofsd.status());
+  const auto more = vmm::VirtiofsdExcess(*virtiofsd);
+  if (more.empty()) return absl::OkStatus();
+  return MakeStatus(absl::StatusCode::kInternal, "virtiofsd of pod {} has of the node: {}", pod,
+                    fmt::join(more, "; "));
 }
 
 }  // namespace lamina::e2e

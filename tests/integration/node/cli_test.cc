@@ -199,7 +199,7 @@ TEST(LaminaDoctor, FindsWhatIsMissingAndWhoLostItsOwner) {
   EXPECT_EQ(verdict(list, "sandbox orphan"), "ok");
   // What a running one has is looked up in /proc: this one is confined by nobody.
   Sleeper vmm;
-  state.vmm = {vmm.pid(), vmm.start_time()};
+  state.vmm = state.virtiofsd = {vmm.pid(), vmm.start_time()};
   ASSERT_OK(store.Save(state));
   list = findings();
   EXPECT_EQ(verdict(list, "sandbox orphan"), "warning");

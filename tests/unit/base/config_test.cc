@@ -94,6 +94,20 @@ TEST(Config, SampleShowsTheDefaults) {
   EXPECT_EQ(sample->memory.reserve_bytes, defaults.memory.reserve_bytes);
   EXPECT_EQ(sample->memory.min_available_bytes, defaults.memory.min_available_bytes);
   EXPECT_EQ(sample->laminad.rest_address, defaults.laminad.rest_address);
+  EXPECT_EQ(sample->laminad.rest_tls_certificate, defaults.laminad.rest_tls_certificate);
+  EXPECT_EQ(sample->laminad.rest_tls_key, defaults.laminad.rest_tls_key);
+  EXPECT_EQ(sample->laminad.rest_token_file, defaults.laminad.rest_token_file);
+}
+
+TEST(Config, RestHasACertificateWithItsKeyOrNeither) {
+  const auto both = ParseConfig("[laminad]\nrest_tls_certificate = \"/a\"\nrest_tls_key = \"/b\"\n", "c");
+  ASSERT_OK(both);
+  EXPECT_EQ(both->laminad.rest_tls_key, "/b");
+  EXPECT_THAT(
+      ParseConfig("[laminad]\nrest_tls_certificate = \"/a\"\n", "c"),
+      HasStatus(kInvalid, "rest_tls_certificate = \"/a\" and laminad.rest_tls_key = \"\": both or neither"));
+  EXPECT_THAT(ParseConfig("[laminad]\nrest_token_file = \"token\"\n", "c"),
+              HasStatus(kInvalid, "laminad.rest_token_file = \"token\": must be an absolute path"));
 }
 
 TEST(ConfigTest, UsersAreARangeOfNobodysNumbers) {

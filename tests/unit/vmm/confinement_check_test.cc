@@ -3,6 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
+
+#include "vmm/virtiofsd_confinement.h"
+
 namespace lamina::vmm {
 namespace {
 
@@ -64,6 +68,25 @@ TEST(QemuExcess, EachThingThatItHasIsNamed) {
     one.change(rights);
     EXPECT_THAT(QemuExcess(rights, kUsers), ElementsAre(HasSubstr(one.named)));
   }
+}
+
+TEST(VirtiofsdExcess, RootWithWhatFilesNeedAndNoMore) {
+  ProcessRights rights = Confined();
+  rights.users = rights.groups = {0};
+  rights.capabilities = kVirtiofsdCapabilities;
+  rights.root = {"0123-0"};
+  EXPECT_THAT(VirtiofsdExcess(rights), IsEmpty());
+  rights.capabilities |= 1ULL << 27;  // MKNOD
+  EXPECT_THAT(VirtiofsdExcess(rights), ElementsAre(HasSubstr("capabilities 0x8000000")));
+  rights.capabilities = 0;
+  rights.bounding = 1;
+  EXPECT_THAT(VirtiofsdExcess(rights), ElementsAre(HasSubstr("capabilities 0x1")));
+  rights.bounding = 0;
+  rights.groups = {0, 6};
+  EXPECT_THAT(VirtiofsdExcess(rights), ElementsAre(HasSubstr("the groups 0, 6")));
+  rights.groups = {0};
+  rights.own_root = false;
+  EXPECT_THAT(VirtiofsdExcess(rights), ElementsAre(HasSubstr("the node's root directory")));
 }
 
 }  // namespace
