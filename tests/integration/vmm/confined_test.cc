@@ -17,9 +17,11 @@
 
 #include "base/file_system.h"
 #include "base/private_root.h"
+#include "base/process.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/units.h"
+#include "base/unix_socket.h"
 #include "tests/integration/vmm/machine.h"
 #include "tests/testing/status_matchers.h"
 #include "vmm/vm_users.h"
@@ -196,6 +198,39 @@ TEST(Confined, WhereNamespacesCannotBeMadeItIsSaidAndTheRestHolds) {
     ExpectUnprivileged((*vm)->pid(), Confined().users);
     EXPECT_EQ(Namespace(std::to_string((*vm)->pid()), "mnt"), Namespace("self", "mnt"));
     EXPECT_OK((*vm)->Kill(seconds(10)));
+  }).join();
+}
+
+TEST(Confined, WithoutNamespacesVirtiofsdHasItsCapabilitiesAlone) {
+  const TempDir dir;
+  fs::create_directory(dir / "shared");
+  VirtiofsdOptions options;
+  options.program = kVirtiofsd;
+  options.shared_dir = dir / "shared";
+  options.socket = dir / "fs.sock";
+  options.log_path = dir / "log";
+  std::thread([&] {
+    DropFromThread(CAP_SYS_ADMIN);
+    ::testing::internal::CaptureStderr();
+    const auto virtiofsd = Hypervisor::Qemu().StartVirtiofsd(options);
+    EXPECT_THAT(::testing::internal::GetCapturedStderr(),
+                ::testing::HasSubstr("virtiofsd has no root and no namespaces of its own"));
+    ASSERT_OK(virtiofsd);
+    const auto connection = ConnectUnix(options.socket);
+    ASSERT_OK(connection);
+    // It gives up the last two once it has taken the connection.
+    const auto deadline = std::chrono::steady_clock::now() + seconds(20);
+    while (StatusOf(virtiofsd->pid, "CapPrm") != "00000000800000db" &&
+           std::chrono::steady_clock::now() < deadline) {
+      usleep(2000);
+    }
+    EXPECT_EQ(StatusOf(virtiofsd->pid, "CapPrm"), "00000000800000db");
+    EXPECT_EQ(StatusOf(virtiofsd->pid, "CapEff"), "00000000800000db");
+    EXPECT_EQ(StatusOf(virtiofsd->pid, "NoNewPrivs"), "1");
+    EXPECT_EQ(StatusOf(virtiofsd->pid, "Seccomp"), "2");
+    EXPECT_EQ(Namespace(std::to_string(virtiofsd->pid), "mnt"), Namespace("self", "mnt"));
+    EXPECT_EQ(fs::read_symlink(fmt::format("/proc/{}/root", virtiofsd->pid)), options.shared_dir);
+    EXPECT_OK(KillProcess(virtiofsd->pid, virtiofsd->start_time, seconds(10)));
   }).join();
 }
 
