@@ -3,17 +3,21 @@
 
 #include <fmt/format.h>
 
+#include <cstddef>
 #include <string_view>
 #include <utility>
 
 namespace lamina {
+
+inline constexpr size_t kMaxLogBytes = 8192;  // of one message
 
 enum class LogLevel { kDebug, kInfo, kWarning, kError };
 
 // Where lines go (default 2) and which are dropped (below `minimum`). Set before threads start.
 void SetLogTarget(int fd, LogLevel minimum);
 
-// Writes one line with one write(2); never throws, never blocks on a full pipe longer than the kernel does.
+// Writes one line with one write(2), the message escaped and cut (base/printable.h): it may have a guest's or
+// an image's words in it; never throws, never blocks on a full pipe longer than the kernel does.
 void WriteLog(LogLevel level, std::string_view message);
 
 template <typename... Args>

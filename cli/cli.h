@@ -69,7 +69,7 @@ absl::StatusOr<std::string> ReadInput(const std::string& path);
 class Table {
  public:
   explicit Table(std::vector<std::string> header) : rows_{std::move(header)} {}
-  void Add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+  void Add(std::vector<std::string> row);  // each cell as Printable() has it
   std::string ToString() const;
 
  private:
@@ -81,7 +81,7 @@ std::string HumanBytes(uint64_t bytes);
 // "12s", "3m", "5h", "2d".
 std::string HumanSeconds(double seconds);
 std::string ShortId(const std::string& id);
-// Control characters from pods' names and guests' words stay out of the terminal.
+// Pods' names and guests' words stay out of the terminal's control: base/printable.h's, 4 KiB at most.
 std::string Printable(const std::string& text);
 
 }  // namespace lamina::cli

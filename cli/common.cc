@@ -3,6 +3,7 @@
 #include <iterator>
 
 #include "base/file_system.h"
+#include "base/printable.h"
 #include "base/status.h"
 #include "base/units.h"
 #include "cli/cli.h"
@@ -11,6 +12,7 @@ namespace lamina::cli {
 namespace {
 
 constexpr size_t kInputLimit = 64 * kMiB;
+constexpr size_t kMaxPrintedBytes = 4096;
 
 }  // namespace
 
@@ -52,6 +54,11 @@ absl::StatusOr<std::string> ReadInput(const std::string& path) {
     text.append(buffer, n);
   }
   return text;
+}
+
+void Table::Add(std::vector<std::string> row) {
+  for (std::string& cell : row) cell = Printable(cell);
+  rows_.push_back(std::move(row));
 }
 
 std::string Table::ToString() const {
@@ -100,11 +107,6 @@ std::string HumanSeconds(double seconds) {
 
 std::string ShortId(const std::string& id) { return Printable(id.substr(0, 13)); }
 
-std::string Printable(const std::string& text) {
-  std::string out = text;
-  std::replace_if(
-      out.begin(), out.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }, '?');
-  return out;
-}
+std::string Printable(const std::string& text) { return lamina::Printable(text, kMaxPrintedBytes); }
 
 }  // namespace lamina::cli

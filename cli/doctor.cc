@@ -233,7 +233,7 @@ absl::Status Doctor(const Common& common, bool repair) {
   }
   if (common.json) {
     fmt::print("{}\n", nlohmann::ordered_json({{"findings", list}, {"failures", failures}})
-                           .dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+                           .dump(2, ' ', true, nlohmann::json::error_handler_t::replace));
   } else {
     fmt::print("{}", table.ToString());
   }

@@ -182,7 +182,7 @@ absl::Status Size(const Common& common, const SizeFlags& flags) {
     out["memory_mib"] = plan.memory_mib;
     out["vcpus_if_rounded_per_container"] = plan.vcpus_if_rounded_per_container;
     out["reasons"] = plan.reasons;
-    fmt::print("{}\n", out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+    fmt::print("{}\n", out.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
     return absl::OkStatus();
   }
   fmt::print("{} vCPU{} (exactly {}), {} MiB\n", plan.vcpus, plan.vcpus == 1 ? "" : "s", plan.vcpus_exact,

@@ -4,7 +4,9 @@
 #include <vector>
 
 #include "base/log.h"
+#include "base/printable.h"
 #include "base/status.h"
+#include "node/claim_text.h"
 
 namespace lamina::node {
 namespace {
@@ -238,9 +240,9 @@ void ClaimsBook::Adopt(const persist::SandboxState& state, const Adoption& how) 
   Record record;
   laminad::v1::ClaimRequest& claim = *record.mutable_claim();
   claim.set_sandbox_id(id);
-  claim.set_pod_name(state.pod_name);
-  claim.set_pod_namespace(state.pod_namespace);
-  claim.set_pod_uid(state.pod_uid);
+  claim.set_pod_name(Printable(state.pod_name, kMaxNameBytes));
+  claim.set_pod_namespace(Printable(state.pod_namespace, kMaxNameBytes));
+  claim.set_pod_uid(Printable(state.pod_uid, kMaxNameBytes));
   claim.set_bytes(state.claim_bytes);
   claim.set_shim_pid(state.shim.pid);
   claim.set_shim_start_time(state.shim.start_time);

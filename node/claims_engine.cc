@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/safe_id.h"
 #include "base/status.h"
+#include "node/claim_text.h"
 
 namespace lamina::node {
 namespace {
@@ -71,11 +72,17 @@ absl::StatusOr<uint64_t> ClaimsEngine::Grant(const laminad::v1::ClaimRequest& re
   return generation;
 }
 
-absl::StatusOr<laminad::v1::ClaimResponse> ClaimsEngine::Claim(const laminad::v1::ClaimRequest& request,
+absl::StatusOr<laminad::v1::ClaimResponse> ClaimsEngine::Claim(const laminad::v1::ClaimRequest& asked,
                                                                std::optional<MonotonicTime> deadline) {
   const auto start = clock_.Now();
+  RETURN_IF_ERROR(CheckSafeId(asked.sandbox_id(), "claim: sandbox id"));
+  if (const absl::Status status = CheckPodText(asked); !status.ok()) {
+    metrics_.CountRefusal("invalid");
+    return status;
+  }
+  laminad::v1::ClaimRequest request = asked;
+  if (asked.has_sizing()) *request.mutable_sizing() = PrintableReport(asked.sizing());
   const std::string& id = request.sandbox_id();
-  RETURN_IF_ERROR(CheckSafeId(id, "claim: sandbox id"));
   if (!ready_) {
     metrics_.CountRefusal("not_ready");
     return NotReady();
@@ -144,7 +151,8 @@ absl::Status ClaimsEngine::Started(const laminad::v1::StartedRequest& request) {
       nullptr);
 }
 
-absl::Status ClaimsEngine::Ready(const laminad::v1::ReadyRequest& request) {
+absl::Status ClaimsEngine::Ready(const laminad::v1::ReadyRequest& told) {
+  const laminad::v1::ReadyRequest request = PrintableReady(told);
   const std::string& id = request.sandbox_id();
   const Turns::Turn turn(turns_, id);
   ASSIGN_OR_RETURN(const Record record, book_.Of(id, request.generation()));
@@ -170,8 +178,9 @@ absl::Status ClaimsEngine::Retarget(const laminad::v1::RetargetRequest& request,
   ASSIGN_OR_RETURN(const Record record, book_.Of(id, request.generation()));
   const laminad::v1::ClaimRequest& before = record.claim();
   const bool resized = request.bytes() != before.bytes(), grows = request.bytes() > before.bytes();
+  const laminad::v1::SizingReport report = PrintableReport(request.sizing());
   const bool reported =
-      request.has_sizing() && request.sizing().SerializeAsString() != before.sizing().SerializeAsString();
+      request.has_sizing() && report.SerializeAsString() != before.sizing().SerializeAsString();
   if (!resized && !reported) return absl::OkStatus();  // said before: durable before
   // Memory is taken before it is written down, and written down before it is given back: a crash between
   // never promises it twice.
@@ -190,7 +199,7 @@ absl::Status ClaimsEngine::Retarget(const laminad::v1::RetargetRequest& request,
       id, request.generation(),
       [&](Record& now) {
         now.mutable_claim()->set_bytes(request.bytes());
-        if (request.has_sizing()) *now.mutable_claim()->mutable_sizing() = request.sizing();
+        if (request.has_sizing()) *now.mutable_claim()->mutable_sizing() = report;
       },
       [&](Record& now) { *now.mutable_claim() = before; });
   if (!resized || saved.ok() == grows) return saved;

@@ -68,7 +68,7 @@ json Convert(const Message& message) {
 }  // namespace
 
 std::string ToJson(const Message& message) {
-  return Convert(message).dump(2, ' ', false, json::error_handler_t::replace) + "\n";
+  return Convert(message).dump(2, ' ', true, json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace lamina::node

@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <malloc.h>
 #include <signal.h>
+#include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/file.h>
@@ -14,11 +15,13 @@
 #include <cstdio>
 #include <cstring>
 #include <latch>
+#include <memory>
 #include <system_error>
 #include <thread>
 #include <vector>
 
 #include "base/log.h"
+#include "base/printable.h"
 #include "base/status.h"
 #include "base/version.h"
 #include "node/engine.h"
@@ -65,6 +68,25 @@ RestOptions RestOptionsOf(const Config& config) {
           {laminad.rest_tls_certificate, laminad.rest_tls_key, laminad.rest_token_file},
           RestProbes(),
           {}};
+}
+
+// spdlog's as base/log.h's: what is logged may have others' words in it.
+class EscapedMessage : public spdlog::custom_flag_formatter {
+ public:
+  void format(const spdlog::details::log_msg& message, const std::tm&, spdlog::memory_buf_t& line) override {
+    const std::string text = Printable({message.payload.data(), message.payload.size()}, kMaxLogBytes);
+    line.append(text.data(), text.data() + text.size());
+  }
+  std::unique_ptr<spdlog::custom_flag_formatter> clone() const override {
+    return std::make_unique<EscapedMessage>();
+  }
+};
+
+void SetLog() {
+  spdlog::set_default_logger(spdlog::stderr_logger_mt("laminad"));
+  auto formatter = std::make_unique<spdlog::pattern_formatter>(spdlog::pattern_time_type::utc);
+  formatter->add_flag<EscapedMessage>('*').set_pattern("%Y-%m-%dT%H:%M:%S.%fZ %l %*");
+  spdlog::set_formatter(std::move(formatter));
 }
 
 absl::Status Run(const Config& config) {
@@ -160,8 +182,7 @@ int Main(int argc, char** argv) {
     }
   }
   const absl::StatusOr<Config> config = path.empty() ? LoadDefaultConfig() : LoadConfig(path);
-  spdlog::set_default_logger(spdlog::stderr_logger_mt("laminad"));
-  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%fZ %l %v", spdlog::pattern_time_type::utc);
+  SetLog();
   if (!config.ok()) {
     spdlog::error("{}", Message(config.status()));
     return 2;

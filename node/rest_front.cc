@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "base/printable.h"
 #include "base/status.h"
 #include "base/ttrpc/thread.h"
 #include "node/rest_relay.h"
@@ -35,7 +36,7 @@ constexpr std::chrono::seconds kPatience{1};  // for who is slow to take an answ
 constexpr std::chrono::minutes kComplaintPause{1};
 
 RestAnswer Refusal(int status, const std::string& why) {
-  return {status, "application/json", nlohmann::json({{"error", why}}).dump() + "\n"};
+  return {status, "application/json", nlohmann::json({{"error", Printable(why, 512)}}).dump() + "\n"};
 }
 
 int HttpStatus(const absl::Status& status) {

@@ -1,15 +1,21 @@
 #include "node/services.h"
 
+#include "base/printable.h"
 #include "base/status.h"
 
 namespace lamina::node {
 namespace {
 
+constexpr size_t kMaxErrorBytes = 4096;
 constexpr char kService[] = "lamina.laminad.v1.Laminad";
 
 absl::StatusOr<laminad::v1::Empty> Plain(const absl::Status& status) {
   if (!status.ok()) return status;
   return laminad::v1::Empty();
+}
+
+grpc::Status Failed(const absl::Status& status) {
+  return {static_cast<grpc::StatusCode>(status.code()), Printable(Message(status), kMaxErrorBytes)};
 }
 
 }  // namespace
@@ -59,14 +65,14 @@ grpc::Status GrpcService::ListLayers(grpc::ServerContext*, const v1::ListRequest
 grpc::Status GrpcService::GcLayers(grpc::ServerContext*, const v1::GcRequest* request,
                                    v1::GcResponse* response) {
   const absl::StatusOr<uint64_t> freed = layers_.GcLayers(request->keep_bytes());
-  if (!freed.ok()) return {static_cast<grpc::StatusCode>(freed.status().code()), Message(freed.status())};
+  if (!freed.ok()) return Failed(freed.status());
   response->set_freed_bytes(*freed);
   return grpc::Status::OK;
 }
 grpc::Status GrpcService::PackLayers(grpc::ServerContext*, const v1::PackRequest*,
                                      v1::PackResponse* response) {
   const absl::StatusOr<layers::PackResult> packed = layers_.PackLayers();
-  if (!packed.ok()) return {static_cast<grpc::StatusCode>(packed.status().code()), Message(packed.status())};
+  if (!packed.ok()) return Failed(packed.status());
   response->set_moved_layers(packed->moved_layers);
   response->set_moved_bytes(packed->moved_bytes);
   response->set_removed_arenas(packed->removed_arenas);

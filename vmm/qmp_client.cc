@@ -10,6 +10,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "base/printable.h"
 #include "base/status.h"
 
 namespace lamina::vmm {
@@ -25,14 +26,6 @@ constexpr int kMaxDepth = 64;                    // the JSON library writes nest
 std::string Text(const json& object, const char* key) {
   const auto it = object.find(key);
   return it != object.end() && it->is_string() ? it->get<std::string>() : std::string();
-}
-
-// For messages that go into logs and states.
-std::string Printable(std::string_view text) {
-  std::string out(text.substr(0, kMaxErrorBytes));
-  for (char& c : out)
-    if (c < 0x20 || c == 0x7f) c = '?';  // beyond ASCII too: char is signed
-  return out;
 }
 
 int MillisUntil(steady_clock::time_point deadline) {
@@ -84,9 +77,10 @@ absl::StatusOr<QmpMessage> ParseQmpLine(std::string_view line) {
     return !too_deep;
   };
   const json root = json::parse(line, limit_depth, false);
-  if (too_deep) return InvalidArgument("QMP: nested deeper than {}: {:.80}", kMaxDepth, Printable(line));
+  if (too_deep)
+    return InvalidArgument("QMP: nested deeper than {}: {:.80}", kMaxDepth, Printable(line, kMaxErrorBytes));
   if (root.is_discarded() || !root.is_object()) {
-    return InvalidArgument("QMP: not a JSON object: {:.80}", Printable(line));
+    return InvalidArgument("QMP: not a JSON object: {:.80}", Printable(line, kMaxErrorBytes));
   }
   QmpMessage message;
   if (const auto id = root.find("id"); id != root.end() && id->is_number_unsigned())
@@ -98,8 +92,8 @@ absl::StatusOr<QmpMessage> ParseQmpLine(std::string_view line) {
     message.return_json = value->dump(-1, ' ', false, json::error_handler_t::replace);
   } else if (const auto error = root.find("error"); error != root.end() && error->is_object()) {
     message.kind = QmpMessage::kError;
-    message.error_class = Printable(Text(*error, "class"));
-    message.error_text = Printable(Text(*error, "desc"));
+    message.error_class = Printable(Text(*error, "class"), kMaxErrorBytes);
+    message.error_text = Printable(Text(*error, "desc"), kMaxErrorBytes);
   } else if (root.contains("event")) {
     message.kind = QmpMessage::kEvent;
     message.event.name = Text(root, "event");
@@ -107,7 +101,7 @@ absl::StatusOr<QmpMessage> ParseQmpLine(std::string_view line) {
       message.event.device = Text(*data, "device");
     }
   } else {
-    return InvalidArgument("QMP: neither return, error nor event: {:.80}", Printable(line));
+    return InvalidArgument("QMP: neither return, error nor event: {:.80}", Printable(line, kMaxErrorBytes));
   }
   return message;
 }

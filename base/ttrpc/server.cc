@@ -15,6 +15,7 @@
 
 #include "base/log.h"
 #include "base/mutex.h"
+#include "base/printable.h"
 #include "base/status.h"
 #include "base/ttrpc/frame.h"
 #include "base/ttrpc/thread.h"
@@ -28,6 +29,7 @@ namespace {
 using std::chrono::steady_clock;
 
 constexpr size_t kLoopStackBytes = 128 * 1024;
+constexpr size_t kMaxErrorBytes = 4096;
 constexpr size_t kMaxQueuedBytes = 16 << 20;  // a peer that does not read this much is dropped
 constexpr std::chrono::milliseconds kLinger{500};
 constexpr auto kTakenTimeout =
@@ -402,7 +404,8 @@ class Server::Impl : public std::enable_shared_from_this<Server::Impl> {
       response.set_payload(*result);
     } else {
       response.mutable_status()->set_code(static_cast<int>(result.status().code()));
-      response.mutable_status()->set_message(std::string(result.status().message()));
+      // It may have others' words in it, and a protobuf string is valid UTF-8 or cannot be read.
+      response.mutable_status()->set_message(Printable(Message(result.status()), kMaxErrorBytes));
     }
     Frame frame;
     frame.stream_id = stream_id;

@@ -33,7 +33,17 @@ TEST(HumanSeconds, PicksAUnit) {
   EXPECT_EQ(HumanSeconds(86400 * 3), "3d");
 }
 
-TEST(Printable, KeepsEscapesOutOfTheTerminal) { EXPECT_EQ(Printable("a\x1b[31mb\n"), "a?[31mb?"); }
+TEST(Printable, KeepsEscapesOutOfTheTerminal) {
+  EXPECT_EQ(Printable("a\x1b[31mb\n"), "a\\x1b[31mb\\n");
+  EXPECT_EQ(Printable("\xc2\x9b"
+                      "2J"),
+            "\\xc2\\x9b2J")
+      << "CSI, of one character";
+  EXPECT_EQ(Printable(std::string(1 << 20, 'x')).size(), 4096u);
+  Table table({"A"});
+  table.Add({"\x1b[2J"});
+  EXPECT_EQ(table.ToString(), "A\n\\x1b[2J\n");
+}
 
 TEST(ExitCode, IsWhatHelpSays) {
   EXPECT_EQ(ExitCode(absl::OkStatus()), 0);

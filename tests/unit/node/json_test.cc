@@ -30,6 +30,14 @@ TEST(ToJson, KeepsNumbersNumbersAndNames) {
   EXPECT_EQ(parsed["vcpus"], 0);  // unset, and there
 }
 
+TEST(ToJson, IsAsciiWhateverItsTexts) {
+  v1::Sandbox sandbox;
+  sandbox.add_reasons("a\x1b[2J\n\xc2\x9b\xff");
+  const std::string text = ToJson(sandbox);
+  for (const char c : text) EXPECT_TRUE(c == '\n' || (c >= ' ' && c <= '~')) << text;
+  EXPECT_EQ(json::parse(text)["reasons"][0], "a\x1b[2J\n\xc2\x9b\xef\xbf\xbd");
+}
+
 TEST(ToJson, NestsLists) {
   v1::LayerList list;
   list.add_layers()->add_users("one");

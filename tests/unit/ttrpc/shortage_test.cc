@@ -15,10 +15,12 @@
 #include <vector>
 
 #include "base/ttrpc/client.h"
+#include "base/ttrpc/frame.h"
 #include "base/ttrpc/server.h"
 #include "base/ttrpc/thread.h"
 #include "base/unix_socket.h"
 #include "proto/agent.pb.h"
+#include "proto/ttrpc.pb.h"
 #include "tests/testing/no_threads.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
@@ -185,6 +187,39 @@ TEST_F(Shortage, APeersErrorIsCutAndEscaped) {
   error_ = "no such\nfile \x1b[2J";
   const absl::Status odd = Call(*client_, "Fail");
   EXPECT_EQ(odd.message(), "no such\\nfile \\x1b[2J");
+}
+
+// containerd, which shows it to whoever asks, could not read a message that is no UTF-8.
+TEST_F(Shortage, AnErrorIsSentCutAndEscaped) {
+  Serve();
+  Request request;
+  request.set_service("s");
+  request.set_method("Fail");
+  Frame frame;
+  frame.stream_id = 1;
+  frame.type = FrameType::kRequest;
+  ASSERT_TRUE(request.SerializeToString(&frame.payload));
+  const absl::StatusOr<std::string> bytes = EncodeFrame(frame);
+  ASSERT_OK(bytes);
+  for (const auto& [said, wanted] :
+       {std::pair<std::string, std::string>{"a\x1b[2J\xff\xfe\n\xc3\xa4", "a\\x1b[2J\\xff\\xfe\\n\\xc3\\xa4"},
+        {std::string(1 << 20, 'x'), std::string(4093, 'x') + "..."}}) {
+    error_ = said;
+    const absl::StatusOr<UniqueFd> fd = ConnectUnix(path_);
+    ASSERT_OK(fd);
+    ASSERT_EQ(write(fd->get(), bytes->data(), bytes->size()), static_cast<ssize_t>(bytes->size()));
+    FrameReader reader;
+    Frame answer;
+    char buffer[8192];
+    for (absl::StatusOr<bool> whole = false; !*whole; whole = reader.Next(answer)) {
+      const ssize_t n = read(fd->get(), buffer, sizeof buffer);
+      ASSERT_GT(n, 0);
+      reader.Feed({buffer, static_cast<size_t>(n)});
+    }
+    Response response;
+    ASSERT_TRUE(response.ParseFromString(answer.payload));
+    EXPECT_EQ(response.status().message(), wanted);
+  }
 }
 
 }  // namespace
