@@ -1,4 +1,6 @@
 // What a pod's processes on the host may do and have, as /proc and the cgroups show it.
+#include "tests/e2e/kit/confinement.h"
+
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -19,7 +21,6 @@
 #include "base/units.h"
 #include "cri/host_limits.h"
 #include "persist/state_store.h"
-#include "tests/e2e/kit/confinement.h"
 #include "tests/e2e/kit/leftovers.h"
 #include "tests/e2e/support.h"
 
