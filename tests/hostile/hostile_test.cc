@@ -17,6 +17,7 @@ using ::testing::Not;
 
 constexpr seconds kAttack{6};
 constexpr seconds kEnd{60};
+constexpr seconds kCall{100};  // the agent's thirty seconds, and as long again to undo what may have begun
 
 // By containerd or a shim.
 bool Logged(const std::string& text) {
@@ -42,7 +43,7 @@ TEST_P(PortTest, HurtsNobodyElse) {
   // Calls to the guest end, with whatever it says.
   const auto begin = steady_clock::now();
   const auto exec = Cri().ExecSync(container, {"true"}, 5);
-  EXPECT_LT(steady_clock::now() - begin, seconds(60));
+  EXPECT_LT(steady_clock::now() - begin, kCall);
   if (exec.ok()) {
     EXPECT_NE(exec->exit_code, 0);
   }
@@ -168,33 +169,45 @@ TEST_F(DeviceTest, MemoryThatWasNotGivenEndsThePodNotTheNode) {
 // An agent whose every answer is a lie.
 class LiarTest : public HostileTest {};
 
+TEST_F(LiarTest, ATimeThatCannotBeIsNoTime) {
+  const auto run = RunHostile("liar");
+  ASSERT_NOT_OK(run);
+  EXPECT_THAT(Message(run.status()), HasSubstr("the guest's clock says -9223372036854775808 ns"));
+}
+
 TEST_F(LiarTest, NoAnswerIsBelievedThatCannotBe) {
+  ASSERT_OK(TestNode().Reconfigure({{"hypervisor.kernel_args", "\"truth=clock\""}}));
   auto run = RunHostile("liar");
-  if (!run.ok()) {
-    printf("  refused: %s\n", Message(run.status()).c_str());
-    EXPECT_THAT(Message(run.status()), Not(HasSubstr("\x1b")));
-    return;
-  }
+  ASSERT_OK(TestNode().Reconfigure({{"hypervisor.kernel_args", "\"\""}}));
+  ASSERT_OK(run.status());
   ScopedPod pod = std::move(*run);
   Remember(pod.id());
+  const auto say = [](const char* call, const absl::Status& status) {
+    const std::string text = Message(status);
+    printf("  %s: %s\n", call, status.ok() ? "OK" : text.substr(0, 200).c_str());
+    // One line of printable text, whatever the guest wrote.
+    EXPECT_EQ(text.find('\x1b'), std::string::npos) << call;
+    EXPECT_LT(text.size(), 8192U) << call;
+  };
   const auto container = Cri().RunContainer(pod.id(), Sleeper());
-  printf("  container: %s\n", container.ok() ? "made" : Message(container.status()).c_str());
+  say("a container", container.status());
   if (container.ok()) {
     const auto exec = Cri().ExecSync(*container, {"true"}, 10);
+    say("an exec", exec.status());
     if (exec.ok()) {
       EXPECT_LE(exec->exit_code, 255);
     }
-    Cri().Usage(*container).status().IgnoreError();
-    Cri().PodUsage(pod.id()).status().IgnoreError();
+    say("its usage", Cri().Usage(*container).status());
     Resources more;
     more.memory = 64 << 20;
-    Cri().UpdateResources(*container, more).IgnoreError();
-    Cri().StopContainer(*container, 0).IgnoreError();
+    say("another size", Cri().UpdateResources(*container, more));
+    say("its end", Cri().StopContainer(*container, 0));
   }
+  say("the pod's usage", Cri().PodUsage(pod.id()).status());
   WatchNeighbour(seconds(1));
   ExpectBounded();
   EXPECT_OK(pod.Remove());
-  // What it said is in the log in one line, and harms no terminal.
+  // What it said is in the log on one line, and harms no terminal.
   EXPECT_FALSE(Logged("\x1b[2J"));
 }
 

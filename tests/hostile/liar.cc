@@ -1,8 +1,11 @@
-// A guest whose agent answers every call at once, and never with the truth: init of a guest image.
+// A guest whose agent answers every call at once, and (but for the time, if it is told to) never with the
+// truth: init of a guest image.
 #include <sys/mount.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 #include <string>
 
@@ -26,6 +29,20 @@ std::string Insult(size_t bytes) {
   return text;
 }
 
+// The kernel's argument truth=clock: who lies of the time is found out before the other lies.
+bool TellsTheTime() { return getenv("truth") != nullptr; }
+
+// What the agent does: the guest's clock, moved by so much.
+int64_t StepClock(int64_t offset_nanos) {
+  constexpr int64_t kSecond = 1'000'000'000;
+  timespec now{};
+  clock_gettime(CLOCK_REALTIME, &now);
+  const int64_t nanos = now.tv_sec * kSecond + now.tv_nsec + offset_nanos;
+  now = {nanos / kSecond, nanos % kSecond};
+  clock_settime(CLOCK_REALTIME, &now);
+  return nanos;
+}
+
 template <typename Request, typename Response>
 void Answer(ttrpc::Server& server, const ttrpc::Method<Request, Response>& method, Response answer) {
   server.Handle(method,
@@ -47,9 +64,14 @@ void Serve(ttrpc::Server& server) {
   hello.set_mem_total_bytes(kMost64);
   hello.set_agent_started_boot_seconds(-1e308);
   Answer(server, guest::kHello, hello);
-  AdjustClockResponse clock;
-  clock.set_unix_nanos(std::numeric_limits<int64_t>::min());
-  Answer(server, guest::kAdjustClock, clock);
+  server.Handle(guest::kAdjustClock,
+                [](const ttrpc::CallContext&,
+                   const AdjustClockRequest& request) -> absl::StatusOr<AdjustClockResponse> {
+                  AdjustClockResponse clock;
+                  clock.set_unix_nanos(TellsTheTime() ? StepClock(request.offset_nanos())
+                                                      : std::numeric_limits<int64_t>::min());
+                  return clock;
+                });
   Answer(server, guest::kConfigureSandbox, Empty());
   MountLayersResponse mounted;
   for (int i = 0; i < 10'000; ++i) {
