@@ -222,7 +222,7 @@ TEST_F(ConfinementTest, LivingPodsShareNoUser) {
 TEST_F(ConfinementTest, TheDoctorShowsWhatAPodHasOfTheNode) {
   ASSERT_OK_AND_ASSIGN(const ScopedPod pod, ScopedPod::Run({}));
   ASSERT_OK_AND_ASSIGN(const std::string said, TestNode().Lamina({"doctor"}));
-  EXPECT_THAT(said, HasSubstr(fmt::format("QEMU (pid {}, user 2000000", State(pod.id()).vmm.pid)));
+  EXPECT_THAT(said, HasSubstr(fmt::format("QEMU (pid {}, user 20000", State(pod.id()).vmm.pid)));
   EXPECT_THAT(said, HasSubstr("have nothing of the node but the pod's volumes"));
   EXPECT_THAT(said, Not(HasSubstr("has of the node")));
 }
