@@ -168,7 +168,8 @@ absl::StatusOr<std::string> CriClient::RunPod(const PodSpec& spec, seconds timeo
     impl_->pods[id] = config;
     impl_->ids.insert(id);
   }
-  const absl::Status checked = impl_->options.check_pod ? impl_->options.check_pod(id) : absl::OkStatus();
+  const bool checks = impl_->options.check_pod && !spec.less_confined;
+  const absl::Status checked = checks ? impl_->options.check_pod(id) : absl::OkStatus();
   if (!checked.ok()) {
     RemovePod(id).IgnoreError();
     return checked;

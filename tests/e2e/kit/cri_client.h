@@ -38,6 +38,8 @@ struct PodSpec {
   bool host_network = false;
   bool privileged = false;       // privileged containers are allowed
   bool share_processes = false;  // one PID namespace for the pod's containers
+  bool less_confined =
+      false;  // Options::check_pod is not asked: its programs are such that cannot be confined
 };
 
 struct MountSpec {
