@@ -57,8 +57,8 @@ struct Config {
     uint64_t max_layer_bytes = 512 * kMiB;
     uint32_t max_arenas_per_pod = 4;
     uint64_t idle_budget_bytes = 4 * kGiB;
-    uint64_t disk_budget_bytes = 0;  // 0: what the reserve leaves
-    uint64_t disk_reserve_bytes = 1 * kGiB;
+    uint64_t disk_budget_bytes = 0;   // 0: what the reserve leaves
+    uint64_t disk_reserve_bytes = 0;  // 0: a twentieth of the file system, at most 4 GiB
     uint64_t convert_timeout_seconds = 600;
     uint64_t convert_memory_bytes = 4 * kGiB;
     uint64_t convert_size_bytes = 64 * kGiB;

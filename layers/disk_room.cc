@@ -19,6 +19,7 @@ absl::StatusOr<DiskFigures> MeasureDisk(const std::string& dir) {
   if (statvfs(dir.c_str(), &system) != 0) return ErrnoStatus(errno, "measure " + dir);
   DiskFigures figures;
   figures.free_bytes = uint64_t{system.f_bavail} * system.f_frsize;
+  figures.total_bytes = uint64_t{system.f_blocks} * system.f_frsize;
   const std::unique_ptr<DIR, int (*)(DIR*)> entries(opendir(dir.c_str()), closedir);
   if (entries == nullptr) return ErrnoStatus(errno, "list " + dir);
   while (const dirent* entry = readdir(entries.get())) {
@@ -33,9 +34,12 @@ absl::StatusOr<DiskFigures> MeasureDisk(const std::string& dir) {
 absl::StatusOr<DiskRoom::Left> DiskRoom::LeftLocked() const {
   ASSIGN_OR_RETURN(const DiskFigures figures, measure_());
   const auto less = [](uint64_t all, uint64_t part) { return all - std::min(all, part); };
-  Left left{less(less(figures.free_bytes, limits_.reserve_bytes), taken_),
+  const uint64_t reserve = limits_.reserve_bytes != 0
+                               ? limits_.reserve_bytes
+                               : std::min(figures.total_bytes / kReserveShare, kMostReserve);
+  Left left{less(less(figures.free_bytes, reserve), taken_),
             fmt::format("{} are free at {}, layers.disk_reserve keeps {}", FormatBytes(figures.free_bytes),
-                        dir_, FormatBytes(limits_.reserve_bytes))};
+                        dir_, FormatBytes(reserve))};
   if (limits_.budget_bytes != 0) {
     const uint64_t budget = less(less(limits_.budget_bytes, figures.used_bytes), taken_);
     if (budget < left.bytes) {
@@ -51,7 +55,7 @@ absl::StatusOr<DiskRoom::Share> DiskRoom::Take(uint64_t bytes) {
   MutexLock lock(mutex_);
   ASSIGN_OR_RETURN(const Left left, LeftLocked());
   if (left.bytes < bytes) {
-    return MakeStatus(absl::StatusCode::kResourceExhausted, "no room on the disk for {} of layers: {}",
+    return MakeStatus(absl::StatusCode::kResourceExhausted, "No space left for {} of layers: {}",
                       FormatBytes(bytes), left.why);
   }
   taken_ += bytes;
@@ -63,8 +67,7 @@ absl::StatusOr<DiskRoom::Share> DiskRoom::TakeHalf(uint64_t most, uint64_t least
   ASSIGN_OR_RETURN(const Left left, LeftLocked());
   const uint64_t bytes = std::min(most, left.bytes / 2);
   if (bytes < least) {
-    return MakeStatus(absl::StatusCode::kResourceExhausted, "no room on the disk for another layer: {}",
-                      left.why);
+    return MakeStatus(absl::StatusCode::kResourceExhausted, "No space left for another layer: {}", left.why);
   }
   taken_ += bytes;
   return Share(*this, bytes);

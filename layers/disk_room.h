@@ -14,12 +14,16 @@ namespace lamina::layers {
 
 struct DiskLimits {
   uint64_t budget_bytes = 0;   // of all that the store holds; 0: what the reserve leaves
-  uint64_t reserve_bytes = 0;  // of the file system, free for all others
+  uint64_t reserve_bytes = 0;  // of the file system, free for all others; 0: kReserveShare of it
 };
+
+inline constexpr uint64_t kReserveShare = 20;         // a twentieth,
+inline constexpr uint64_t kMostReserve = 4ULL << 30;  // at most
 
 struct DiskFigures {
   uint64_t used_bytes = 0;  // blocks of the store's files
   uint64_t free_bytes = 0;  // of its file system
+  uint64_t total_bytes = 0;
 };
 
 // Of the store whose files lie in `dir`. Files that go meanwhile count for nothing.

@@ -58,9 +58,9 @@ bool Says(const CommandResult& result, std::string_view words) {
 }
 
 // What it means that mkfs.erofs ended so.
-absl::Status CheckMkfs(const ConvertLimits& limits, const char* size_bound, const CommandResult& result,
-                       const std::string& directory, const std::string& image_path,
-                       const std::stop_token& stop) {
+absl::Status CheckMkfs(const ConvertLimits& limits, const std::string& size_bound,
+                       const CommandResult& result, const std::string& directory,
+                       const std::string& image_path, const std::stop_token& stop) {
   absl::Status status = CheckExit("mkfs.erofs", result);
   if (status.ok()) return status;
   // It knows its output by another name.
@@ -152,8 +152,9 @@ absl::StatusOr<Image> ErofsMaker::Make(const std::string& directory, const std::
                                        uint64_t most_bytes, const std::stop_token& stop) {
   ConvertLimits limits = limits_;
   limits.image_bytes = std::min(limits.image_bytes, most_bytes);
-  const char* const bound = most_bytes < limits_.image_bytes
-                                ? "half of what layers.disk_reserve and layers.disk_budget leave"
+  const std::string bound = most_bytes < limits_.image_bytes
+                                ? "No space left for " + image_path +
+                                      ": half of what layers.disk_reserve and layers.disk_budget leave"
                                 : "layers.convert_size";
   struct stat info {};
   if (stat(directory.c_str(), &info) != 0) return ErrnoStatus(errno, "layer directory " + directory);

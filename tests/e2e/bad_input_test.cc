@@ -182,7 +182,7 @@ TEST_F(BadInputTest, AFullDiskUnderTheArenas) {
   auto pod = Cri().RunPod(spec);
   EXPECT_OK(pod.status());
   if (pod.ok()) {
-    // No room for the conversion, then none for its copy in the arena.
+    // No room for the image; then room for it, but not for whoever comes next too.
     for (const int64_t kib : {image_kib / 2, image_kib * 3 / 2}) {
       EXPECT_OK(size("remount,", kib));
       const auto begin = steady_clock::now();
