@@ -64,9 +64,16 @@ absl::Status CheckMkfs(const ConvertLimits& limits, const std::string& size_boun
   absl::Status status = CheckExit("mkfs.erofs", result);
   if (status.ok()) return status;
   // It knows its output by another name.
-  if (Says(result, "No space left on device"))
-    return MakeStatus(absl::StatusCode::kResourceExhausted, "write {}: {}", image_path, Message(status));
-  if (Says(result, "File too large") || result.exit_code == 128 + SIGXFSZ) {
+  struct stat image {};
+  // Of a write that ends at a limit it is told only how much was written.
+  const bool cut = Says(result, "was truncated");
+  const bool full = cut && stat(image_path.c_str(), &image) == 0 &&
+                    static_cast<uint64_t>(image.st_size) + kPage > limits.image_bytes;
+  if (Says(result, "No space left on device") || (cut && !full)) {
+    return MakeStatus(absl::StatusCode::kResourceExhausted, "No space left on device: write {}: {}",
+                      image_path, Message(status));
+  }
+  if (full || Says(result, "File too large") || result.exit_code == 128 + SIGXFSZ) {
     return MakeStatus(absl::StatusCode::kResourceExhausted, "its image would be larger than {} ({}): {}",
                       FormatBytes(limits.image_bytes), size_bound, Message(status));
   }

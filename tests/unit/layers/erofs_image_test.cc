@@ -169,10 +169,20 @@ TEST_F(ErofsMakerTest, ALayerThatAsksForTooMuchFailsAndLeavesNothing) {
   EXPECT_THAT(ErofsMaker({.image_bytes = kMiB}).Make(layer_, image_),
               HasStatus(StatusCode::kResourceExhausted, "larger than 1MiB (layers.convert_size)"));
   EXPECT_FALSE(std::filesystem::exists(image_));
-  EXPECT_THAT(
-      ErofsMaker({}).Make(layer_, image_, kMiB),
-      HasStatus(StatusCode::kResourceExhausted, "larger than 1MiB (No space left for "));
+  EXPECT_THAT(ErofsMaker({}).Make(layer_, image_, kMiB),
+              HasStatus(StatusCode::kResourceExhausted, "larger than 1MiB (No space left for "));
   EXPECT_FALSE(std::filesystem::exists(image_));
+  // Wherever the limit falls in what is written.
+  Write("noise", std::string(3 << 20, 'n'));
+  std::filesystem::remove(layer_ + "/sparse");
+  for (const uint64_t most : {uint64_t{12 << 10}, 464 * kKiB, kMiB + 4 * kKiB, 2 * kMiB + 100}) {
+    EXPECT_THAT(ErofsMaker({}).Make(layer_, image_, most),
+                HasStatus(StatusCode::kResourceExhausted, "half of what layers.disk_reserve"))
+        << most;
+    EXPECT_FALSE(std::filesystem::exists(image_));
+  }
+  Write("sparse", "");
+  std::filesystem::resize_file(layer_ + "/sparse", 1ULL << 42);
   EXPECT_THAT(ErofsMaker({.time = seconds(1), .image_bytes = 16ULL << 30}).Make(layer_, image_),
               Not(HasStatus(StatusCode::kOk)));
   EXPECT_FALSE(std::filesystem::exists(image_));
