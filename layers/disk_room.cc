@@ -73,6 +73,17 @@ absl::StatusOr<DiskRoom::Share> DiskRoom::TakeHalf(uint64_t most, uint64_t least
   return Share(*this, bytes);
 }
 
+absl::StatusOr<DiskRoom::Share> DiskRoom::TakeAll(uint64_t most) {
+  MutexLock lock(mutex_);
+  ASSIGN_OR_RETURN(const Left left, LeftLocked());
+  if (taken_ != 0) {
+    return MakeStatus(absl::StatusCode::kResourceExhausted, "No space left for another layer: {}", left.why);
+  }
+  const uint64_t bytes = std::min(most, left.bytes);
+  taken_ += bytes;
+  return Share(*this, bytes);
+}
+
 void DiskRoom::GiveBack(uint64_t bytes) {
   MutexLock lock(mutex_);
   taken_ -= bytes;

@@ -59,6 +59,9 @@ class DiskRoom {
   // For a file whose size nobody knows yet: `most`, but no more than half of what is left, so that whoever
   // comes next finds room too. ResourceExhausted: that is less than `least`.
   absl::StatusOr<Share> TakeHalf(uint64_t most, uint64_t least);
+  // All that is left, at most `most`, for a file that half of it was too little for. ResourceExhausted:
+  // others are writing.
+  absl::StatusOr<Share> TakeAll(uint64_t most);
 
  private:
   void GiveBack(uint64_t bytes);

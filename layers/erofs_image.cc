@@ -159,10 +159,10 @@ absl::StatusOr<Image> ErofsMaker::Make(const std::string& directory, const std::
                                        uint64_t most_bytes, const std::stop_token& stop) {
   ConvertLimits limits = limits_;
   limits.image_bytes = std::min(limits.image_bytes, most_bytes);
-  const std::string bound = most_bytes < limits_.image_bytes
-                                ? "No space left for " + image_path +
-                                      ": half of what layers.disk_reserve and layers.disk_budget leave"
-                                : "layers.convert_size";
+  const std::string bound =
+      most_bytes < limits_.image_bytes
+          ? "No space left for " + image_path + ": what layers.disk_reserve and layers.disk_budget leave"
+          : "layers.convert_size";
   struct stat info {};
   if (stat(directory.c_str(), &info) != 0) return ErrnoStatus(errno, "layer directory " + directory);
   if (!S_ISDIR(info.st_mode)) return InvalidArgument("layer {}: not a directory", directory);

@@ -121,7 +121,8 @@ absl::StatusOr<LayerImagePtr> LayerImages::Convert(const LayerSource& source, co
   ASSIGN_OR_RETURN(const Conversions::Turn turn,
                    parts_.conversions.Begin({source.key, source.path, to}, stop));
   const auto start = std::chrono::steady_clock::now();
-  const absl::StatusOr<DiskRoom::Share> room = parts_.RoomToConvert(parts_.options.convert.image_bytes);
+  const uint64_t most = parts_.options.convert.image_bytes;
+  absl::StatusOr<DiskRoom::Share> room = parts_.RoomToConvert(most);
   if (!room.ok()) {
     MutexLock lock(parts_.mutex);
     ++parts_.counters.conversion_failures;
@@ -130,7 +131,14 @@ absl::StatusOr<LayerImagePtr> LayerImages::Convert(const LayerSource& source, co
   ASSIGN_OR_RETURN(const bool copied, CopyFromArena(digest, to, room->bytes(), image->image, stop));
   absl::Status status;
   if (!copied) {
-    absl::StatusOr<Image> made = parts_.maker(source.path, to, room->bytes(), stop);
+    const uint64_t half = room->bytes();
+    absl::StatusOr<Image> made = parts_.maker(source.path, to, half, stop);
+    if (absl::IsResourceExhausted(made.status()) && half < most) {
+      // It may fit where nobody else is writing.
+      room = absl::ResourceExhaustedError("given back");
+      absl::StatusOr<DiskRoom::Share> all = parts_.disk.TakeAll(most);
+      if (all.ok() && all->bytes() > half) made = parts_.maker(source.path, to, all->bytes(), stop);
+    }
     status = made.status();
     if (made.ok()) image->image = *std::move(made);
     // A snapshot that went meanwhile may have been read in part.

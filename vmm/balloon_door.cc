@@ -4,6 +4,7 @@
 
 #include "base/status.h"
 #include "base/ttrpc/client.h"
+#include "base/unix_socket.h"
 #include "proto/balloon.pb.h"
 
 namespace lamina::vmm {
@@ -76,9 +77,11 @@ absl::StatusOr<std::unique_ptr<BalloonDoor>> BalloonDoor::Open(const std::string
 
 absl::StatusOr<std::unique_ptr<Balloon>> ConnectBalloon(const std::string& runtime_dir,
                                                         std::chrono::milliseconds timeout) {
-  ASSIGN_OR_RETURN(std::unique_ptr<ttrpc::Client> shim,
-                   ttrpc::Client::Dial(BalloonSocket(runtime_dir), "the shim"));
-  return std::make_unique<RemoteBalloon>(std::move(shim), timeout);
+  absl::StatusOr<UniqueFd> fd = ConnectUnix(BalloonSocket(runtime_dir), timeout);
+  if (absl::IsNotFound(fd.status()))
+    return MakeStatus(absl::StatusCode::kUnavailable, "the shim: {}", Message(fd.status()));
+  RETURN_IF_ERROR(Annotate(fd.status(), "the shim"));
+  return std::make_unique<RemoteBalloon>(ttrpc::Client::FromFd(std::move(*fd), "the shim"), timeout);
 }
 
 }  // namespace lamina::vmm

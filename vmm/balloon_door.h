@@ -26,7 +26,8 @@ class BalloonDoor {
   ttrpc::Server server_;
 };
 
-// laminad's side. A call fails with DeadlineExceeded after `timeout`. Unavailable: no shim listens there.
+// laminad's side. A call fails with DeadlineExceeded after `timeout`. Unavailable: no shim listens there, or
+// none accepts within `timeout`.
 absl::StatusOr<std::unique_ptr<Balloon>> ConnectBalloon(const std::string& runtime_dir,
                                                         std::chrono::milliseconds timeout);
 

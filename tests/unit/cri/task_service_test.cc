@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "base/sha256.h"
 #include "base/ttrpc/client.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
@@ -47,6 +48,13 @@ class TaskServiceTest : public ::testing::Test {
     config_.hypervisor.accel = "tcg";
     config_.hypervisor.virtiofsd = dir_ / "no-virtiofsd";
     fs::create_directories(config_.paths.run_dir);
+    fs::create_directories(config_.paths.guest_dir);
+    std::ofstream sums(config_.paths.guest_dir + "/SHA256SUMS");
+    for (const char* name : {"vmlinux", "initramfs.img"}) {
+      std::ofstream(config_.paths.guest_dir + "/" + name) << name;
+      sums << Sha256(name) << "  " << name << "\n";
+    }
+    sums.close();
     laminad_.Handle<laminad::v1::ClaimRequest, laminad::v1::ClaimResponse>(
         kLaminad, "Claim",
         [this](auto&,

@@ -98,6 +98,19 @@ TEST_F(DiskRoomTest, HalvesNeverAddUpToMoreThanThereIs) {
   EXPECT_EQ(small->bytes(), kGiB);
 }
 
+TEST_F(DiskRoomTest, AllOfItIsForWhoWritesAlone) {
+  DiskRoom room = Room({0, 5 * kGiB});
+  {
+    const auto half = room.TakeHalf(64 * kGiB, kMiB);
+    ASSERT_OK(half);
+    EXPECT_THAT(room.TakeAll(64 * kGiB), HasStatus(StatusCode::kResourceExhausted, "are being written"));
+  }
+  const auto all = room.TakeAll(64 * kGiB);
+  ASSERT_OK(all);
+  EXPECT_EQ(all->bytes(), 15 * kGiB);
+  EXPECT_THAT(room.Take(1), HasStatus(StatusCode::kResourceExhausted, "15GiB are being written"));
+}
+
 TEST(MeasureDisk, CountsBlocksNotLengths) {
   const lamina::testing::TempDir dir;
   std::ofstream(dir / "image") << std::string(kMiB, 'x');
@@ -158,13 +171,24 @@ TEST_F(FullStoreTest, WhatIsIdleGoesBeforeAnybodyIsRefused) {
   options_.disk.budget_bytes = kMiB;
   options_.vpmem = false;
   auto store = OpenBounded();
-  ASSERT_OK(store->Place(Ask("s1", Layer("a", "hello", 400 * kKiB))));
-  EXPECT_THAT(store->Place(Ask("s2", Layer("b", "other", 400 * kKiB))).status(),
+  ASSERT_OK(store->Place(Ask("s1", Layer("a", "hello", 600 * kKiB))));
+  EXPECT_THAT(store->Place(Ask("s2", Layer("b", "other", 600 * kKiB))).status(),
               HasStatus(StatusCode::kResourceExhausted));
   ASSERT_OK(store->ReleaseSandbox("s1"));
   EXPECT_EQ(store->disks().size(), 1u) << "a cache, within its own budget";
-  ASSERT_OK(store->Place(Ask("s2", Layer("b", "other", 400 * kKiB))));
+  ASSERT_OK(store->Place(Ask("s2", Layer("b", "other", 600 * kKiB))));
   EXPECT_EQ(store->counters().evictions, 1u);
+}
+
+// Half of what is left is too little, all of it is enough; but not while others write.
+TEST_F(FullStoreTest, AnImageThatFitsIsMade) {
+  options_.disk.budget_bytes = kMiB;
+  options_.vpmem = false;
+  auto store = OpenBounded();
+  ASSERT_OK(store->Place(Ask("s1", Layer("a", "hello", 900 * kKiB))));
+  EXPECT_EQ(made_, 2);
+  EXPECT_THAT(store->Place(Ask("s2", Layer("b", "other", 200 * kKiB))).status(),
+              HasStatus(StatusCode::kResourceExhausted));
 }
 
 // An image that is there needs no second place where there is none.
