@@ -187,6 +187,7 @@ void PokeDevices() {
         munmap(map, size);
       }
     }
+    Say("poked all devices " + std::to_string(round + 1) + " times");
   }
 }
 

@@ -4,9 +4,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
+#include <mutex>
+#include <stop_token>
 #include <string>
 
 #include "base/ttrpc/server.h"
@@ -31,6 +34,13 @@ std::string Insult(size_t bytes) {
 
 // The kernel's argument truth=clock: who lies of the time is found out before the other lies.
 bool TellsTheTime() { return getenv("truth") != nullptr; }
+
+void AwaitRequest(const std::stop_token& stop) {
+  std::mutex mutex;
+  std::condition_variable_any never;
+  std::unique_lock lock(mutex);
+  never.wait(lock, stop, [] { return false; });
+}
 
 // What the agent does: the guest's clock, moved by so much.
 int64_t StepClock(int64_t offset_nanos) {
@@ -91,7 +101,7 @@ void Serve(ttrpc::Server& server) {
   server.Handle(guest::kWaitProcess,
                 [](const ttrpc::CallContext& call,
                    const ProcessRequest& request) -> absl::StatusOr<WaitProcessResponse> {
-                  while (request.exec_id().empty() && !call.gone.stop_requested()) usleep(100'000);
+                  if (request.exec_id().empty()) AwaitRequest(call.gone);
                   WaitProcessResponse exit;
                   exit.set_exit_status(kMost);
                   exit.set_oom_killed(true);
