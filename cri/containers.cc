@@ -14,7 +14,6 @@
 #include "cri/messages.h"
 #include "cri/pod_files.h"
 #include "cri/rootfs.h"
-#include "cri/volumes.h"
 #include "guest/protocol/contract.h"
 #include "proto/agent.pb.h"
 
@@ -82,10 +81,6 @@ absl::StatusOr<std::shared_ptr<Process>> Containers::Find(const std::string& id,
 bool Containers::empty() const {
   MutexLock lock(mutex_);
   return containers_.empty();
-}
-
-std::string Containers::SharedDir() const {
-  return parts_.book.Look([](const SandboxState& state) { return state.runtime_dir + "/shared"; });
 }
 
 // The caller's turn to create, with the container in the map; on error it is not.
@@ -207,7 +202,7 @@ absl::StatusOr<std::shared_ptr<Process>> Containers::Make(const containerd::Crea
   RETURN_IF_ERROR(parts_.layers.Mount(request.id(), layers, place_timeout, container.layers));
   RETURN_IF_ERROR(Wanted(container, deadline));
   std::map<size_t, std::string> sources;
-  RETURN_IF_ERROR(BindVolumes(spec, container, sources));
+  RETURN_IF_ERROR(parts_.volumes.Take(request.id(), spec, container.volumes, sources));
   std::vector<std::string> notes;
   ASSIGN_OR_RETURN(const std::string guest_spec, GuestSpec(json, sources, notes));
   for (const std::string& note : notes) LogInfo("container {}: {}", request.id(), note);
@@ -229,29 +224,6 @@ absl::StatusOr<std::shared_ptr<Process>> Containers::Make(const containerd::Crea
   auto init = std::make_shared<Process>(request.id(), "", request.bundle(), paths, stdio);
   init->SetPid(created->pid());
   return init;
-}
-
-absl::Status Containers::BindVolumes(const BundleSpec& spec, Container& container,
-                                     std::map<size_t, std::string>& sources) {
-  const std::string shared_dir = SharedDir();
-  const bool pod_files = parts_.book.Look([](const SandboxState& state) { return state.has_pod_files; });
-  for (size_t i = 0; i < spec.mounts.size(); ++i) {
-    const SpecMount& mount = spec.mounts[i];
-    if (!mount.is_bind()) continue;
-    if (pod_files && IsPodFileMount(mount.source, mount.destination)) {
-      sources[i] = mount.source;  // in the guest's memory, like the next
-      continue;
-    }
-    if (mount.destination == "/dev/shm") {
-      sources[i] = guest::kShmDirectory;  // the pod's, in the guest's memory
-      continue;
-    }
-    const std::string name = fmt::format("{}-{}", container.id, i);
-    RETURN_IF_ERROR(BindVolume(shared_dir, name, mount.source, {mount.read_only(), mount.follows_host()}));
-    container.volumes.push_back(name);
-    sources[i] = std::string(guest::kSharedDirectory) + "/" + name;
-  }
-  return absl::OkStatus();
 }
 
 absl::Status Containers::RecordCreated(const Container& container, const Process& init) {
@@ -318,8 +290,7 @@ absl::Status Containers::Undo(const Container& container) {
                      .status());
     first.Update(parts_.layers.Unmount(container.layers));
   }
-  const std::string shared_dir = SharedDir();
-  for (const std::string& volume : container.volumes) first.Update(UnbindVolume(shared_dir, volume));
+  first.Update(parts_.volumes.GiveBack(container.volumes));
   return first;
 }
 

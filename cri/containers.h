@@ -17,6 +17,7 @@
 #include "cri/events.h"
 #include "cri/pod_size.h"
 #include "cri/pod_vm.h"
+#include "cri/pod_volumes.h"
 #include "cri/process.h"
 #include "cri/state_book.h"
 #include "cri/threads.h"
@@ -42,6 +43,7 @@ class Containers {
     PodVm& vm;
     PodSize& size;
     ContainerLayers& layers;
+    PodVolumes& volumes;
     // Ends the whole pod, with a reason, when there is no other way to keep a promise. Called on any thread.
     std::function<void(const absl::Status&)> end_pod;
     // From SIGKILL to the end that the guest must have told by then.
@@ -90,7 +92,7 @@ class Containers {
     std::shared_ptr<Process> init;  // null while it is being created
     std::map<std::string, std::shared_ptr<Process>> execs;
     ContainerLayers::Mounted layers;  // of the thread that creates or deletes it
-    std::vector<std::string> volumes;
+    PodVolumes::Held volumes;
   };
 
   absl::StatusOr<std::shared_ptr<Container>> Enter(const std::string& id, const std::string& bundle,
@@ -103,8 +105,6 @@ class Containers {
   void AwaitChange(Deadline deadline) REQUIRES(mutex_);
   absl::StatusOr<std::shared_ptr<Process>> Make(const containerd::CreateTaskRequest& request,
                                                 Deadline deadline, Container& container);
-  absl::Status BindVolumes(const BundleSpec& spec, Container& container,
-                           std::map<size_t, std::string>& sources);
   absl::Status RecordCreated(const Container& container, const Process& init);
   std::shared_ptr<Process> RestoreInit(const persist::ContainerState& held);
   // Everything that Make may have done, in reverse.
@@ -117,7 +117,6 @@ class Containers {
   void Watch(const std::shared_ptr<Process>& process);
   void WatchKill(const std::shared_ptr<Process>& process);
   void Publish(const Process& process, ExitInfo exit);
-  std::string SharedDir() const;
 
   const Parts parts_;
   mutable Mutex mutex_;

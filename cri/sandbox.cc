@@ -42,7 +42,8 @@ Sandbox::Sandbox(Config config, EventPublisher& events, Seams seams)
       vm_(config_, book_, laminad_, seams.doors, [this](const absl::Status& why) { EndPod(why); }),
       size_(config_, book_, laminad_),
       layers_(config_.layers.max_arenas_per_pod, book_, laminad_),
-      containers_({config_, book_, events_, vm_, size_, layers_,
+      volumes_(book_),
+      containers_({config_, book_, events_, vm_, size_, layers_, volumes_,
                    [this](const absl::Status& why) { EndPod(why); }, seams.kill_bound}) {}
 
 Sandbox::~Sandbox() {

@@ -17,6 +17,7 @@
 #include "cri/oci_spec.h"
 #include "cri/pod_size.h"
 #include "cri/pod_vm.h"
+#include "cri/pod_volumes.h"
 #include "cri/process.h"
 #include "cri/state_book.h"
 #include "cri/threads.h"
@@ -86,6 +87,7 @@ class Sandbox {
   PodVm vm_;
   PodSize size_;
   ContainerLayers layers_;
+  PodVolumes volumes_;
   Containers containers_;
   Mutex delete_mutex_;  // one clean-up at a time; before mutex_
   mutable Mutex mutex_;

@@ -31,7 +31,8 @@ class TakeoverTest : public PodTest {
           vm(test.config_, book, laminad, test.Doors(), [](const absl::Status&) {}),
           size(test.config_, book, laminad),
           layers(test.config_.layers.max_arenas_per_pod, book, laminad),
-          containers({test.config_, book, test.events_, vm, size, layers,
+          volumes(book),
+          containers({test.config_, book, test.events_, vm, size, layers, volumes,
                       [this](const absl::Status&) { ended = true; }, test.kill_bound_}) {}
 
     absl::Status Restore(const persist::SandboxState& state) {
@@ -55,6 +56,7 @@ class TakeoverTest : public PodTest {
     PodVm vm;
     PodSize size;
     ContainerLayers layers;
+    PodVolumes volumes;
     std::atomic<bool> ended{false};
     Containers containers;
   };
