@@ -201,17 +201,17 @@ absl::StatusOr<std::shared_ptr<Process>> Containers::Make(const containerd::Crea
           : std::chrono::nanoseconds(kPlaceTimeout);
   RETURN_IF_ERROR(parts_.layers.Mount(request.id(), layers, place_timeout, container.layers));
   RETURN_IF_ERROR(Wanted(container, deadline));
-  std::map<size_t, std::string> sources;
-  RETURN_IF_ERROR(parts_.volumes.Take(request.id(), spec, container.volumes, sources));
-  std::vector<std::string> notes;
-  ASSIGN_OR_RETURN(const std::string guest_spec, GuestSpec(json, sources, notes));
-  for (const std::string& note : notes) LogInfo("container {}: {}", request.id(), note);
+  PodVolumes::Taken& volumes = container.volumes;
+  RETURN_IF_ERROR(parts_.volumes.Take(spec, volumes));
+  ASSIGN_OR_RETURN(const std::string guest_spec, GuestSpec(json, volumes.sources, volumes.notes));
+  for (const std::string& note : volumes.notes) LogInfo("container {}: {}", request.id(), note);
   const StdioPaths paths{request.stdin(), request.stdout(), request.stderr(), request.terminal()};
   ASSIGN_OR_RETURN(const std::shared_ptr<ProcessStdio> stdio, OpenStdio(paths));
   agent::v1::CreateContainerRequest create;
   create.set_container_id(request.id());
   create.set_spec_json(guest_spec);
   for (const std::string& id : container.layers.ids) create.add_layer_ids(id);
+  for (const std::string& path : volumes.host_mounts) create.add_host_mounts(path);
   create.set_terminal(request.terminal());
   create.set_stdin_stream(stdio->ids().in);
   create.set_stdout_stream(stdio->ids().out);
@@ -232,11 +232,12 @@ absl::Status Containers::RecordCreated(const Container& container, const Process
   return parts_.book.Change([&](SandboxState& state) {
     state.arenas = held.arenas;
     state.layers = held.layers;
+    state.volumes = parts_.volumes.Known();
     persist::ContainerState& kept = state.containers[container.id];
     kept.id = container.id;
     kept.bundle = container.bundle;
     kept.layer_ids = container.layers.ids;
-    kept.mounts = container.volumes;
+    kept.mounts = container.volumes.names;
     kept.disks = container.layers.images;
     kept.pid = init.pid();
     kept.stdin_path = init.paths.in;
@@ -271,7 +272,7 @@ absl::Status Containers::Restore(const SandboxState& state) {
     container->creating = false;
     container->layers.ids = held.layer_ids;
     container->layers.images = held.disks;
-    container->volumes = held.mounts;
+    container->volumes.names = held.mounts;
     container->init = RestoreInit(held);
     {
       MutexLock lock(mutex_);
@@ -290,7 +291,7 @@ absl::Status Containers::Undo(const Container& container) {
                      .status());
     first.Update(parts_.layers.Unmount(container.layers));
   }
-  first.Update(parts_.volumes.GiveBack(container.volumes));
+  first.Update(parts_.volumes.GiveBack(container.volumes.names));
   return first;
 }
 
@@ -535,7 +536,11 @@ absl::Status Containers::DeleteContainer(const std::string& id) {
   for (const auto& process : processes) process->stdio->DrainAndClose(std::chrono::milliseconds(0));
   LogIfNot(Undo(*container), "container " + id + ": not all is undone, the VM's end will");
   // The file may be gone with the sandbox already; then nothing is written.
-  LogIfNot(parts_.book.Record([&](SandboxState& state) { state.containers.erase(id); }), "container " + id);
+  LogIfNot(parts_.book.Record([&](SandboxState& state) {
+    state.containers.erase(id);
+    state.volumes = parts_.volumes.Known();
+  }),
+           "container " + id);
   parts_.size.Dismiss(id);
   MutexLock lock(mutex_);
   containers_.erase(id);

@@ -92,7 +92,7 @@ class Containers {
     std::shared_ptr<Process> init;  // null while it is being created
     std::map<std::string, std::shared_ptr<Process>> execs;
     ContainerLayers::Mounted layers;  // of the thread that creates or deletes it
-    PodVolumes::Held volumes;
+    PodVolumes::Taken volumes;
   };
 
   absl::StatusOr<std::shared_ptr<Container>> Enter(const std::string& id, const std::string& bundle,

@@ -89,7 +89,13 @@ bool SpecMount::is_bind() const {
                                        [](const std::string& o) { return o == "bind" || o == "rbind"; });
 }
 
-bool SpecMount::read_only() const { return std::find(options.begin(), options.end(), "ro") != options.end(); }
+bool SpecMount::read_only() const {
+  return recursive_read_only() || std::find(options.begin(), options.end(), "ro") != options.end();
+}
+
+bool SpecMount::recursive_read_only() const {
+  return std::find(options.begin(), options.end(), "rro") != options.end();
+}
 
 bool SpecMount::follows_host() const {
   return std::any_of(options.begin(), options.end(), [](const std::string& o) {

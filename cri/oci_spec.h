@@ -17,7 +17,8 @@ struct SpecMount {
   std::vector<std::string> options;
   bool is_bind() const;
   bool read_only() const;
-  bool follows_host() const;  // mount propagation from the host: slave or shared
+  bool recursive_read_only() const;  // what is mounted below it too ("rro")
+  bool follows_host() const;         // mount propagation from the host: slave or shared
 };
 
 struct BundleSpec {

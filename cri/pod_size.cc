@@ -9,7 +9,6 @@
 #include "base/units.h"
 #include "cri/cgroup.h"
 #include "cri/host_limits.h"
-#include "cri/volumes.h"
 #include "guest/protocol/contract.h"
 #include "proto/agent.pb.h"
 #include "sizing/annotations.h"
@@ -128,7 +127,6 @@ absl::StatusOr<FirstSize> PodSize::PlanFirst(const BundleSpec& spec) {
     ASSIGN_OR_RETURN(first.pod_limits, sizing::LimitsFromAnnotations(spec.annotations));
   }
   limits_ = sizing::PodLimits(first.pod_limits, {});
-  memory_volumes_.clear();
   sizing::PlanInput input = plan_input_;
   limits_.FillIn(input);
   ASSIGN_OR_RETURN(first.plan, sizing::PlanVm(input));
@@ -208,19 +206,8 @@ sizing::CgroupLimits PodSize::CgroupLimits() const {
   return limits.memory_bytes || limits.nano_cpus ? limits : declared_cgroup_;
 }
 
-uint64_t PodSize::MemoryVolumeBytes() const {
-  std::map<std::string, uint64_t> all;
-  for (const auto& [container, volumes] : memory_volumes_) all.insert(volumes.begin(), volumes.end());
-  uint64_t sum = 0;
-  for (const auto& [volume, bytes] : all) sum += bytes;
-  return sum;
-}
-
 uint64_t PodSize::ClaimFor(uint64_t guest_bytes) const {
-  const uint64_t vm = guest_bytes + config_.hypervisor.vmm_overhead_memory_bytes,
-                 volumes = MemoryVolumeBytes();
-  if (volumes == 0) return vm;
-  return std::min(vm + volumes, std::max(vm, CgroupLimits().memory_bytes.value_or(UINT64_MAX)));
+  return guest_bytes + config_.hypervisor.vmm_overhead_memory_bytes;
 }
 
 absl::Status PodSize::RaiseClaim(uint64_t bytes) {
@@ -267,14 +254,11 @@ absl::Status PodSize::Enforce(uint64_t claim_bytes) const {
 absl::Status PodSize::CheckCgroup(const sizing::VmPlan& plan) const {
   if (config_.sizing.cgroup_fit == "off") return absl::OkStatus();
   std::string misfit;
-  const uint64_t volumes = MemoryVolumeBytes();
   misfit = sizing::CgroupMisfit(cgroup_path_.empty()
                                     ? "the pod (limits + overhead.podFixed)"
                                     : "the pod's cgroup " + cgroup_path_.substr(0, cgroup_path_.rfind('/')),
-                                CgroupLimits(), plan, config_.hypervisor.vmm_overhead_memory_bytes + volumes);
+                                CgroupLimits(), plan, config_.hypervisor.vmm_overhead_memory_bytes);
   if (misfit.empty()) return absl::OkStatus();
-  if (volumes > 0)
-    misfit += fmt::format("; {} of the host side are memory-backed volumes", FormatBytes(volumes));
   if (config_.sizing.cgroup_fit == "refuse") return absl::FailedPreconditionError(misfit);
   LogWarning("sandbox {}: {}", id(), misfit);
   return absl::OkStatus();
@@ -437,22 +421,14 @@ absl::Status PodSize::Admit(const std::string& id, const BundleSpec& spec,
   for (const std::string& other : ended) limits.Remove(other);
   const std::string name = spec.Annotation("container-name");
   limits.Add(name.empty() ? id : name, id, spec.limits);
-  std::vector<std::string> sources;
-  for (const SpecMount& mount : spec.mounts) {
-    if (mount.is_bind()) sources.push_back(mount.source);
-  }
-  memory_volumes_[id] = MemoryVolumes(sources);
-  absl::Status status = GrowFor(limits);
-  if (status.ok()) status = KeepLimits(limits);
-  if (!status.ok()) memory_volumes_.erase(id);
-  return status;
+  RETURN_IF_ERROR(GrowFor(limits));
+  return KeepLimits(limits);
 }
 
 void PodSize::Dismiss(const std::string& id) {
   MutexLock lock(mutex_);
   sizing::PodLimits limits = limits_;
   limits.Remove(id);
-  memory_volumes_.erase(id);
   const absl::Status saved = KeepLimits(limits);
   if (!saved.ok()) LogWarning("container {}: {}", id, Message(saved));
   ShrinkToFit();

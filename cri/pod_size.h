@@ -67,10 +67,8 @@ class PodSize {
   absl::Status CheckCgroup(const sizing::VmPlan& plan) const REQUIRES(mutex_);
   // Of the pod, or as declared.
   sizing::CgroupLimits CgroupLimits() const REQUIRES(mutex_);
-  uint64_t MemoryVolumeBytes() const REQUIRES(mutex_);
-  // What a VM with a guest of so many bytes is to claim: the host side with it, and the memory-backed volumes
-  // as far as the pod's cgroup lets them grow.
-  uint64_t ClaimFor(uint64_t guest_bytes) const REQUIRES(mutex_);
+  // What a VM with a guest of so many bytes is to claim: the host side with it.
+  uint64_t ClaimFor(uint64_t guest_bytes) const;
   // Raises the claim to this, durably, or changes nothing.
   absl::Status RaiseClaim(uint64_t bytes) REQUIRES(mutex_);
   // laminad first, then the state.
@@ -107,8 +105,6 @@ class PodSize {
   std::string cgroup_path_ GUARDED_BY(mutex_);               // under a hierarchy; empty: none
   sizing::CgroupLimits declared_cgroup_ GUARDED_BY(mutex_);  // limits + podFixed, where both are known
   sizing::PodLimits limits_ GUARDED_BY(mutex_);
-  // container id -> volume -> bytes; containers may share one.
-  std::map<std::string, std::map<std::string, uint64_t>> memory_volumes_ GUARDED_BY(mutex_);
   std::optional<sizing::VmPlan> unshown_ GUARDED_BY(mutex_);  // laminad shows an older one
   bool watching_memory_ GUARDED_BY(mutex_) = false;
   Threads threads_;

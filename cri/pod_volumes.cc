@@ -1,45 +1,259 @@
 #include "cri/pod_volumes.h"
 
+#include <sys/stat.h>
+#include <sys/sysinfo.h>
+#include <sys/vfs.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <climits>
+#include <cstdio>
+#include <cstdlib>
+#include <numeric>
+#include <utility>
+
+#include "base/file_system.h"
+#include "base/log.h"
+#include "base/sha256.h"
 #include "base/status.h"
+#include "base/units.h"
 #include "cri/pod_files.h"
 #include "cri/volumes.h"
 #include "guest/protocol/contract.h"
+#include "proto/agent.pb.h"
 
 namespace lamina::cri {
+namespace {
 
+using persist::PodVolume;
 using persist::SandboxState;
+
+constexpr std::chrono::seconds kAgentTimeout{30};
+
+std::string RealPath(const std::string& path) {
+  char real[PATH_MAX];
+  return realpath(path.c_str(), real) == nullptr ? path : real;
+}
+
+std::string In(const std::string& folder, const std::string& inner) {
+  return inner.empty() ? folder : folder + "/" + inner;
+}
+
+// `path` below `folder`, without it; nothing: it is not.
+std::optional<std::string> Below(const std::string& path, const std::string& folder) {
+  const std::string prefix = folder == "/" ? folder : folder + "/";
+  if (!path.starts_with(prefix) || path.size() == prefix.size()) return std::nullopt;
+  return path.substr(prefix.size());
+}
+
+// How large the kubelet lets a memory volume grow. 0: as large as the kernel lets it, where it says no size
+// or one that is no bound (half of the host's memory and more).
+uint64_t SizeLimit(const std::string& folder) {
+  struct statfs info {};
+  struct sysinfo host {};
+  if (statfs(folder.c_str(), &info) != 0 || sysinfo(&host) != 0) return 0;
+  const uint64_t bytes = static_cast<uint64_t>(info.f_blocks) * static_cast<uint64_t>(info.f_bsize);
+  return bytes >= uint64_t{host.totalram} * host.mem_unit / 2 ? 0 : bytes;
+}
+
+// Of a volume that stays as long as the pod: made twice, because a shim died in between, it is the same one.
+std::string LastingName(VolumeKind kind, const std::string& folder) {
+  return "p" + Sha256(fmt::format("{}\n{}", VolumeKindName(kind), folder)).substr(0, 20);
+}
+
+absl::Status Describe(const std::string& path, agent::v1::Folder& folder) {
+  struct stat info {};
+  if (stat(path.c_str(), &info) != 0) return ErrnoStatus(errno, "volume " + path);
+  folder.set_uid(info.st_uid);
+  folder.set_gid(info.st_gid);
+  folder.set_mode(info.st_mode & 07777);
+  return absl::OkStatus();
+}
+
+}  // namespace
 
 std::string PodVolumes::SharedDir() const {
   return book_.Look([](const SandboxState& state) { return state.runtime_dir + "/shared"; });
 }
 
-absl::Status PodVolumes::Take(const std::string& container_id, const BundleSpec& spec, Held& held,
-                              std::map<size_t, std::string>& sources) {
-  const std::string shared_dir = SharedDir();
+void PodVolumes::Restore(const SandboxState& state) {
+  MutexLock lock(mutex_);
+  volumes_.clear();
+  for (const PodVolume& volume : state.volumes) {
+    volumes_[volume.name] = {volume, 0};
+    unsigned long long number = 0;
+    if (sscanf(volume.name.c_str(), "v%llu", &number) == 1) next_ = std::max<uint64_t>(next_, number + 1);
+  }
+  for (const auto& [id, container] : state.containers) {
+    for (const std::string& name : container.mounts) {
+      // A state from before volumes were the pod's: each is its container's own.
+      Volume& volume = volumes_[name];
+      if (volume.is.name.empty())
+        volume.is = {name, VolumeKindName(VolumeKind::kShared), "", "", "", true, false};
+      ++volume.users;
+    }
+  }
+  // Given back, though the state does not say so.
+  std::erase_if(volumes_, [&](const auto& entry) {
+    const auto& [name, volume] = entry;
+    if (volume.users > 0 || volume.is.kind != VolumeKindName(VolumeKind::kShared)) return false;
+    const absl::Status unbound = UnbindVolume(state.runtime_dir + "/shared", name);
+    if (!unbound.ok()) LogWarning("volume {}: {}", volume.is.source, Message(unbound));
+    return true;
+  });
+}
+
+std::vector<PodVolume> PodVolumes::Known() const {
+  MutexLock lock(mutex_);
+  std::vector<PodVolume> known;
+  for (const auto& [name, volume] : volumes_) known.push_back(volume.is);
+  return known;
+}
+
+// Never the same again: the guest remembers names of the shared directory for a while.
+std::string PodVolumes::NewName() { return fmt::format("v{}", next_++); }
+
+void PodVolumes::Use(Volume& volume, Taken& taken) {
+  if (std::find(taken.names.begin(), taken.names.end(), volume.is.name) != taken.names.end()) return;
+  taken.names.push_back(volume.is.name);
+  ++volume.users;
+}
+
+absl::Status PodVolumes::Take(const BundleSpec& spec, Taken& taken) {
+  ASSIGN_OR_RETURN(const std::string info, FileSystem::Real().Read("/proc/self/mountinfo", 64 * kMiB));
+  const Mounts mounts = ParseMountinfo(info);
   const bool pod_files = book_.Look([](const SandboxState& state) { return state.has_pod_files; });
-  for (size_t i = 0; i < spec.mounts.size(); ++i) {
+  // A folder before what lies in it, so that both are one volume; writers first, for whom it is made
+  // writable.
+  std::vector<size_t> order(spec.mounts.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    const SpecMount &one = spec.mounts[a], &two = spec.mounts[b];
+    return std::pair(one.source.size(), one.read_only()) < std::pair(two.source.size(), two.read_only());
+  });
+  MutexLock lock(mutex_);
+  for (const size_t i : order) {
     const SpecMount& mount = spec.mounts[i];
     if (!mount.is_bind()) continue;
     if (pod_files && IsPodFileMount(mount.source, mount.destination)) {
-      sources[i] = mount.source;  // in the guest's memory, like the next
+      taken.sources[i] = mount.source;  // in the guest's memory already
       continue;
     }
-    if (mount.destination == "/dev/shm") {
-      sources[i] = guest::kShmDirectory;  // the pod's, in the guest's memory
-      continue;
-    }
-    const std::string name = fmt::format("{}-{}", container_id, i);
-    RETURN_IF_ERROR(BindVolume(shared_dir, name, mount.source, {mount.read_only(), mount.follows_host()}));
-    held.push_back(name);
-    sources[i] = std::string(guest::kSharedDirectory) + "/" + name;
+    ASSIGN_OR_RETURN(taken.sources[i], Place(mount, mounts, taken));
   }
   return absl::OkStatus();
 }
 
-absl::Status PodVolumes::GiveBack(const Held& held) {
+absl::StatusOr<std::string> PodVolumes::Place(const SpecMount& mount, const Mounts& mounts, Taken& taken) {
+  ASSIGN_OR_RETURN(const VolumeSource source, SortVolume(mount.source, mounts));
+  taken.notes.push_back(
+      fmt::format("{} ({}): {}", mount.destination, mount.source, VolumeKindName(source.kind)));
+  switch (source.kind) {
+    case VolumeKind::kPodShm:
+      return guest::kShmDirectory;
+    case VolumeKind::kMemory:
+      return KeepInMemory(source, taken);
+    default:
+      return Share(mount, mounts, taken);
+  }
+}
+
+PodVolumes::Volume* PodVolumes::FindShared(const PodVolume& wanted, const Mounts& mounts,
+                                           std::string& inner) {
+  for (auto& [name, volume] : volumes_) {
+    const PodVolume& is = volume.is;
+    if (is.kind != wanted.kind || is.device != wanted.device || is.follows_host != wanted.follows_host)
+      continue;
+    if (is.place == wanted.place) {
+      inner.clear();
+      return &volume;
+    }
+    const auto below = Below(wanted.place, is.place);
+    if (!below) continue;
+    // What is mounted on the way hides it from who comes through the volume.
+    const std::string root = RealPath(is.source), through = In(root, *below);
+    const bool hidden = std::any_of(mounts.begin(), mounts.end(), [&](const MountEntry& entry) {
+      return Below(entry.point, root) && (entry.point == through || Below(through, entry.point));
+    });
+    if (hidden) continue;
+    inner = *below;
+    return &volume;
+  }
+  return nullptr;
+}
+
+absl::StatusOr<std::string> PodVolumes::Share(const SpecMount& mount, const Mounts& mounts, Taken& taken) {
+  const std::string shared_dir = SharedDir(), real = RealPath(mount.source);
+  PodVolume wanted{
+      "", VolumeKindName(VolumeKind::kShared), mount.source, "", "", mount.read_only(), mount.follows_host()};
+  if (const auto place = PlaceOf(mounts, real)) {
+    wanted.device = place->device;
+    wanted.place = place->path;
+  }
+  std::string inner;
+  Volume* volume = wanted.device.empty() ? nullptr : FindShared(wanted, mounts, inner);
+  if (volume == nullptr) {
+    wanted.name = NewName();
+    RETURN_IF_ERROR(BindVolume(shared_dir, wanted.name, mount.source,
+                               {mount.read_only(), mount.recursive_read_only(), mount.follows_host()}));
+    volume = &volumes_[wanted.name];
+    volume->is = wanted;
+  }
+  Use(*volume, taken);
+  if (volume->is.read_only && !mount.read_only()) {
+    const auto virtiofsd = book_.Look([](const SandboxState& state) { return state.virtiofsd.pid; });
+    RETURN_IF_ERROR(LetWrite(shared_dir, volume->is.name, virtiofsd));
+    volume->is.read_only = false;
+  }
+  const std::string in_guest = In(fmt::format("{}/{}", guest::kSharedDirectory, volume->is.name), inner);
+  if (mount.read_only() && !mount.recursive_read_only()) {
+    for (const MountEntry& entry : mounts) {
+      if (const auto below = Below(entry.point, real)) taken.host_mounts.push_back(In(in_guest, *below));
+    }
+  }
+  return in_guest;
+}
+
+absl::StatusOr<std::string> PodVolumes::KeepInMemory(const VolumeSource& source, Taken& taken) {
+  const PodVolume wanted{LastingName(VolumeKind::kMemory, source.path),
+                         VolumeKindName(VolumeKind::kMemory),
+                         source.path,
+                         "",
+                         "",
+                         false,
+                         false};
+  const bool is_new = volumes_.count(wanted.name) == 0;
+  agent::v1::MountVolumeRequest request;
+  request.set_name(wanted.name);
+  request.mutable_memory()->set_size_bytes(SizeLimit(source.path));
+  RETURN_IF_ERROR(Describe(source.path, *request.mutable_root()));
+  for (size_t end = source.sub.find('/'); !source.sub.empty(); end = source.sub.find('/', end + 1)) {
+    agent::v1::Folder& folder = *request.add_folders();
+    folder.set_path(source.sub.substr(0, end));
+    RETURN_IF_ERROR(Describe(In(source.path, folder.path()), folder));
+    if (end == std::string::npos) break;
+  }
+  if (is_new || request.folders_size() > 0) {
+    RETURN_IF_ERROR(Annotate(ttrpc::Call(*agent_, guest::kMountVolume, request, kAgentTimeout).status(),
+                             "volume " + source.path));
+  }
+  Volume& volume = volumes_[wanted.name];
+  if (is_new) volume.is = wanted;
+  Use(volume, taken);
+  return In(fmt::format("{}/{}", guest::kVolumesDirectory, wanted.name), source.sub);
+}
+
+absl::Status PodVolumes::GiveBack(const std::vector<std::string>& names) {
   const std::string shared_dir = SharedDir();
   absl::Status first;
-  for (const std::string& name : held) first.Update(UnbindVolume(shared_dir, name));
+  MutexLock lock(mutex_);
+  for (const std::string& name : names) {
+    const auto it = volumes_.find(name);
+    if (it == volumes_.end() || --it->second.users > 0) continue;
+    if (it->second.is.kind != VolumeKindName(VolumeKind::kShared)) continue;
+    first.Update(UnbindVolume(shared_dir, name));
+    volumes_.erase(it);
+  }
   return first;
 }
 

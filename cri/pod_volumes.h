@@ -1,35 +1,74 @@
-// What a pod's containers have mounted beside their roots.
+// What a pod's containers have mounted beside their roots: each volume once for the pod, so that one file is
+// one inode for all of them, each by its nature (volume_kind.h). docs/shim.md has the table.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "base/mutex.h"
+#include "base/proc.h"
+#include "base/ttrpc/method.h"
 #include "cri/oci_spec.h"
 #include "cri/state_book.h"
+#include "cri/volume_kind.h"
 
 namespace lamina::cri {
 
-// Thread-safe, as long as each `held` has one thread.
+// Thread-safe. Its lock is held while volumes are made and removed; calls to the guest are bounded.
 class PodVolumes {
  public:
   explicit PodVolumes(StateBook& book) : book_(book) {}
 
-  // Names of the volumes that one container uses.
-  using Held = std::vector<std::string>;
+  // The guest's agent, which must live as long as this is used.
+  void Attach(ttrpc::Caller& agent) { agent_ = &agent; }
+  // Goes on where another process stopped: with the volumes that the state names.
+  void Restore(const persist::SandboxState& state);
 
-  // Where the guest finds the bind mounts of a container's spec: index in its mounts -> path. On error `held`
-  // says what there is to give back.
-  absl::Status Take(const std::string& container_id, const BundleSpec& spec, Held& held,
-                    std::map<size_t, std::string>& sources);
-  // The container is gone, in the guest too. What could not be given back goes with the pod.
-  absl::Status GiveBack(const Held& held);
+  // What one container has of them.
+  struct Taken {
+    std::vector<std::string> names;         // each once
+    std::map<size_t, std::string> sources;  // index in the spec's mounts -> where the guest finds it
+    std::vector<std::string> host_mounts;   // agent.proto, CreateContainerRequest
+    std::vector<std::string> notes;         // for people: what came in which way
+  };
+  // Makes those of the spec's bind mounts visible in the guest that are not yet. Errors name the source; what
+  // `taken` has then is to be given back.
+  absl::Status Take(const BundleSpec& spec, Taken& taken);
+  // The container is gone, in the guest too. A shared volume that nobody uses any more is unmounted, others
+  // stay as long as the pod: what containers wrote there is for the next ones. Not to be repeated.
+  absl::Status GiveBack(const std::vector<std::string>& names);
+
+  // As the state names them.
+  std::vector<persist::PodVolume> Known() const;
 
  private:
+  struct Volume {
+    persist::PodVolume is;
+    uint32_t users = 0;
+  };
+  using Mounts = std::vector<MountEntry>;
+
+  // Where the guest finds the source of this mount.
+  absl::StatusOr<std::string> Place(const SpecMount& mount, const Mounts& mounts, Taken& taken)
+      REQUIRES(mutex_);
+  absl::StatusOr<std::string> Share(const SpecMount& mount, const Mounts& mounts, Taken& taken)
+      REQUIRES(mutex_);
+  // One that has the place in it, and "" or the path to it; null: none.
+  Volume* FindShared(const persist::PodVolume& wanted, const Mounts& mounts, std::string& inner)
+      REQUIRES(mutex_);
+  absl::StatusOr<std::string> KeepInMemory(const VolumeSource& source, Taken& taken) REQUIRES(mutex_);
+  std::string NewName() REQUIRES(mutex_);
+  void Use(Volume& volume, Taken& taken) REQUIRES(mutex_);
   std::string SharedDir() const;
 
   StateBook& book_;
+  ttrpc::Caller* agent_ = nullptr;
+  mutable Mutex mutex_;
+  std::map<std::string, Volume> volumes_ GUARDED_BY(mutex_);  // by name
+  uint64_t next_ GUARDED_BY(mutex_) = 1;
 };
 
 }  // namespace lamina::cri

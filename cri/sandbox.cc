@@ -234,6 +234,7 @@ absl::Status Sandbox::Build(const BundleSpec& spec, Deadline deadline, laminad::
 absl::Status Sandbox::BeginRunning() {
   size_.Attach(vm_.vm(), vm_.agent(), vm_.accel());
   layers_.Attach(vm_.vm(), vm_.agent());
+  volumes_.Attach(vm_.agent());
   {
     MutexLock lock(mutex_);
     if (given_up_) return absl::CancelledError("the pod was stopped while it started");

@@ -1,28 +1,26 @@
 #include "cri/volumes.h"
 
 #include <fcntl.h>
-#include <linux/magic.h>
+#include <sched.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
-#include <sys/sysinfo.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
+#include <thread>
 
 #include "base/file_system.h"
 #include "base/log.h"
 #include "base/proc.h"
 #include "base/status.h"
+#include "base/ttrpc/thread.h"
 #include "base/unique_fd.h"
 #include "base/units.h"
 
 namespace lamina::cri {
 namespace {
 
-constexpr char kEmptyDirs[] = "/volumes/kubernetes.io~empty-dir/";
 constexpr int kUnmountPasses = 256;  // mounts stacked on one point
 
 std::string PointsDir(const std::string& shared_dir) { return shared_dir + ".points"; }
@@ -40,7 +38,7 @@ absl::StatusOr<std::vector<std::string>> MountsBelow(const std::string& dir) {
 
 // A copy of the mounts at `source` that is mounted nowhere yet. Only when it is as it shall be it is put
 // somewhere, so nobody ever sees it otherwise.
-absl::StatusOr<UniqueFd> CopyMounts(const std::string& source, bool recursive, bool read_only,
+absl::StatusOr<UniqueFd> CopyMounts(const std::string& source, bool recursive, VolumeOptions options,
                                     uint64_t propagation) {
   const unsigned recurse = recursive ? AT_RECURSIVE : 0;
   UniqueFd tree(open_tree(AT_FDCWD, source.c_str(), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recurse));
@@ -48,9 +46,14 @@ absl::StatusOr<UniqueFd> CopyMounts(const std::string& source, bool recursive, b
   mount_attr attributes{};
   // A copy is its original's peer at first: unmounting something in it would unmount it on the host.
   attributes.propagation = propagation;
-  attributes.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (read_only ? MOUNT_ATTR_RDONLY : 0);
-  if (mount_setattr(tree.get(), "", AT_EMPTY_PATH | recurse, &attributes, sizeof attributes) != 0)
+  attributes.attr_set =
+      MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (options.recursive_read_only ? MOUNT_ATTR_RDONLY : 0);
+  mount_attr top{};
+  top.attr_set = options.read_only ? MOUNT_ATTR_RDONLY : 0;
+  if (mount_setattr(tree.get(), "", AT_EMPTY_PATH | recurse, &attributes, sizeof attributes) != 0 ||
+      mount_setattr(tree.get(), "", AT_EMPTY_PATH, &top, sizeof top) != 0) {
     return ErrnoStatus(errno, "set the mount attributes of " + source);
+  }
   return tree;
 }
 
@@ -62,32 +65,6 @@ absl::Status PutMounts(const UniqueFd& tree, const std::string& target) {
 
 }  // namespace
 
-std::map<std::string, uint64_t> MemoryVolumes(const std::vector<std::string>& bind_sources) {
-  std::map<std::string, uint64_t> volumes;
-  struct sysinfo host {};
-  sysinfo(&host);
-  for (const std::string& source : bind_sources) {
-    const size_t at = source.find(kEmptyDirs);
-    struct statfs file_system {};
-    if (at == std::string::npos || statfs(source.c_str(), &file_system) != 0 ||
-        file_system.f_type != TMPFS_MAGIC) {
-      continue;
-    }
-    const uint64_t bytes =
-        static_cast<uint64_t>(file_system.f_blocks) * static_cast<uint64_t>(file_system.f_bsize);
-    // A subPath of a volume is that volume.
-    const std::string volume = source.substr(0, source.find('/', at + strlen(kEmptyDirs)));
-    // tmpfs says 0 blocks for "as large as you like".
-    if (bytes == 0 || bytes >= uint64_t{host.totalram} * host.mem_unit / 2) {
-      LogWarning("memory-backed volume {} has no size limit of its own: what it takes is not claimed",
-                 volume);
-      continue;
-    }
-    volumes[volume] = bytes;
-  }
-  return volumes;
-}
-
 absl::Status MakeSharedDir(const std::string& dir) {
   ASSIGN_OR_RETURN(const std::vector<std::string> mounted, MountsBelow(dir));
   if (!mounted.empty()) return absl::OkStatus();
@@ -97,7 +74,7 @@ absl::Status MakeSharedDir(const std::string& dir) {
   // The share's root is what the guest sees as /run/lamina/shared; the parent directory keeps strangers out.
   if (chmod(points.c_str(), 0755) != 0) return ErrnoStatus(errno, "chmod " + points);
   // A peer group of its own, whatever the parent is: so what is mounted in it reaches virtiofsd's namespace.
-  ASSIGN_OR_RETURN(const UniqueFd tree, CopyMounts(points, false, true, MS_PRIVATE));
+  ASSIGN_OR_RETURN(const UniqueFd tree, CopyMounts(points, false, {.read_only = true}, MS_PRIVATE));
   RETURN_IF_ERROR(PutMounts(tree, dir));
   if (mount(nullptr, dir.c_str(), nullptr, MS_SHARED, nullptr) == 0) return absl::OkStatus();
   const absl::Status status = ErrnoStatus(errno, "let what is mounted in " + dir + " reach virtiofsd");
@@ -108,7 +85,7 @@ absl::Status MakeSharedDir(const std::string& dir) {
 absl::Status BindVolume(const std::string& shared_dir, const std::string& name, const std::string& source,
                         VolumeOptions options) {
   absl::StatusOr<UniqueFd> tree =
-      CopyMounts(source, true, options.read_only, options.follows_host ? MS_SLAVE : MS_PRIVATE);
+      CopyMounts(source, true, options, options.follows_host ? MS_SLAVE : MS_PRIVATE);
   if (!tree.ok()) return Annotate(tree.status(), "volume " + source);
   struct stat info {};
   if (fstat(tree->get(), &info) != 0) return ErrnoStatus(errno, "stat volume " + source);
@@ -122,6 +99,31 @@ absl::Status BindVolume(const std::string& shared_dir, const std::string& name, 
   const absl::Status status = PutMounts(*tree, shared_dir + "/" + name);
   if (!status.ok()) UnbindVolume(shared_dir, name).IgnoreError();
   return Annotate(status, "volume " + source);
+}
+
+absl::Status LetWrite(const std::string& shared_dir, const std::string& name, pid_t virtiofsd) {
+  mount_attr writable{};
+  writable.attr_clr = MOUNT_ATTR_RDONLY;
+  const std::string path = shared_dir + "/" + name;
+  if (mount_setattr(AT_FDCWD, path.c_str(), AT_SYMLINK_NOFOLLOW, &writable, sizeof writable) != 0)
+    return ErrnoStatus(errno, "let the guest write " + path);
+  if (virtiofsd <= 0) return absl::OkStatus();
+  // Its root is the shared directory itself.
+  const std::string process = fmt::format("/proc/{}", virtiofsd);
+  const UniqueFd space(open((process + "/ns/mnt").c_str(), O_RDONLY | O_CLOEXEC));
+  const UniqueFd root(open((process + "/root").c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  if (!space || !root) return ErrnoStatus(errno, "open virtiofsd's mount namespace");
+  absl::Status status;
+  // A thread that has joined another namespace is of no more use here.
+  ASSIGN_OR_RETURN(
+      std::thread thread, ttrpc::NewThread([&] {
+        if (unshare(CLONE_FS) != 0 || setns(space.get(), CLONE_NEWNS) != 0 ||
+            mount_setattr(root.get(), name.c_str(), AT_SYMLINK_NOFOLLOW, &writable, sizeof writable) != 0) {
+          status = ErrnoStatus(errno, fmt::format("let virtiofsd write {}", name));
+        }
+      }));
+  thread.join();
+  return status;
 }
 
 absl::Status UnbindVolume(const std::string& shared_dir, const std::string& name) {

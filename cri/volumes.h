@@ -1,7 +1,8 @@
 // The directory that virtiofsd shares with the guest, and the bind mounts in it.
 #pragma once
 
-#include <map>
+#include <sys/types.h>
+
 #include <string>
 #include <vector>
 
@@ -16,7 +17,9 @@ namespace lamina::cri {
 absl::Status MakeSharedDir(const std::string& dir);
 
 struct VolumeOptions {
-  bool read_only = false;     // on the host's side, so that the guest cannot write whatever it does
+  // On the host's side, so that the guest cannot write whatever it does; not what is mounted below it, unless
+  // that too is to be read-only.
+  bool read_only = false, recursive_read_only = false;
   bool follows_host = false;  // what the host mounts below it later appears too (HostToContainer)
 };
 
@@ -27,11 +30,9 @@ struct VolumeOptions {
 absl::Status BindVolume(const std::string& shared_dir, const std::string& name, const std::string& source,
                         VolumeOptions options);
 
-// Host memory that a container's mounts may take beside the guest's: the kubelet's memory-backed emptyDirs,
-// by source, as large as their tmpfs may grow. Secrets and tokens, tmpfs too, hold next to nothing: not
-// counted. One that may grow to half of the host's memory (no sizeLimit, no pod limit) has no size to be
-// claimed: left out, logged.
-std::map<std::string, uint64_t> MemoryVolumes(const std::vector<std::string>& bind_sources);
+// Lets the guest write a volume that was read-only, for a container that came later; also in the mount
+// namespace of the process `virtiofsd`, which has a copy of it.
+absl::Status LetWrite(const std::string& shared_dir, const std::string& name, pid_t virtiofsd);
 
 // Unmounts and removes one; gone already: OK.
 absl::Status UnbindVolume(const std::string& shared_dir, const std::string& name);

@@ -85,6 +85,13 @@ bool ReadLayer(const json& object, PlacedLayer& layer) {
          Read(object, "device", layer.device);
 }
 
+bool ReadVolume(const json& object, PodVolume& volume) {
+  return object.is_object() && Read(object, "name", volume.name) && IsSafeId(volume.name) &&
+         Read(object, "kind", volume.kind) && Read(object, "source", volume.source) &&
+         Read(object, "device", volume.device) && Read(object, "place", volume.place) &&
+         Read(object, "read_only", volume.read_only) && Read(object, "follows_host", volume.follows_host);
+}
+
 // One of `names`, by its place among them.
 template <size_t kNames, typename Enum>
 bool ReadName(const json& object, const char* key, const char* const (&names)[kNames], Enum& out) {
@@ -185,6 +192,12 @@ bool ReadState(const json& root, SandboxState& state) {
       if (!ReadLayer(object, state.layers.emplace_back())) return false;
     }
   }
+  if (const auto volumes = root.find("volumes"); volumes != root.end()) {
+    if (!volumes->is_array()) return false;
+    for (const json& object : *volumes) {
+      if (!ReadVolume(object, state.volumes.emplace_back())) return false;
+    }
+  }
   if (const auto containers = root.find("containers"); containers != root.end()) {
     if (!containers->is_array()) return false;
     for (const json& object : *containers) {
@@ -202,7 +215,16 @@ bool ReadState(const json& root, SandboxState& state) {
 const char* LifeCycleName(LifeCycle value) { return kLifeCycleNames[static_cast<int>(value)]; }
 
 std::string EncodeState(const SandboxState& state) {
-  json layers = json::array(), containers = json::array(), parts = json::array();
+  json layers = json::array(), containers = json::array(), parts = json::array(), volumes = json::array();
+  for (const PodVolume& volume : state.volumes) {
+    volumes.push_back({{"name", volume.name},
+                       {"kind", volume.kind},
+                       {"source", volume.source},
+                       {"device", volume.device},
+                       {"place", volume.place},
+                       {"read_only", volume.read_only},
+                       {"follows_host", volume.follows_host}});
+  }
   for (const LimitedPart& part : state.limited_parts) {
     parts.push_back(
         {{"name", part.name}, {"id", part.id}, {"first", ToJson(part.first)}, {"now", ToJson(part.now)}});
@@ -263,6 +285,7 @@ std::string EncodeState(const SandboxState& state) {
       {"cgroup_dirs", state.cgroup_dirs},
       {"arenas", state.arenas},
       {"layers", layers},
+      {"volumes", volumes},
       {"containers", containers}};
   return EncodeFrame(kKind, root.dump(1, ' ', false, json::error_handler_t::replace) + "\n");
 }

@@ -27,7 +27,7 @@ struct ContainerState {
   uint32_t exit_status = 0;
   int64_t exit_unix_nanos = 0;
   std::vector<std::string> layer_ids;  // topmost first
-  std::vector<std::string> mounts;     // names under the shared directory
+  std::vector<std::string> mounts;     // names of the pod's volumes that it uses
   std::vector<std::string> disks;      // image files attached as SCSI disks for it
   uint32_t pid = 0;                    // of its init, in the guest
   // FIFOs of its init, empty: none; and the number of the first of its three streams.
@@ -44,6 +44,16 @@ struct PlacedLayer {
   std::string image_path;  // of a disk
   std::string tree_path;   // of a disk: its hash tree's, if it has one
   std::string device;      // where the guest finds it
+};
+
+// A volume of the pod, whatever containers use it.
+struct PodVolume {
+  std::string name;           // in the guest, and of a shared one under the shared directory
+  std::string kind;           // as cri/volume_kind.h names it
+  std::string source;         // on the host
+  std::string device, place;  // which file or folder that is, whatever it is called: "8:1", "/a/b"
+  bool read_only = false;     // on the host's side
+  bool follows_host = false;
 };
 
 // Limits as sizing/plan.h has them; 0: none, or not said.
@@ -87,6 +97,7 @@ struct SandboxState {
   std::vector<std::string> cgroup_dirs;  // made by the shim, removed at the end
   std::vector<std::string> arenas;       // attached
   std::vector<PlacedLayer> layers;
+  std::vector<PodVolume> volumes;
   std::map<std::string, ContainerState> containers;
 };
 

@@ -61,6 +61,7 @@ Agent::Agent(AgentOptions options, std::unique_ptr<StdioMux> mux, ModuleLoader& 
       on_shutdown_(std::move(on_shutdown)),
       crun_(processes, options_.crun, options_.root),
       layers_(options_.root, modules, monitor, Sysfs()),
+      volumes_(options_.root),
       containers_(ContainerTableOptions{options_.root, options_.cgroup_mount}, *mux_, processes, layers_,
                   modules, crun_) {}
 
@@ -203,6 +204,12 @@ void Agent::RegisterMachine(ttrpc::Server& server) {
   server.Handle(kUnmountLayers, [this](const CallContext&, const UnmountLayersRequest& request) {
     return Done(UnmountLayers(request));
   });
+  server.Handle(kMountVolume, [this](const CallContext&, const MountVolumeRequest& request) {
+    return Done(volumes_.Mount(request));
+  });
+  server.Handle(kUnmountVolume, [this](const CallContext&, const UnmountVolumeRequest& request) {
+    return Done(volumes_.Unmount(request.name()));
+  });
   server.Handle(kGuestInfo, [](const CallContext&, const Empty&) -> absl::StatusOr<GuestInfoResponse> {
     return GuestInfo();
   });
@@ -310,6 +317,7 @@ void Agent::Register(ttrpc::Server& server) {
 void Agent::TearDown() {
   containers_.DeleteAll();
   layers_.UnmountAll();
+  volumes_.UnmountAll();
   for (const char* sub : {"/shared", "/shm", "/etc"}) {
     const std::string path = options_.root + sub;
     if (umount2(path.c_str(), UMOUNT_NOFOLLOW) != 0 && errno != EINVAL && errno != ENOENT) {

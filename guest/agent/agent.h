@@ -17,6 +17,7 @@
 #include "guest/agent/layers.h"
 #include "guest/agent/modules.h"
 #include "guest/agent/processes.h"
+#include "guest/agent/volumes.h"
 #include "guest/protocol/contract.h"
 #include "guest/protocol/stdio_mux.h"
 #include "proto/agent.pb.h"
@@ -70,6 +71,7 @@ class Agent {
   GuestClock clock_;
   Crun crun_;
   LayerTable layers_;
+  VolumeTable volumes_;
   ContainerTable containers_;
   Mutex configure_mutex_;
   std::string configured_ GUARDED_BY(configure_mutex_);  // the request that was carried out

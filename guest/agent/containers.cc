@@ -11,7 +11,9 @@
 #include "base/log.h"
 #include "base/safe_id.h"
 #include "base/status.h"
+#include "guest/agent/beneath.h"
 #include "guest/agent/files.h"
+#include "guest/agent/mount_points.h"
 #include "guest/agent/overlay.h"
 #include "proto/agent.pb.h"
 
@@ -31,6 +33,21 @@ absl::Status MakeDirectory(const std::string& path) {
 }
 
 }  // namespace
+
+// Before crun copies this mount namespace: what each container entered for itself would be files of its own.
+// And what is entered by a read-only mount is read-only for ever.
+absl::Status ContainerTable::EnterShared(const std::vector<std::string>& names,
+                                         const agent::v1::CreateContainerRequest& request) const {
+  const std::string shared = options_.root + "/shared";
+  for (const std::string& name : names) RETURN_IF_ERROR(EnterBeneath(shared, name));
+  for (const std::string& path : request.host_mounts()) {
+    if (!IsBelow(path, shared)) return InvalidArgument("\"{:.160}\" is not below {}", path, shared);
+    // The host may have unmounted it, the guest may have put something in its way.
+    const absl::Status entered = EnterBeneath(shared, path.substr(shared.size() + 1));
+    if (!entered.ok()) LogWarning("a mount of the host's: {}", Message(entered));
+  }
+  return absl::OkStatus();
+}
 
 bool ContainerTable::HasHugePages(std::string_view page_size) const {
   const std::string name(page_size);
@@ -120,7 +137,12 @@ absl::StatusOr<pid_t> ContainerTable::CreateLocked(const agent::v1::CreateContai
     RETURN_IF_ERROR(MountOverlay(container.directory, layers_.links_directory(), links,
                                  layers_.MountPoint(container.layer_ids.front())));
   }
-  RETURN_IF_ERROR(WriteRegularFile(container.directory + "/config.json", spec.config_json, 0600));
+  RETURN_IF_ERROR(EnterShared(spec.shared_names, request));
+  ASSIGN_OR_RETURN(
+      const std::string config,
+      PlaceMounts(spec.config_json,
+                  {spec.rootfs, {options_.root + "/shared", options_.root + "/volumes"}, PinsOf(container)}));
+  RETURN_IF_ERROR(WriteRegularFile(container.directory + "/config.json", config, 0600));
 
   ASSIGN_OR_RETURN(TaskStdio stdio,
                    TaskStdio::Open(container.init->streams(), crun_.TemporaryPath("console")));
@@ -131,6 +153,7 @@ absl::StatusOr<pid_t> ContainerTable::CreateLocked(const agent::v1::CreateContai
   ProcessTable::AdoptScope adopting(processes_);
   container.created = true;  // from here on crun may have left something to delete
   RETURN_IF_ERROR(crun_.Run(arguments, stdio.for_crun()));
+  RETURN_IF_ERROR(RemovePins(PinsOf(container)));  // the container has mounts of its own now
   ASSIGN_OR_RETURN(const pid_t pid, ReadPidFile(pid_file));
   const ProcessRef process = processes_.Adopt(pid, NoteOom(container.id, container.init));
   RETURN_IF_ERROR(container.init->Attach(std::move(stdio), process));
@@ -300,6 +323,7 @@ absl::Status ContainerTable::DeleteLocked(Container& container) {
   }
   container.init->Abandon();
   container.init->CloseStreams();
+  RETURN_IF_ERROR(RemovePins(PinsOf(container)));
   if (container.overlay) {
     RETURN_IF_ERROR(UnmountOverlay(container.directory));
     layers_.Release(container.layer_ids);

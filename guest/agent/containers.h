@@ -89,6 +89,9 @@ class ContainerTable {
   absl::StatusOr<pid_t> StartExec(Container& container, const std::string& exec_id);
   absl::Status DeleteLocked(Container& container) REQUIRES(container.operation);
   absl::Status DeleteExec(Container& container, const std::string& exec_id);
+  static std::string PinsOf(const Container& container) { return container.directory + "/pins"; }
+  absl::Status EnterShared(const std::vector<std::string>& names,
+                           const agent::v1::CreateContainerRequest& request) const;
   bool HasHugePages(std::string_view page_size) const;
   Cgroup CgroupOf(const std::string& id) const { return Cgroup(options_.cgroup_mount, "/lamina/" + id); }
   // The task's exit callback, which notes whether the OOM killer was at work.

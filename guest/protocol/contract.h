@@ -24,6 +24,7 @@ class HelloRequest;
 class HelloResponse;
 class MountLayersRequest;
 class MountLayersResponse;
+class MountVolumeRequest;
 class PidsResponse;
 class ProcessRequest;
 class ResizeTerminalRequest;
@@ -32,6 +33,7 @@ class SetVcpusResponse;
 class SignalProcessRequest;
 class StartProcessResponse;
 class UnmountLayersRequest;
+class UnmountVolumeRequest;
 class UpdateContainerRequest;
 class WaitProcessResponse;
 }  // namespace lamina::agent::v1
@@ -39,7 +41,7 @@ class WaitProcessResponse;
 namespace lamina::guest {
 
 // Both sides send it in Hello, and each refuses another.
-inline constexpr uint32_t kProtocolVersion = 2;
+inline constexpr uint32_t kProtocolVersion = 3;
 
 // The virtio-serial ports, and the virtiofs that holds the pod's volumes.
 inline constexpr char kRpcPort[] = "lamina.rpc";
@@ -52,12 +54,15 @@ inline constexpr char kSharedDirectory[] = "/run/lamina/shared";  // the virtiof
 inline constexpr char kShmDirectory[] = "/run/lamina/shm";        // a tmpfs, shared by the pod's containers
 inline constexpr char kPodFilesDirectory[] =
     "/run/lamina/etc";  // a tmpfs with the pod's files, if it has any
-inline constexpr char kLayersDirectory[] = "/run/lamina/layers";  // <layer id> in it
+inline constexpr char kVolumesDirectory[] = "/run/lamina/volumes";  // <volume name> in it
+inline constexpr char kLayersDirectory[] = "/run/lamina/layers";    // <layer id> in it
 
 // Limits of the agent: what is over one of them is refused.
 inline constexpr size_t kMaxContainers = 256;
 inline constexpr size_t kMaxExecsPerContainer = 256;
 inline constexpr size_t kMaxLayersPerContainer = 500;  // the kernel's own bound (OVL_MAX_STACK)
+inline constexpr size_t kMaxVolumes = 1024;
+inline constexpr int kMaxVolumeFolders = 64;  // of one request
 inline constexpr int kMaxInterfaces = 32;
 inline constexpr int kMaxRoutes = 1024;
 inline constexpr int kMaxNeighbors = 1024;
@@ -88,6 +93,10 @@ inline constexpr ttrpc::Method<agent::v1::MountLayersRequest, agent::v1::MountLa
     kAgentService, "MountLayers"};
 inline constexpr ttrpc::Method<agent::v1::UnmountLayersRequest, agent::v1::Empty> kUnmountLayers{
     kAgentService, "UnmountLayers"};
+inline constexpr ttrpc::Method<agent::v1::MountVolumeRequest, agent::v1::Empty> kMountVolume{kAgentService,
+                                                                                             "MountVolume"};
+inline constexpr ttrpc::Method<agent::v1::UnmountVolumeRequest, agent::v1::Empty> kUnmountVolume{
+    kAgentService, "UnmountVolume"};
 inline constexpr ttrpc::Method<agent::v1::Empty, agent::v1::GuestInfoResponse> kGuestInfo{kAgentService,
                                                                                           "GuestInfo"};
 inline constexpr ttrpc::Method<agent::v1::SetVcpusRequest, agent::v1::SetVcpusResponse> kSetVcpus{

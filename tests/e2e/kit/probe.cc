@@ -6,6 +6,8 @@
 //   eat MIB [seconds]      touches that much memory, says so, keeps it for so long
 //   burn MILLISECONDS      uses a CPU for that long (CPU time)
 //   write PATH TEXT        one write(2), then fsync; prints ok or the error
+//   listen PATH            a unix socket there, to which each that connects gets "hello", for ever
+//   connect PATH           what one gets there, or the error
 //   beside-init N PROGRAM… runs the program of PID 1's root, in its cgroup namespace, N times; prints the
 //                          median in microseconds (wants a privileged container in a shared PID namespace)
 #include <arpa/inet.h>
@@ -22,6 +24,7 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/time.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -183,6 +186,42 @@ int Fetch(const char* ip, int port, const std::string& path) {
   return 0;
 }
 
+sockaddr_un AddressOf(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, sizeof address.sun_path - 1);
+  return address;
+}
+
+int Listen(const std::string& path) {
+  const sockaddr_un address = AddressOf(path);
+  const int listener = socket(AF_UNIX, SOCK_STREAM, 0);
+  if (bind(listener, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 ||
+      listen(listener, 16) != 0) {
+    printf("%s\n", strerrorname_np(errno));
+    return 1;
+  }
+  for (;;) {
+    const int peer = accept(listener, nullptr, nullptr);
+    if (peer < 0) return 1;
+    [[maybe_unused]] const ssize_t n = write(peer, "hello\n", 6);
+    close(peer);
+  }
+}
+
+int Connect(const std::string& path) {
+  const sockaddr_un address = AddressOf(path);
+  const int server = socket(AF_UNIX, SOCK_STREAM, 0);
+  if (connect(server, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+    printf("%s\n", strerrorname_np(errno));
+    return 1;
+  }
+  char text[64];
+  const ssize_t n = read(server, text, sizeof text);
+  if (n > 0) fwrite(text, 1, static_cast<size_t>(n), stdout);
+  return n > 0 ? 0 : 1;
+}
+
 // Where PID 1 is, it runs the program `times` times; standard output is the program's as well.
 int BesideInit(int times, char** program) {
   const int ns = open("/proc/1/ns/cgroup", O_RDONLY | O_CLOEXEC);
@@ -253,8 +292,10 @@ int main(int argc, char** argv) {
     }
     return puts("ok"), 0;
   }
+  if (verb == "listen" && args.size() == 2) return Listen(args[1]);
+  if (verb == "connect" && args.size() == 2) return Connect(args[1]);
   if (verb == "fetch" && args.size() == 4) return Fetch(args[1].c_str(), atoi(args[2].c_str()), args[3]);
   if (verb == "beside-init" && args.size() >= 3) return BesideInit(atoi(args[1].c_str()), argv + 3);
-  fprintf(stderr, "probe: tree|ids|try|fetch|eat|burn|write|beside-init\n");
+  fprintf(stderr, "probe: tree|ids|try|fetch|eat|burn|write|listen|connect|beside-init\n");
   return 2;
 }

@@ -40,6 +40,8 @@ class TakeoverTest : public PodTest {
       RETURN_IF_ERROR(vm.Restore(kGreeting));
       layers.Restore(state);
       layers.Attach(vm.vm(), vm.agent());
+      volumes.Restore(state);
+      volumes.Attach(vm.agent());
       size.Attach(vm.vm(), vm.agent(), vm.accel());
       return containers.Restore(state);
     }

@@ -156,10 +156,10 @@ TEST_F(VolumesTest, ALinkInAMountPointsWayIsNotFollowed) {
   EXPECT_EQ(MountsNamed(victim), 0);
 }
 
-TEST_F(VolumesTest, ReadOnlyHoldsForAllThatIsMountedBelow) {
+TEST_F(VolumesTest, RecursivelyReadOnlyHoldsForAllThatIsMountedBelow) {
   fs::create_directories(source_ + "/below");
   ASSERT_EQ(mount("none", (source_ + "/below").c_str(), "tmpfs", 0, nullptr), 0);
-  ASSERT_OK(BindVolume(shared_, "v", source_, {.read_only = true}));
+  ASSERT_OK(BindVolume(shared_, "v", source_, {.read_only = true, .recursive_read_only = true}));
   for (const char* file : {"/v/x", "/v/below/x"}) {
     EXPECT_EQ(open((shared_ + file).c_str(), O_WRONLY | O_CREAT, 0600), -1) << file;
     EXPECT_EQ(errno, EROFS) << file;
@@ -229,26 +229,27 @@ TEST_F(VolumesTest, OddNamesAndStackedMountsAreUnmounted) {
   EXPECT_OK(UnmountTree(dir_ / "never"));
 }
 
-TEST_F(VolumesTest, MemoryBackedOnesHaveTheirSize) {
-  const auto volume = [&](const std::string& kind, const std::string& name, const char* size) {
-    const std::string path = dir_ / ("pods/uid/volumes/" + kind + "/" + name);
-    fs::create_directories(path);
-    if (size != nullptr) {
-      EXPECT_EQ(mount("none", path.c_str(), "tmpfs", 0, size), 0) << size;
-    }
-    return path;
+// As with a kernel of one's own: what is mounted below a read-only mount is not.
+TEST_F(VolumesTest, ReadOnlyReachesBelowOnlyWhenAsked) {
+  const std::string below = source_ + "/below";
+  fs::create_directories(below);
+  ASSERT_EQ(mount("none", below.c_str(), "tmpfs", 0, nullptr), 0);
+  ASSERT_OK(BindVolume(shared_, "top", source_, {.read_only = true}));
+  ASSERT_OK(BindVolume(shared_, "all", source_, {.read_only = true, .recursive_read_only = true}));
+  const auto writes = [&](const std::string& path) {
+    std::ofstream file(shared_ + "/" + path);
+    return static_cast<bool>(file << "x" << std::flush);
   };
-  const std::string kEmptyDir = "kubernetes.io~empty-dir", cache = volume(kEmptyDir, "cache", "size=8m"),
-                    other = volume(kEmptyDir, "other", "size=4m"), disk = volume(kEmptyDir, "disk", nullptr),
-                    endless = volume(kEmptyDir, "endless", "size=0"),
-                    most = volume(kEmptyDir, "most", "size=60%"),
-                    secret = volume("kubernetes.io~secret", "key", "size=2m");
-  fs::create_directories(cache + "/sub/path");
-  EXPECT_EQ(MemoryVolumes({cache, other, disk, endless, most, secret, cache + "/sub/path", "/etc/hosts", "",
-                           dir_ / "pods/uid/volumes/kubernetes.io~empty-dir/gone"}),
-            (std::map<std::string, uint64_t>{{cache, 8 << 20}, {other, 4 << 20}}));
-  for (const std::string& mounted : {cache, other, endless, most, secret})
-    EXPECT_EQ(umount(mounted.c_str()), 0);
+  EXPECT_FALSE(writes("top/new"));
+  EXPECT_TRUE(writes("top/below/new"));
+  EXPECT_FALSE(writes("all/new"));
+  EXPECT_FALSE(writes("all/below/new"));
+  // A container came that writes.
+  ASSERT_OK(LetWrite(shared_, "top", 0));
+  EXPECT_TRUE(writes("top/new"));
+  EXPECT_THAT(LetWrite(shared_, "none", 0), HasStatus(StatusCode::kNotFound, "none"));
+  for (const char* name : {"top", "all"}) ASSERT_OK(UnbindVolume(shared_, name));
+  EXPECT_EQ(umount(below.c_str()), 0);
 }
 
 }  // namespace

@@ -1,0 +1,133 @@
+#include "guest/agent/volumes.h"
+
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <vector>
+
+#include "base/log.h"
+#include "base/safe_id.h"
+#include "base/status.h"
+#include "guest/agent/beneath.h"
+#include "guest/protocol/contract.h"
+#include "proto/agent.pb.h"
+
+namespace lamina::guest {
+namespace {
+
+using agent::v1::Folder;
+using agent::v1::MountVolumeRequest;
+
+absl::Status Own(int folder, const Folder& wanted, const std::string& path) {
+  const std::string proc = fmt::format("/proc/self/fd/{}", folder);
+  // The mode after the owner, which takes setgid away.
+  if (chown(proc.c_str(), wanted.uid(), wanted.gid()) != 0 || chmod(proc.c_str(), wanted.mode() & 07777) != 0)
+    return ErrnoStatus(errno, "set owner and mode of " + path);
+  return absl::OkStatus();
+}
+
+// What is there stays as it is, a file too.
+absl::Status MakeFolder(const std::string& root, const Folder& folder) {
+  RETURN_IF_ERROR(CheckRelative(folder.path(), "folder of a volume"));
+  const size_t slash = folder.path().rfind('/');
+  const std::string parent = slash == std::string::npos ? "" : folder.path().substr(0, slash);
+  const std::string name = folder.path().substr(slash == std::string::npos ? 0 : slash + 1);
+  ASSIGN_OR_RETURN(const UniqueFd above, OpenBeneath(root, parent, false));
+  if (mkdirat(above.get(), name.c_str(), 0700) != 0) {
+    if (errno == EEXIST) return absl::OkStatus();
+    return ErrnoStatus(errno, fmt::format("mkdir {}/{}", root, folder.path()));
+  }
+  ASSIGN_OR_RETURN(const UniqueFd made, OpenBeneath(root, folder.path(), false));
+  return Own(made.get(), folder, folder.path());
+}
+
+// As the kubelet mounts one: programs in it run.
+absl::Status MountMemory(const std::string& point, uint64_t bytes) {
+  const std::string options = bytes == 0 ? "mode=0755" : fmt::format("size={},mode=0755", bytes);
+  if (mount("tmpfs", point.c_str(), "tmpfs", 0, options.c_str()) != 0)
+    return ErrnoStatus(errno, fmt::format("mount a tmpfs of {} bytes on {}", bytes, point));
+  return absl::OkStatus();
+}
+
+std::string IdentityOf(const MountVolumeRequest& request) {
+  MountVolumeRequest identity = request;
+  identity.clear_folders();
+  identity.clear_root();
+  if (identity.has_memory()) identity.mutable_memory()->clear_size_bytes();
+  return identity.SerializeAsString();
+}
+
+absl::Status UnmountAt(const std::string& point) {
+  if (umount2(point.c_str(), UMOUNT_NOFOLLOW) != 0 && errno != EINVAL && errno != ENOENT)
+    return ErrnoStatus(errno, "unmount " + point);
+  if (rmdir(point.c_str()) != 0 && errno != ENOENT) return ErrnoStatus(errno, "remove " + point);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status VolumeTable::MountNew(const MountVolumeRequest& request) {
+  const std::string point = MountPoint(request.name());
+  for (const std::string& made : {directory_, point}) {
+    if (mkdir(made.c_str(), 0711) != 0 && errno != EEXIST) return ErrnoStatus(errno, "mkdir " + made);
+  }
+  switch (request.kind_case()) {
+    case MountVolumeRequest::kMemory:
+      RETURN_IF_ERROR(MountMemory(point, request.memory().size_bytes()));
+      break;
+    default:
+      return InvalidArgument("volume {}: it is of no kind that this agent knows", request.name());
+  }
+  ASSIGN_OR_RETURN(const UniqueFd root, OpenBeneath(point, "", false));
+  return Own(root.get(), request.root(), point);
+}
+
+absl::Status VolumeTable::Mount(const MountVolumeRequest& request) {
+  RETURN_IF_ERROR(CheckSafeId(request.name(), "volume name"));
+  if (request.folders_size() > kMaxVolumeFolders)
+    return InvalidArgument("{} folders of a volume: at most {}", request.folders_size(), kMaxVolumeFolders);
+  const std::string identity = IdentityOf(request);
+  MutexLock lock(mutex_);
+  const auto there = volumes_.find(request.name());
+  if (there != volumes_.end() && there->second != identity)
+    return MakeStatus(absl::StatusCode::kAlreadyExists, "volume {} is another one", request.name());
+  const bool is_new = there == volumes_.end();
+  if (is_new && volumes_.size() >= kMaxVolumes) {
+    return MakeStatus(absl::StatusCode::kResourceExhausted, "{} volumes are all that one sandbox takes",
+                      kMaxVolumes);
+  }
+  absl::Status status;
+  if (is_new) status = MountNew(request);
+  for (int i = 0; status.ok() && i < request.folders_size(); ++i)
+    status = MakeFolder(MountPoint(request.name()), request.folders(i));
+  if (status.ok()) {
+    volumes_[request.name()] = identity;
+  } else if (is_new) {
+    UnmountAt(MountPoint(request.name())).IgnoreError();
+  }
+  return Annotate(status, "volume " + request.name());
+}
+
+absl::Status VolumeTable::Unmount(const std::string& name) {
+  RETURN_IF_ERROR(CheckSafeId(name, "volume name"));
+  MutexLock lock(mutex_);
+  if (volumes_.count(name) == 0) return absl::OkStatus();
+  const absl::Status status = UnmountAt(MountPoint(name));
+  if (status.ok()) volumes_.erase(name);
+  return Annotate(status, "volume " + name);
+}
+
+void VolumeTable::UnmountAll() {
+  MutexLock lock(mutex_);
+  for (const auto& [name, identity] : volumes_) {
+    const absl::Status status = UnmountAt(MountPoint(name));
+    if (status.ok()) continue;
+    LogWarning("volume {}: {}", name, Message(status));
+    umount2(MountPoint(name).c_str(), UMOUNT_NOFOLLOW | MNT_DETACH);
+  }
+  volumes_.clear();
+}
+
+}  // namespace lamina::guest

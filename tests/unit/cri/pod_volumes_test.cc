@@ -1,0 +1,232 @@
+#include "cri/pod_volumes.h"
+
+#include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "base/ttrpc/fake_caller.h"
+#include "cri/volumes.h"
+#include "guest/protocol/contract.h"
+#include "proto/agent.pb.h"
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/temp_dir.h"
+
+namespace lamina::cri {
+namespace {
+
+namespace fs = std::filesystem;
+using absl::StatusCode;
+using agent::v1::Empty;
+using agent::v1::MountVolumeRequest;
+using testing::HasStatus;
+
+class PodVolumesTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    own_namespace_ = geteuid() == 0 && unshare(CLONE_NEWNS) == 0 &&
+                     mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0;
+  }
+  void SetUp() override {
+    if (!own_namespace_) GTEST_SKIP() << "needs root";
+    persist::SandboxState state;
+    state.sandbox_id = "pod";
+    state.runtime_dir = dir_ / "run";
+    book_.Restore(state);
+    ASSERT_OK(MakeSharedDir(shared_));
+    agent_.Handle(guest::kMountVolume, [this](const MountVolumeRequest& request) -> absl::StatusOr<Empty> {
+      mounted_.push_back(request);
+      return Empty();
+    });
+    volumes_.Attach(agent_);
+    fs::create_directories(host_ + "/a/b");
+    std::ofstream(host_ + "/file") << "x";
+  }
+  void TearDown() override {
+    EXPECT_OK(UnmountTree(shared_));
+    EXPECT_OK(UnmountTree(host_));
+  }
+  static SpecMount Bind(const std::string& source, std::vector<std::string> options = {"rbind", "rw"}) {
+    return {"/data", "bind", source, std::move(options)};
+  }
+  PodVolumes::Taken Take(const std::vector<SpecMount>& mounts) {
+    BundleSpec spec;
+    spec.mounts = mounts;
+    PodVolumes::Taken taken;
+    EXPECT_OK(volumes_.Take(spec, taken));
+    return taken;
+  }
+  // A memory volume as the kubelet makes it.
+  std::string MemoryVolume(const std::string& name, const char* options) {
+    const std::string path = host_ + "/pods/u/volumes/kubernetes.io~empty-dir/" + name;
+    fs::create_directories(path);
+    EXPECT_EQ(mount("tmpfs", path.c_str(), "tmpfs", 0, options), 0);
+    return path;
+  }
+  bool IsReadOnly(const std::string& name) const { return access((shared_ + "/" + name).c_str(), W_OK) != 0; }
+
+  static bool own_namespace_;
+  const testing::TempDir dir_;
+  const std::string shared_ = dir_ / "run/shared", host_ = fs::canonical(dir_.path()).string() + "/host";
+  StateBook book_{FileSystem::Real(), dir_ / "state"};
+  ttrpc::FakeCaller agent_;
+  std::vector<MountVolumeRequest> mounted_;
+  PodVolumes volumes_{book_};
+};
+bool PodVolumesTest::own_namespace_ = false;
+
+TEST_F(PodVolumesTest, OneFileIsOneInodeForAllContainers) {
+  const auto one = Take({Bind(host_)}), two = Take({Bind(host_)});
+  EXPECT_EQ(one.sources.at(0), "/run/lamina/shared/" + one.names.at(0));
+  EXPECT_EQ(two.sources, one.sources);
+  // What lies in it, and what another name leads to, are the same files.
+  fs::create_directory_symlink(host_, dir_ / "link");
+  const auto three = Take({Bind(host_ + "/a/b"), Bind(dir_ / "link"), Bind(host_ + "/file")});
+  EXPECT_EQ(three.sources.at(0), one.sources.at(0) + "/a/b");
+  EXPECT_EQ(three.sources.at(1), one.sources.at(0));
+  EXPECT_EQ(three.sources.at(2), one.sources.at(0) + "/file");
+  EXPECT_EQ(three.names, one.names);
+  ASSERT_OK(volumes_.GiveBack(one.names));
+  ASSERT_OK(volumes_.GiveBack(two.names));
+  EXPECT_TRUE(fs::exists(shared_ + "/" + one.names[0])) << "the third has it";
+  ASSERT_OK(volumes_.GiveBack(three.names));
+  EXPECT_TRUE(fs::is_empty(shared_));
+  EXPECT_NE(Take({Bind(host_)}).names, one.names) << "the guest may remember the name";
+}
+
+TEST_F(PodVolumesTest, AFolderComesBeforeWhatLiesInItWhateverTheOrder) {
+  const auto taken = Take({Bind(host_ + "/a/b"), Bind(host_)});
+  EXPECT_EQ(taken.names.size(), 1U);
+  EXPECT_EQ(taken.sources.at(0), taken.sources.at(1) + "/a/b");
+}
+
+TEST_F(PodVolumesTest, ANeighboursNameIsNoFolderOfIt) {
+  fs::create_directories(host_ + "/a-long");
+  const auto taken = Take({Bind(host_ + "/a"), Bind(host_ + "/a-long")});
+  EXPECT_EQ(taken.names.size(), 2U);
+}
+
+TEST_F(PodVolumesTest, WhatIsMountedInBetweenIsAnother) {
+  ASSERT_EQ(mount("none", (host_ + "/a").c_str(), "tmpfs", 0, nullptr), 0);
+  fs::create_directories(host_ + "/a/b");
+  const auto taken = Take({Bind(host_), Bind(host_ + "/a/b"), Bind(host_ + "/a")});
+  EXPECT_EQ(taken.names.size(), 2U);
+  EXPECT_EQ(taken.sources.at(1), taken.sources.at(2) + "/b");
+}
+
+TEST_F(PodVolumesTest, ReadOnlyUntilSomebodyWrites) {
+  const auto reader = Take({Bind(host_, {"rbind", "ro"})});
+  const std::string name = reader.names.at(0);
+  EXPECT_TRUE(IsReadOnly(name));
+  const auto writer = Take({Bind(host_)});
+  EXPECT_EQ(writer.names, reader.names);
+  EXPECT_FALSE(IsReadOnly(name));
+  // Both in one container.
+  fs::create_directories(dir_ / "other");
+  const auto both = Take({Bind(dir_ / "other", {"rbind", "ro"}), Bind(dir_ / "other")});
+  EXPECT_EQ(both.names.size(), 1U);
+  EXPECT_FALSE(IsReadOnly(both.names.at(0)));
+}
+
+TEST_F(PodVolumesTest, PropagationMakesAVolumeOfItsOwn) {
+  const auto own = Take({Bind(host_)}), follows = Take({Bind(host_, {"rbind", "rslave"})});
+  EXPECT_NE(own.names, follows.names);
+}
+
+TEST_F(PodVolumesTest, MountsBelowAReadOnlyOneAreEnteredFirst) {
+  ASSERT_EQ(mount("none", (host_ + "/a").c_str(), "tmpfs", 0, nullptr), 0);
+  EXPECT_EQ(Take({Bind(host_)}).host_mounts, std::vector<std::string>());
+  const auto taken = Take({Bind(host_, {"rbind", "ro"})});
+  EXPECT_EQ(taken.host_mounts, std::vector<std::string>{taken.sources.at(0) + "/a"});
+  EXPECT_EQ(Take({Bind(host_, {"rbind", "rro"})}).host_mounts, std::vector<std::string>());
+}
+
+TEST_F(PodVolumesTest, AMemoryVolumeIsTheGuestsAsLongAsThePod) {
+  const std::string cache = MemoryVolume("cache", "size=8m,mode=2770,uid=5,gid=6");
+  const auto one = Take({Bind(cache)});
+  ASSERT_EQ(mounted_.size(), 1U);
+  EXPECT_EQ(mounted_[0].memory().size_bytes(), 8U << 20);
+  EXPECT_EQ(mounted_[0].root().uid(), 5U);
+  EXPECT_EQ(mounted_[0].root().gid(), 6U);
+  EXPECT_EQ(mounted_[0].root().mode(), 02770U);
+  EXPECT_EQ(one.sources.at(0), "/run/lamina/volumes/" + mounted_[0].name());
+  EXPECT_TRUE(fs::is_empty(shared_)) << "nothing of it is the host's";
+  ASSERT_OK(volumes_.GiveBack(one.names));
+  EXPECT_EQ(Take({Bind(cache)}).sources, one.sources)
+      << "a container that comes later finds what was written";
+  EXPECT_EQ(agent_.Count("MountVolume"), 1);
+  EXPECT_EQ(agent_.Count("UnmountVolume"), 0);
+}
+
+TEST_F(PodVolumesTest, ASubPathIsAFolderOfTheGuestsVolume) {
+  const std::string cache = MemoryVolume("cache", "size=8m"),
+                    point = host_ + "/pods/u/volume-subpaths/cache/main/0";
+  fs::create_directories(cache + "/x/y");
+  fs::create_directories(point);
+  ASSERT_EQ(chmod((cache + "/x").c_str(), 0750), 0);
+  ASSERT_EQ(mount((cache + "/x/y").c_str(), point.c_str(), nullptr, MS_BIND, nullptr), 0);
+  const auto taken = Take({Bind(cache), Bind(point)});
+  EXPECT_EQ(taken.sources.at(1), taken.sources.at(0) + "/x/y");
+  ASSERT_FALSE(mounted_.empty());
+  ASSERT_EQ(mounted_[0].folders_size(), 2);
+  EXPECT_EQ(mounted_[0].folders(0).path(), "x");
+  EXPECT_EQ(mounted_[0].folders(0).mode(), 0750U);
+  EXPECT_EQ(mounted_[0].folders(1).path(), "x/y");
+  // Another folder of the same volume.
+  Take({Bind(cache + "/x")});
+  EXPECT_EQ(mounted_.back().name(), mounted_[0].name());
+  EXPECT_EQ(mounted_.back().folders_size(), 1);
+}
+
+TEST_F(PodVolumesTest, OneWithoutABoundGetsTheKernels) {
+  Take({Bind(MemoryVolume("endless", "size=0")), Bind(MemoryVolume("most", "size=60%"))});
+  ASSERT_EQ(mounted_.size(), 2U);
+  for (const MountVolumeRequest& request : mounted_) EXPECT_EQ(request.memory().size_bytes(), 0U);
+}
+
+TEST_F(PodVolumesTest, WhatFailsLeavesNothingAndSaysWhere) {
+  BundleSpec spec;
+  spec.mounts = {Bind(host_), Bind(host_ + "/none")};
+  PodVolumes::Taken taken;
+  EXPECT_THAT(volumes_.Take(spec, taken), HasStatus(StatusCode::kNotFound, host_ + "/none"));
+  ASSERT_OK(volumes_.GiveBack(taken.names));
+  EXPECT_TRUE(fs::is_empty(shared_));
+  spec.mounts = {Bind(MemoryVolume("cache", "size=8m"))};
+  taken = {};
+  agent_.FailAt(0, absl::ResourceExhaustedError("injected"));
+  EXPECT_THAT(volumes_.Take(spec, taken), HasStatus(StatusCode::kResourceExhausted, "empty-dir/cache"));
+  EXPECT_TRUE(taken.names.empty());
+  agent_.FailAt(-1);
+  EXPECT_OK(volumes_.Take(spec, taken));
+}
+
+TEST_F(PodVolumesTest, GoesOnWhereAnotherShimStopped) {
+  const std::string cache = MemoryVolume("cache", "size=8m");
+  const auto taken = Take({Bind(host_), Bind(cache)});
+  persist::SandboxState state = book_.Get();
+  state.volumes = volumes_.Known();
+  state.containers["web"].mounts = taken.names;
+  // Of one that was deleted in the same moment.
+  state.volumes.push_back({"v99", VolumeKindName(VolumeKind::kShared), host_, "1:2", "/gone", false, false});
+  PodVolumes next(book_);
+  next.Attach(agent_);
+  next.Restore(state);
+  BundleSpec spec;
+  spec.mounts = {Bind(host_), Bind(cache)};
+  PodVolumes::Taken again;
+  ASSERT_OK(next.Take(spec, again));
+  EXPECT_EQ(again.sources, taken.sources);
+  EXPECT_EQ(agent_.Count("MountVolume"), 1);
+  EXPECT_EQ(next.Known().size(), 2U);
+  ASSERT_OK(next.GiveBack(again.names));
+  EXPECT_FALSE(fs::is_empty(shared_)) << "the first container has it";
+  ASSERT_OK(next.GiveBack(taken.names));
+  EXPECT_TRUE(fs::is_empty(shared_));
+}
+
+}  // namespace
+}  // namespace lamina::cri
