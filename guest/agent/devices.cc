@@ -292,4 +292,12 @@ absl::StatusOr<std::string> DeviceMonitor::WaitFor(const std::function<absl::Sta
   return impl_->WaitFor(find, timeout);
 }
 
+absl::StatusOr<std::string> AwaitDevice(DeviceMonitor& monitor,
+                                        const std::function<absl::StatusOr<std::string>()>& find) {
+  auto found = monitor.WaitFor(find, kDeviceTimeout);
+  if (!absl::IsNotFound(found.status())) return found;
+  return MakeStatus(absl::StatusCode::kDeadlineExceeded, "{} (waited {} s)", Message(found.status()),
+                    kDeviceTimeout.count());
+}
+
 }  // namespace lamina::guest

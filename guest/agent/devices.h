@@ -74,4 +74,12 @@ class DeviceMonitor {
   std::unique_ptr<Impl> impl_;
 };
 
+// How long the host's devices are waited for.
+inline constexpr std::chrono::seconds kDeviceTimeout{10};
+
+// WaitFor, up to kDeviceTimeout; then DeadlineExceeded: a device that never came is the host's failure, no
+// missing object.
+absl::StatusOr<std::string> AwaitDevice(DeviceMonitor& monitor,
+                                        const std::function<absl::StatusOr<std::string>()>& find);
+
 }  // namespace lamina::guest

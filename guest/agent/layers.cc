@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "guest/agent/device_mapper.h"
+#include "guest/agent/disks.h"
 #include "guest/agent/files.h"
 #include "proto/agent.pb.h"
 
@@ -18,19 +19,8 @@ namespace {
 
 using std::chrono::steady_clock;
 
-constexpr auto kDeviceTimeout = std::chrono::seconds(10);
-// After this long without a disk the controller is asked to look: an event may have been lost.
-constexpr auto kScanAfter = std::chrono::seconds(1);
-
 double SecondsSince(steady_clock::time_point start) {
   return std::chrono::duration<double>(steady_clock::now() - start).count();
-}
-
-// A device that never came is the host's failure, not a missing object.
-absl::Status DeviceError(const absl::Status& status) {
-  if (status.code() != absl::StatusCode::kNotFound) return status;
-  return MakeStatus(absl::StatusCode::kDeadlineExceeded, "{} (waited {} s)", Message(status),
-                    kDeviceTimeout.count());
 }
 
 absl::Status MountErofs(const std::string& device, const std::string& target, const char* options) {
@@ -67,8 +57,8 @@ absl::Status LayerTable::MountPmem(const agent::v1::Layer& layer, Entry& entry,
     RETURN_IF_ERROR(SetReadOnly("/dev/" + name));
     return name;
   };
-  auto found = monitor_.WaitFor(find, kDeviceTimeout);
-  if (!found.ok()) return DeviceError(found.status());
+  const auto found = AwaitDevice(monitor_, find);
+  RETURN_IF_ERROR(found.status());
   ASSIGN_OR_RETURN(const Mapping mapping, PlanLinear(*found, region.offset(), region.size()));
   ASSIGN_OR_RETURN(const uint64_t size, sysfs_.BlockSizeBytes(*found));
   if (region.offset() + region.size() > size) {
@@ -96,28 +86,10 @@ absl::Status LayerTable::MountPmem(const agent::v1::Layer& layer, Entry& entry,
 }
 
 absl::StatusOr<std::string> LayerTable::FindDisk(const agent::v1::ScsiDisk& disk, Entry& entry) {
-  if (disk.target() > 255 || disk.lun() > 16383) {
-    return InvalidArgument("SCSI target {} lun {}: out of range", disk.target(), disk.lun());
-  }
-  const auto start = steady_clock::now();
-  bool scanned = false;
-  const auto find = [&]() -> absl::StatusOr<std::string> {
-    auto name = sysfs_.FindScsiDisk(disk.pci_path(), disk.target(), disk.lun());
-    if (!name.ok() && !scanned && steady_clock::now() - start > kScanAfter) {
-      scanned = sysfs_.ScanScsi(disk.pci_path(), disk.target(), disk.lun()).ok();
-    }
-    if (name.ok()) RETURN_IF_ERROR(SetReadOnly("/dev/" + *name));
-    return name;
-  };
-  auto found = monitor_.WaitFor(find, kDeviceTimeout);
-  if (!found.ok()) return DeviceError(found.status());
-  entry.disks.push_back(*found);
-  ASSIGN_OR_RETURN(const uint64_t size, sysfs_.BlockSizeBytes(*found));
-  if (size != disk.size()) {
-    return InvalidArgument("disk {} at SCSI {}:{} has {} bytes, not {}", *found, disk.target(), disk.lun(),
-                           size, disk.size());
-  }
-  return found;
+  ASSIGN_OR_RETURN(std::string name, AwaitDisk(monitor_, sysfs_, disk));
+  entry.disks.push_back(name);
+  RETURN_IF_ERROR(CheckDiskSize(sysfs_, name, disk));
+  return name;
 }
 
 absl::Status LayerTable::MountScsi(const agent::v1::Layer& layer, Entry& entry,
