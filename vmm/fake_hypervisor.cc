@@ -130,8 +130,10 @@ class FakeScsiHost : public ScsiHost {
     machine_.controllers[index] = port;
     return HotplugPciPath(port);
   }
-  absl::Status AddDisk(uint32_t controller, uint32_t lun, const std::string& image) override {
-    RETURN_IF_ERROR(world_.Call(fmt::format("AddDisk {}.{} {}", controller, lun, image)));
+  absl::Status AddDisk(uint32_t controller, uint32_t lun, const DiskFile& file) override {
+    RETURN_IF_ERROR(world_.Call(
+        fmt::format("AddDisk {}.{} {}{}", controller, lun, file.path, file.writable ? " writable" : "")));
+    if (file.open) RETURN_IF_ERROR(file.open().status());
     MutexLock lock(machine_.mutex);
     if (machine_.places.insert({controller, lun}).second) return absl::OkStatus();
     return MakeStatus(absl::StatusCode::kInternal, "Duplicate device ID 'disk-{}-{}'", controller, lun);
@@ -141,6 +143,9 @@ class FakeScsiHost : public ScsiHost {
     MutexLock lock(machine_.mutex);
     machine_.places.erase({controller, lun});
     return absl::OkStatus();
+  }
+  absl::Status GrowDisk(uint32_t controller, uint32_t lun, uint64_t bytes) override {
+    return world_.Call(fmt::format("GrowDisk {}.{} {}", controller, lun, bytes));
   }
 
  private:

@@ -1,6 +1,8 @@
 #include "vmm/qemu_files.h"
 
 #include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -26,11 +28,29 @@ absl::StatusOr<UniqueFd> OpenFile(const std::string& path, const std::string& wh
 
 }  // namespace
 
-absl::StatusOr<UniqueFd> OpenImage(const std::string& path) {
+absl::StatusOr<OpenedDisk> OpenDisk(const DiskFile& disk) {
+  const std::string what = "disk image " + disk.path;
+  OpenedDisk opened;
+  if (disk.open) {
+    ASSIGN_OR_RETURN(opened.fd, disk.open());
+  } else {
+    opened.fd =
+        UniqueFd(open(disk.path.c_str(), (disk.writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK));
+    if (!opened.fd && errno == ENOENT) return absl::InternalError(Message(ErrnoStatus(ENOENT, what)));
+    if (!opened.fd) return ErrnoStatus(errno, what);
+  }
   struct stat info {};
-  absl::StatusOr<UniqueFd> fd = OpenFile(path, "disk image " + path, info);
-  if (absl::IsNotFound(fd.status())) return absl::InternalError(Message(fd.status()));
-  return fd;
+  if (fstat(opened.fd.get(), &info) != 0) return ErrnoStatus(errno, what);
+  opened.block_device = S_ISBLK(info.st_mode);
+  if (!opened.block_device && !S_ISREG(info.st_mode))
+    return InvalidArgument("{} is neither a file nor a block device", what);
+  int logical = 0;
+  unsigned physical = 0;
+  if (opened.block_device && ioctl(opened.fd.get(), BLKSSZGET, &logical) == 0 && logical >= 512)
+    opened.logical_block_bytes = opened.physical_block_bytes = static_cast<uint32_t>(logical);
+  if (opened.block_device && ioctl(opened.fd.get(), BLKPBSZGET, &physical) == 0)
+    opened.physical_block_bytes = std::max(opened.physical_block_bytes, physical);
+  return opened;
 }
 
 absl::StatusOr<UniqueFd> OpenArena(const ArenaDevice& arena) {

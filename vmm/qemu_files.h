@@ -1,4 +1,4 @@
-// The one way in which QEMU gets a file of the node: we open it, to be read only, and hand it the descriptor.
+// The one way in which QEMU gets a file of the node: we open it, and hand it the descriptor.
 #pragma once
 
 #include <sys/types.h>
@@ -10,13 +10,20 @@
 #include "absl/status/statusor.h"
 #include "base/unique_fd.h"
 #include "vmm/qmp_client.h"
+#include "vmm/scsi.h"
 #include "vmm/vm_spec.h"
 
 namespace lamina::vmm {
 
-// A disk's image. Internal where it is not there: laminad said that it is. InvalidArgument for what is no
-// file.
-absl::StatusOr<UniqueFd> OpenImage(const std::string& path);
+struct OpenedDisk {
+  UniqueFd fd;
+  bool block_device = false;
+  uint32_t logical_block_bytes = 512, physical_block_bytes = 512;
+};
+
+// For what is named by its path alone, Internal where it is not there: laminad said that it is. Else the
+// errors of `disk.open`. InvalidArgument for what is neither file nor block device.
+absl::StatusOr<OpenedDisk> OpenDisk(const DiskFile& disk);
 // An arena; InvalidArgument where the file is shorter than it says. QEMU's user opens it anew, so it becomes
 // readable for all (0644); its directory keeps others out.
 absl::StatusOr<UniqueFd> OpenArena(const ArenaDevice& arena);

@@ -15,6 +15,29 @@ constexpr std::chrono::seconds kCommandTimeout{20};
 // Ids of ours only: path characters never reach QEMU as an id.
 std::string DiskId(uint32_t controller, uint32_t lun) { return fmt::format("disk-{}-{}", controller, lun); }
 
+// The node that a disk's blocks come from. One that is written keeps QEMU's ordinary cache: what the guest
+// flushes is synced here, and what it discards is a hole afterwards. No lock: the descriptor is all that QEMU
+// has, and whose disk it is the host decides.
+std::string BlockNode(const std::string& id, const std::string& file, bool writable,
+                      const OpenedDisk& opened) {
+  const std::string discard = writable ? R"(,"discard":"unmap")" : "";
+  return fmt::format(
+      R"({{"driver":"raw","node-name":"{0}","read-only":{1}{2},"file":{{"driver":"{3}","filename":"{4}","read-only":{1},"locking":"off"{2}}}}})",
+      id, !writable, discard, opened.block_device ? "host_device" : "file", file);
+}
+
+// Errors are the guest's to see: by default QEMU stops the whole VM when the host's disk is full. A device of
+// the host has its own blocks' sizes in the guest too.
+std::string DeviceWords(bool writable, const OpenedDisk& opened) {
+  std::string words;
+  if (writable) words += R"(,"werror":"report","rerror":"report","rotation_rate":1)";
+  if (opened.block_device) {
+    words += fmt::format(R"(,"logical_block_size":{},"physical_block_size":{})", opened.logical_block_bytes,
+                         opened.physical_block_bytes);
+  }
+  return words;
+}
+
 // QEMU said no, so nothing has changed; any other error leaves open whether it has.
 bool Refused(const absl::Status& status) {
   return status.code() != absl::StatusCode::kDeadlineExceeded &&
@@ -51,17 +74,12 @@ absl::StatusOr<std::string> QemuScsi::AddController(uint32_t index) {
   return Annotate(done, fmt::format("add SCSI controller {}", index));
 }
 
-absl::Status QemuScsi::AddDisk(uint32_t controller, uint32_t lun, const std::string& image) {
+absl::Status QemuScsi::AddDisk(uint32_t controller, uint32_t lun, const DiskFile& disk) {
   const std::string id = DiskId(controller, lun);
-  ASSIGN_OR_RETURN(const UniqueFd fd, OpenImage(image));
-  ASSIGN_OR_RETURN(const HandedFile file, HandFile(qmp_, fd.get()));
+  ASSIGN_OR_RETURN(const OpenedDisk opened, OpenDisk(disk));
+  ASSIGN_OR_RETURN(const HandedFile file, HandFile(qmp_, opened.fd.get()));
   const absl::Status added =
-      qmp_.Execute(
-              "blockdev-add",
-              fmt::format(
-                  R"({{"driver":"raw","node-name":"{}","read-only":true,"file":{{"driver":"file","filename":"{}","read-only":true}}}})",
-                  id, file.set_path()),
-              kCommandTimeout)
+      qmp_.Execute("blockdev-add", BlockNode(id, file.set_path(), disk.writable, opened), kCommandTimeout)
           .status();
   // The block device has a duplicate of its own.
   const absl::Status taken_back = TakeFileBack(qmp_, file);
@@ -71,9 +89,17 @@ absl::Status QemuScsi::AddDisk(uint32_t controller, uint32_t lun, const std::str
       .Execute(
           "device_add",
           fmt::format(
-              R"({{"driver":"scsi-hd","id":"{0}","drive":"{0}","bus":"scsi{1}.0","scsi-id":0,"lun":{2}}})",
-              id, controller, lun),
+              R"({{"driver":"scsi-hd","id":"{0}","drive":"{0}","bus":"scsi{1}.0","scsi-id":0,"lun":{2}{3}}})",
+              id, controller, lun, DeviceWords(disk.writable, opened)),
           kCommandTimeout)
+      .status();
+}
+
+absl::Status QemuScsi::GrowDisk(uint32_t controller, uint32_t lun, uint64_t bytes) {
+  return qmp_
+      .Execute("block_resize",
+               fmt::format(R"({{"node-name":"{}","size":{}}})", DiskId(controller, lun), bytes),
+               kCommandTimeout)
       .status();
 }
 

@@ -21,8 +21,9 @@ class QemuScsi : public ScsiHost {
       : qmp_(qmp), ports_(ports), controller_ports_(std::move(controllers)) {}
 
   absl::StatusOr<std::string> AddController(uint32_t index) override;
-  absl::Status AddDisk(uint32_t controller, uint32_t lun, const std::string& image) override;
+  absl::Status AddDisk(uint32_t controller, uint32_t lun, const DiskFile& file) override;
   absl::Status RemoveDisk(uint32_t controller, uint32_t lun) override;
+  absl::Status GrowDisk(uint32_t controller, uint32_t lun, uint64_t bytes) override;
 
  private:
   QmpClient& qmp_;

@@ -4,9 +4,14 @@
 
 namespace lamina::vmm {
 
-absl::StatusOr<uint64_t> ScsiDisks::Reserve(const std::string& image) {
+absl::StatusOr<uint64_t> ScsiDisks::Reserve(DiskFile file) {
   MutexLock lock(mutex_);
-  auto it = disks_.find(image);
+  const std::string path = file.path;
+  auto it = disks_.find(path);
+  if (it != disks_.end() && file.writable && !it->second.file.writable) {
+    return MakeStatus(absl::StatusCode::kFailedPrecondition,
+                      "disk {}: wanted writable, and the VM has it to be read only", path);
+  }
   if (it == disks_.end()) {
     std::set<std::pair<uint32_t, uint32_t>> taken = reserved_;
     for (const auto& [other, disk] : disks_) taken.insert({disk.controller, disk.lun});
@@ -14,15 +19,16 @@ absl::StatusOr<uint64_t> ScsiDisks::Reserve(const std::string& image) {
     while (slot < kScsiControllers * kScsiLuns && taken.count({slot / kScsiLuns, slot % kScsiLuns}) != 0)
       ++slot;
     if (slot == kScsiControllers * kScsiLuns) {
-      return MakeStatus(absl::StatusCode::kResourceExhausted, "disk {}: all {} SCSI places are taken", image,
+      return MakeStatus(absl::StatusCode::kResourceExhausted, "disk {}: all {} SCSI places are taken", path,
                         slot);
     }
-    it = disks_.emplace(image, Disk()).first;
+    it = disks_.emplace(path, Disk()).first;
+    it->second.file = std::move(file);
     it->second.controller = slot / kScsiLuns;
     it->second.lun = slot % kScsiLuns;
   }
   ++it->second.users;
-  reservations_[next_id_] = image;
+  reservations_[next_id_] = path;
   return next_id_++;
 }
 
@@ -47,23 +53,24 @@ absl::StatusOr<DiskPlace> ScsiDisks::Map(uint64_t id) {
   const auto reservation = reservations_.find(id);
   if (reservation == reservations_.end())
     return MakeStatus(absl::StatusCode::kNotFound, "SCSI reservation {}: not held", id);
-  const std::string image = reservation->second;
+  const std::string path = reservation->second;
   for (;;) {
     // Waiting lets go of the mutex: the reservation may be given up meanwhile, and the disk with it.
-    const auto it = disks_.find(image);
+    const auto it = disks_.find(path);
     if (reservations_.count(id) == 0 || it == disks_.end())
       return MakeStatus(absl::StatusCode::kNotFound, "SCSI reservation {}: given up meanwhile", id);
     if (!it->second.busy) break;
     const uint64_t attempt = it->second.attempt;
     changed_.Wait(mutex_);
-    const auto now = disks_.find(image);
+    const auto now = disks_.find(path);
     if (now == disks_.end() || now->second.busy || now->second.attempt == attempt) continue;
     if (!now->second.outcome.ok()) return now->second.outcome;
   }
-  Disk& disk = disks_.at(image);
+  Disk& disk = disks_.at(path);
   const uint32_t index = disk.controller, lun = disk.lun;
   if (disk.attached) return DiskPlace{controllers_[index].pci_path, 0, lun};
   const bool dirty = disk.dirty;
+  const DiskFile file = disk.file;
   disk.busy = disk.dirty = true;
   mutex_.Unlock();
   absl::Status status;
@@ -71,11 +78,11 @@ absl::StatusOr<DiskPlace> ScsiDisks::Map(uint64_t id) {
   bool clean = status.ok();
   std::string pci_path;
   if (status.ok()) {
-    const absl::StatusOr<std::string> path = ControllerPath(index);
-    status = path.status();
-    if (path.ok()) {
-      pci_path = *path;
-      status = host_.AddDisk(index, lun, image);
+    const absl::StatusOr<std::string> controller = ControllerPath(index);
+    status = controller.status();
+    if (controller.ok()) {
+      pci_path = *controller;
+      status = host_.AddDisk(index, lun, file);
       if (!status.ok()) clean = host_.RemoveDisk(index, lun).ok();
     }
   }
@@ -83,7 +90,7 @@ absl::StatusOr<DiskPlace> ScsiDisks::Map(uint64_t id) {
   disk.busy = false;
   disk.dirty = !status.ok() && !clean;
   disk.attached = status.ok();
-  disk.outcome = Annotate(status, "attach disk " + image);
+  disk.outcome = Annotate(status, "attach disk " + path);
   ++disk.attempt;
   changed_.NotifyAll();
   if (!status.ok()) return disk.outcome;
@@ -95,8 +102,8 @@ absl::Status ScsiDisks::Unmap(uint64_t id) {
   for (;;) {
     const auto reservation = reservations_.find(id);
     if (reservation == reservations_.end()) return absl::OkStatus();
-    const std::string image = reservation->second;
-    Disk& disk = disks_.at(image);
+    const std::string path = reservation->second;
+    Disk& disk = disks_.at(path);
     if (disk.users > 1) {
       --disk.users;
       reservations_.erase(reservation);
@@ -119,11 +126,36 @@ absl::Status ScsiDisks::Unmap(uint64_t id) {
       disk.dirty = !status.ok();
       changed_.NotifyAll();
     }
-    if (!status.ok()) return Annotate(status, "detach disk " + image);
-    // Another may have reserved the image while it went, and attaches it again; another call for this id may
+    if (!status.ok()) return Annotate(status, "detach disk " + path);
+    // Another may have reserved the disk while it went, and attaches it again; another call for this id may
     // have given it up.
-    if (reservations_.erase(id) != 0 && --disk.users == 0) disks_.erase(image);
+    if (reservations_.erase(id) != 0 && --disk.users == 0) disks_.erase(path);
     return absl::OkStatus();
+  }
+}
+
+absl::Status ScsiDisks::Grow(uint64_t id, uint64_t bytes) {
+  MutexLock lock(mutex_);
+  for (;;) {
+    const auto reservation = reservations_.find(id);
+    if (reservation == reservations_.end())
+      return MakeStatus(absl::StatusCode::kNotFound, "SCSI reservation {}: not held", id);
+    const std::string path = reservation->second;
+    Disk& disk = disks_.at(path);
+    if (disk.busy) {
+      changed_.Wait(mutex_);
+      continue;
+    }
+    if (!disk.attached)
+      return MakeStatus(absl::StatusCode::kFailedPrecondition, "grow disk {}: it is not attached", path);
+    disk.busy = true;
+    const uint32_t controller = disk.controller, lun = disk.lun;
+    mutex_.Unlock();
+    const absl::Status status = host_.GrowDisk(controller, lun, bytes);
+    mutex_.Lock();
+    disk.busy = false;
+    changed_.NotifyAll();
+    return Annotate(status, fmt::format("grow disk {} to {} bytes", path, bytes));
   }
 }
 

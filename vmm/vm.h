@@ -33,7 +33,7 @@ class Vm {
   virtual size_t free_ports() const = 0;
   // The devices; an arena may have several, each larger than the one before.
   virtual std::vector<ArenaDevice> arenas() const = 0;
-  // Read-only disks. Controllers take a root port each, with their first disk. Lives as long as this object.
+  // Its disks. Controllers take a root port each, with their first disk. Lives as long as this object.
   virtual ScsiDisks& scsi() = 0;
   // Grows and shrinks it. Lives as long as this object.
   virtual Resizer& resizer() = 0;

@@ -31,7 +31,8 @@ class FakeHost : public ScsiHost {
     EXPECT_TRUE(controllers_.insert(index).second) << "a controller is added once";
     return "pci-" + std::to_string(index);
   }
-  absl::Status AddDisk(uint32_t controller, uint32_t lun, const std::string& image) override {
+  absl::Status AddDisk(uint32_t controller, uint32_t lun, const DiskFile& file) override {
+    const std::string& image = file.path;
     on_add();
     std::lock_guard<std::mutex> lock(mutex_);
     ++adds;
@@ -51,6 +52,17 @@ class FakeHost : public ScsiHost {
     disks_.erase({controller, lun});
     return failure == kAfter ? absl::DeadlineExceededError("no answer") : absl::OkStatus();
   }
+  absl::Status GrowDisk(uint32_t controller, uint32_t lun, uint64_t bytes) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    EXPECT_EQ(disks_.count({controller, lun}), 1u) << "only what is there is grown";
+    if (fail() != kNone) return absl::InternalError("it stays as it is");
+    sizes_[{controller, lun}] = bytes;
+    return absl::OkStatus();
+  }
+  uint64_t size(uint32_t controller, uint32_t lun) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return sizes_[{controller, lun}];
+  }
   std::map<std::pair<uint32_t, uint32_t>, std::string> disks() {
     std::lock_guard<std::mutex> lock(mutex_);
     return disks_;
@@ -62,6 +74,7 @@ class FakeHost : public ScsiHost {
   std::mutex mutex_;
   std::set<uint32_t> controllers_;
   std::map<std::pair<uint32_t, uint32_t>, std::string> disks_;
+  std::map<std::pair<uint32_t, uint32_t>, uint64_t> sizes_;
 };
 
 TEST(ScsiDisks, OneImageIsOneAttachmentHoweverOften) {
@@ -159,6 +172,34 @@ TEST(ScsiDisks, ARemovalGoesOnWhereItFailed) {
   EXPECT_EQ(scsi.Map(id)->lun, 0u);
   EXPECT_OK(scsi.Unmap(id));
   EXPECT_TRUE(host.disks().empty());
+}
+
+TEST(ScsiDisks, OneThatIsWrittenMayBeReadByOthersAndNotTheOtherWayRound) {
+  FakeHost host;
+  ScsiDisks scsi(host);
+  const uint64_t writer = *scsi.Reserve(DiskFile{.path = "a", .writable = true});
+  const uint64_t reader = *scsi.Reserve("a");
+  EXPECT_EQ(scsi.Map(writer)->lun, scsi.Map(reader)->lun);
+  ASSERT_OK(scsi.Map(*scsi.Reserve("b")));
+  const size_t held = scsi.reservations();
+  EXPECT_THAT(scsi.Reserve(DiskFile{.path = "b", .writable = true}),
+              HasStatus(absl::StatusCode::kFailedPrecondition, "disk b: wanted writable"));
+  EXPECT_EQ(scsi.reservations(), held);
+}
+
+TEST(ScsiDisks, GrowsWhatIsAttached) {
+  FakeHost host;
+  ScsiDisks scsi(host);
+  const uint64_t id = *scsi.Reserve(DiskFile{.path = "a", .writable = true});
+  EXPECT_THAT(scsi.Grow(id, 4096), HasStatus(absl::StatusCode::kFailedPrecondition, "not attached"));
+  ASSERT_OK(scsi.Map(id));
+  ASSERT_OK(scsi.Grow(id, 8192));
+  EXPECT_EQ(host.size(0, 0), 8192u);
+  host.fail = [] { return FakeHost::kBefore; };
+  EXPECT_THAT(scsi.Grow(id, 1 << 20), HasStatus(absl::StatusCode::kInternal, "grow disk a to 1048576 bytes"));
+  host.fail = [] { return FakeHost::kNone; };
+  ASSERT_OK(scsi.Unmap(id));
+  EXPECT_THAT(scsi.Grow(id, 8192), HasStatus(absl::StatusCode::kNotFound, "not held"));
 }
 
 // Random calls of several owners, with failures: nothing leaks, counts stay exact, any order of leaving
