@@ -199,6 +199,10 @@ const std::map<std::string, Setter>& Setters() {
       {"memory.balloon", Flag(FIELD(memory.balloon))},
       {"memory.balloon_floor", Bytes(FIELD(memory.balloon_floor_bytes))},
       {"memory.balloon_margin", Bytes(FIELD(memory.balloon_margin_bytes))},
+      {"volumes.root", Text(FIELD(volumes.root), {"disk", "memory"})},
+      {"volumes.root_size", Bytes(FIELD(volumes.root_size_bytes))},
+      {"volumes.empty_dir", Text(FIELD(volumes.empty_dir), {"disk", "shared"})},
+      {"volumes.empty_dir_size", Bytes(FIELD(volumes.empty_dir_size_bytes))},
       {"laminad.rest_address", Address(FIELD(laminad.rest_address))},
       {"laminad.rest_tls_certificate", OptionalPath(FIELD(laminad.rest_tls_certificate))},
       {"laminad.rest_tls_key", OptionalPath(FIELD(laminad.rest_tls_key))},
@@ -265,6 +269,14 @@ absl::Status Check(const Config& config) {
     return InvalidArgument("sizing.max_memory = {}: must not be below sizing.min_memory = {}",
                            FormatBytes(config.sizing.max_memory_bytes),
                            FormatBytes(config.sizing.min_memory_bytes));
+  }
+  for (const auto& [key, bytes] :
+       {std::pair{"volumes.root_size", config.volumes.root_size_bytes},
+        std::pair{"volumes.empty_dir_size", config.volumes.empty_dir_size_bytes}}) {
+    if (bytes < kMinDiskBytes || bytes > kMaxDiskBytes) {
+      return InvalidArgument("{} = {}: must be from {} to {}", key, FormatBytes(bytes),
+                             FormatBytes(kMinDiskBytes), FormatBytes(kMaxDiskBytes));
+    }
   }
   const Config::Laminad& laminad = config.laminad;
   if (laminad.rest_tls_certificate.empty() != laminad.rest_tls_key.empty()) {

@@ -72,6 +72,12 @@ struct Config {
     uint64_t balloon_floor_bytes = 128 * kMiB;  // of its own memory each guest keeps at least
     uint64_t balloon_margin_bytes = 64 * kMiB;  // beyond what it was seen to use
   } memory;
+  struct Volumes {
+    std::string root = "disk";  // disk, memory
+    uint64_t root_size_bytes = 20 * kGiB;
+    std::string empty_dir = "disk";  // disk, shared
+    uint64_t empty_dir_size_bytes = 20 * kGiB;
+  } volumes;
   struct Laminad {
     std::string rest_address = "127.0.0.1:9477";
     std::string rest_tls_certificate, rest_tls_key;  // PEM files, both or neither; empty: plain HTTP
@@ -84,6 +90,9 @@ struct Config {
   std::string kernel() const { return paths.guest_dir + "/vmlinux"; }
   std::string initramfs() const { return paths.guest_dir + "/initramfs.img"; }
 };
+
+// What [volumes] may say of a disk's size.
+inline constexpr uint64_t kMinDiskBytes = 64 * kMiB, kMaxDiskBytes = 8 * kTiB;
 
 // InvalidArgument names the key and its line: unknown keys (with the nearest known one), wrong types, values
 // out of range.

@@ -50,6 +50,12 @@ TEST(Config, ErrorsNameKeyLineAndValue) {
   EXPECT_THAT(ParseConfig("run_dir = \"/x\"\n", "c"), HasStatus(kInvalid, "outside a section"));
   EXPECT_THAT(ParseConfig("[sizing\n", "c"), HasStatus(kInvalid, "c:1"));
   EXPECT_THAT(ParseConfig("[memory]\nreserve = -1\n", "c"), HasStatus(kInvalid, "-1"));
+  EXPECT_THAT(ParseConfig("[volumes]\nroot = \"tape\"\n", "c"),
+              HasStatus(kInvalid, "must be one of disk, memory"));
+  EXPECT_THAT(ParseConfig("[volumes]\nroot_size = \"1MiB\"\n", "c"),
+              HasStatus(kInvalid, "volumes.root_size = 1MiB: must be from 64MiB to 8TiB"));
+  EXPECT_THAT(ParseConfig("[volumes]\nempty_dir_size = \"9TiB\"\n", "c"),
+              HasStatus(kInvalid, "volumes.empty_dir_size = 9TiB"));
   for (const char* bad :
        {"[::1]:9477", "::1", "127.0.0.1", ":9477", "host:", "host:0", "host:65536", "host:x"}) {
     EXPECT_THAT(ParseConfig(fmt::format("[laminad]\nrest_address = \"{}\"\n", bad), "c"),
@@ -93,6 +99,10 @@ TEST(Config, SampleShowsTheDefaults) {
   EXPECT_EQ(sample->layers.convert_size_bytes, defaults.layers.convert_size_bytes);
   EXPECT_EQ(sample->memory.reserve_bytes, defaults.memory.reserve_bytes);
   EXPECT_EQ(sample->memory.min_available_bytes, defaults.memory.min_available_bytes);
+  EXPECT_EQ(sample->volumes.root, defaults.volumes.root);
+  EXPECT_EQ(sample->volumes.root_size_bytes, defaults.volumes.root_size_bytes);
+  EXPECT_EQ(sample->volumes.empty_dir, defaults.volumes.empty_dir);
+  EXPECT_EQ(sample->volumes.empty_dir_size_bytes, defaults.volumes.empty_dir_size_bytes);
   EXPECT_EQ(sample->laminad.rest_address, defaults.laminad.rest_address);
   EXPECT_EQ(sample->laminad.rest_tls_certificate, defaults.laminad.rest_tls_certificate);
   EXPECT_EQ(sample->laminad.rest_tls_key, defaults.laminad.rest_tls_key);
