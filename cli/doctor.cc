@@ -216,6 +216,7 @@ absl::Status Doctor(const Common& common, bool repair) {
       CheckFiles("virtiofsd", {config.hypervisor.virtiofsd},
                  "; package qemu-system-common or virtiofsd has it"),
       CheckProgram("erofs-utils", {"mkfs.erofs", "--help"}),
+      CheckProgram("e2fsprogs", {"mke2fs", "-V"}),
       CheckImage(config),
       CheckContainerd(),
   };
