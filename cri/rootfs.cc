@@ -10,7 +10,7 @@
 namespace lamina::cri {
 namespace {
 
-constexpr std::string_view kLower = "lowerdir=", kDevice = "device=";
+constexpr std::string_view kLower = "lowerdir=", kUpper = "upperdir=", kDevice = "device=";
 
 bool EndsWith(std::string_view text, std::string_view end) {
   return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
@@ -82,6 +82,23 @@ absl::StatusOr<std::vector<std::string>> LayerSources(
     if (const auto blob = blobs.find(source); blob != blobs.end()) source = blob->second;
   }
   return sources;
+}
+
+std::string UpperDir(const google::protobuf::RepeatedPtrField<containerd::Mount>& rootfs) {
+  std::string folder;
+  for (const containerd::Mount& mount : rootfs) {
+    const bool read_only =
+        std::find(mount.options().begin(), mount.options().end(), "ro") != mount.options().end();
+    if (mount.type() == "bind" && !read_only) folder = mount.source();
+    if (EndsWith(mount.type(), "ext4")) folder = mount.source().substr(0, mount.source().rfind('/'));
+    if (!EndsWith(mount.type(), "overlay")) continue;
+    for (const std::string& option : mount.options()) {
+      // A template stands for a folder inside the mount before it.
+      if (option.starts_with(kUpper) && option.find("{{") == std::string::npos)
+        folder = option.substr(kUpper.size());
+    }
+  }
+  return folder;
 }
 
 }  // namespace lamina::cri

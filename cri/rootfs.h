@@ -26,4 +26,10 @@ HostMounts ReadHostMounts();
 absl::StatusOr<std::vector<std::string>> LayerSources(
     const google::protobuf::RepeatedPtrField<containerd::Mount>& rootfs, const HostMounts& host);
 
+// The folder that the snapshotter counts as the snapshot's own, where the writable layer is kept: an
+// overlay's upper directory; of a bind mount that may be written, the directory itself; of the EROFS
+// snapshotter's block mode, the one that its image would lie in. Empty: there is none, or the root is to be
+// read only.
+std::string UpperDir(const google::protobuf::RepeatedPtrField<containerd::Mount>& rootfs);
+
 }  // namespace lamina::cri

@@ -85,5 +85,25 @@ TEST(LayerSources, OtherMountsAreRefusedByTheirType) {
   EXPECT_THAT(LayerSources(Mounts(), Host()), testing::HasStatus(absl::StatusCode::kInvalidArgument));
 }
 
+TEST(UpperDir, IsWhatTheSnapshotterCounts) {
+  Mounts overlay, bind, view, block, erofs;
+  EXPECT_EQ(UpperDir(overlay), "");
+  Add(overlay, "overlay", "overlay",
+      {"index=off", "workdir=/s/9/work", "upperdir=/s/9/fs", "lowerdir=/s/1/fs"});
+  EXPECT_EQ(UpperDir(overlay), "/s/9/fs");
+  Add(bind, "bind", "/s/9/fs", {"rw", "rbind"});
+  EXPECT_EQ(UpperDir(bind), "/s/9/fs");
+  Add(view, "bind", "/s/9/fs", {"ro", "rbind"});
+  EXPECT_EQ(UpperDir(view), "");
+  Add(block, "mkfs/ext4", "/s/9/rwlayer.img", {"X-containerd.mkfs.fs=ext4", "rw", "loop"});
+  Add(block, "erofs", "/s/2/layer.erofs", {"ro", "loop"});
+  Add(block, "format/mkdir/overlay", "overlay",
+      {"upperdir={{ mount 0 }}/upper", "lowerdir={{ overlay 1 2 }}"});
+  EXPECT_EQ(UpperDir(block), "/s/9");
+  Add(erofs, "erofs", "/s/2/layer.erofs", {"ro", "loop"});
+  Add(erofs, "format/overlay", "overlay", {"upperdir=/s/9/fs", "lowerdir={{ overlay 0 0 }}"});
+  EXPECT_EQ(UpperDir(erofs), "/s/9/fs");
+}
+
 }  // namespace
 }  // namespace lamina::cri
