@@ -20,6 +20,7 @@
 #include "base/subprocess.h"
 #include "vmm/fake_balloon.h"
 #include "vmm/hotplug_ports.h"
+#include "vmm/qemu_command.h"
 #include "vmm/qemu_devices.h"
 
 namespace lamina::vmm {

@@ -1,10 +1,11 @@
+#include "vmm/qemu_command.h"
+
 #include <fmt/format.h>
 
 #include <algorithm>
 
 #include "base/units.h"
 #include "guest/protocol/contract.h"
-#include "vmm/vm_spec.h"
 
 namespace lamina::vmm {
 namespace {

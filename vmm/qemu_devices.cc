@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "base/status.h"
+#include "vmm/qemu_command.h"
 
 namespace lamina::vmm {
 namespace {

@@ -11,6 +11,7 @@
 #include "base/subprocess.h"
 #include "base/unique_fd.h"
 #include "base/unix_socket.h"
+#include "vmm/qemu_command.h"
 #include "vmm/qemu_confinement.h"
 #include "vmm/qemu_files.h"
 #include "vmm/vm_users.h"

@@ -5,6 +5,7 @@
 
 #include "absl/status/statusor.h"
 #include "vmm/hypervisor.h"
+#include "vmm/qemu_command.h"
 #include "vmm/vm_spec.h"
 
 namespace lamina::vmm {

@@ -4,6 +4,7 @@
 
 #include "base/status.h"
 #include "base/unique_fd.h"
+#include "vmm/qemu_command.h"
 #include "vmm/qemu_files.h"
 #include "vmm/vm_spec.h"
 

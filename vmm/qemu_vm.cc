@@ -17,6 +17,7 @@
 #include "base/units.h"
 #include "vmm/balloon_door.h"
 #include "vmm/process_log.h"
+#include "vmm/qemu_command.h"
 #include "vmm/qemu_files.h"
 #include "vmm/qemu_launch.h"
 #include "vmm/resize.h"

@@ -19,10 +19,6 @@ enum class Accel { kKvm, kTcg };
 // As QEMU and the config name it: "kvm", "tcg".
 inline const char* AccelName(Accel accel) { return accel == Accel::kKvm ? "kvm" : "tcg"; }
 
-// What QEMU is started with, by the numbers that it has there: the tap, listening sockets, the connection to
-// virtiofsd, the boot arenas one after the other.
-inline constexpr int kTapFd = 3, kQmpFd = 4, kRpcFd = 5, kStdioFd = 6, kVirtiofsFd = 7, kFirstArenaFd = 8;
-
 // What an emulated guest's QEMU keeps of translated code, at most.
 inline constexpr uint64_t kTranslatedCodeBytes = 256ULL << 20;
 
@@ -45,14 +41,8 @@ struct VmSpec {
   std::vector<ArenaDevice> boot_arenas;  // at most 8
   std::string virtiofs_socket;           // empty: no shared directory
   std::string virtiofs_tag = guest::kSharedTag;
-  int tap_fd = -1;  // descriptor number in QEMU, kTapFd; -1: no network
+  int tap_fd = -1;  // descriptor number in QEMU, qemu_command.h; -1: no network
   std::string mac;
-};
-
-// Where the guest finds a device: slots from the root bus, "10.3/00.0" (bus slot and function, hexadecimal).
-struct QemuCommand {
-  std::vector<std::string> argv;
-  std::vector<std::string> arena_pci_paths;  // of the boot arenas, in order
 };
 
 inline std::string QmpSocket(const std::string& runtime_dir) { return runtime_dir + "/qmp.sock"; }
@@ -63,12 +53,5 @@ inline std::string VirtiofsdLog(const std::string& runtime_dir) { return runtime
 
 // The virtio-mem device in QEMU's object tree.
 inline constexpr char kHotMemoryPath[] = "/machine/peripheral/hot-memory";
-
-// Pure. docs/vmm.md explains the machine.
-QemuCommand BuildQemuCommand(const VmSpec& spec);
-
-// PCI path of root port `index`'s only slot, and the port's id in QEMU.
-std::string HotplugPciPath(uint32_t index);
-std::string HotplugPortId(uint32_t index);
 
 }  // namespace lamina::vmm

@@ -15,6 +15,7 @@
 #include "base/unix_socket.h"
 #include "guest/protocol/greeting.h"
 #include "tests/e2e/kit/leftovers.h"
+#include "vmm/qemu_command.h"
 #include "vmm/vm_spec.h"
 
 namespace lamina::bench {

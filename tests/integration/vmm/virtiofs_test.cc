@@ -13,6 +13,7 @@
 #include "base/units.h"
 #include "tests/integration/vmm/machine.h"
 #include "tests/testing/status_matchers.h"
+#include "vmm/qemu_command.h"
 
 namespace lamina::vmm {
 namespace {

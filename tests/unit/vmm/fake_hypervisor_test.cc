@@ -10,6 +10,7 @@
 #include "base/process.h"
 #include "base/units.h"
 #include "tests/testing/status_matchers.h"
+#include "vmm/qemu_command.h"
 
 namespace lamina::vmm {
 namespace {

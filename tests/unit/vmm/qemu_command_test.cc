@@ -1,4 +1,6 @@
 // The machine's command line, word for word: a change of it is a change of the guest's hardware.
+#include "vmm/qemu_command.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -6,7 +8,6 @@
 #include <set>
 
 #include "base/units.h"
-#include "vmm/vm_spec.h"
 
 namespace lamina::vmm {
 namespace {

@@ -26,6 +26,7 @@
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
 #include "vmm/process_log.h"
+#include "vmm/qemu_command.h"
 
 namespace lamina::vmm {
 namespace {
