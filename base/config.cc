@@ -56,6 +56,22 @@ Setter OptionalPath(std::function<std::string&(Config&)> field) {
   };
 }
 
+Setter Paths(std::function<std::vector<std::string>&(Config&)> field) {
+  return [=](Config& config, const toml::node& node, const std::string& key) -> absl::Status {
+    const toml::array* list = node.as_array();
+    if (list == nullptr) return InvalidArgument("{} must be a list of paths: [\"/a\", \"/b/\"]", key);
+    std::vector<std::string> paths;
+    for (const toml::node& item : *list) {
+      ASSIGN_OR_RETURN(std::string path, Get<std::string>(item, key, "a list of paths in quotes"));
+      if (path.empty() || path[0] != '/')
+        return InvalidArgument("{}: \"{}\" must be an absolute path", key, path);
+      paths.push_back(std::move(path));
+    }
+    field(config) = std::move(paths);
+    return absl::OkStatus();
+  };
+}
+
 Setter Bytes(std::function<uint64_t&(Config&)> field) {
   return [=](Config& config, const toml::node& node, const std::string& key) -> absl::Status {
     if (const auto number = node.value_exact<int64_t>()) {
@@ -203,6 +219,7 @@ const std::map<std::string, Setter>& Setters() {
       {"volumes.root_size", Bytes(FIELD(volumes.root_size_bytes))},
       {"volumes.empty_dir", Text(FIELD(volumes.empty_dir), {"disk", "shared"})},
       {"volumes.empty_dir_size", Bytes(FIELD(volumes.empty_dir_size_bytes))},
+      {"volumes.sockets", Paths(FIELD(volumes.sockets))},
       {"laminad.rest_address", Address(FIELD(laminad.rest_address))},
       {"laminad.rest_tls_certificate", OptionalPath(FIELD(laminad.rest_tls_certificate))},
       {"laminad.rest_tls_key", OptionalPath(FIELD(laminad.rest_tls_key))},

@@ -77,6 +77,8 @@ struct Config {
     uint64_t root_size_bytes = 20 * kGiB;
     std::string empty_dir = "disk";  // disk, shared
     uint64_t empty_dir_size_bytes = 20 * kGiB;
+    std::vector<std::string>
+        sockets;  // of the node, that pods may have mounted; one that ends in "/": all in it
   } volumes;
   struct Laminad {
     std::string rest_address = "127.0.0.1:9477";

@@ -22,6 +22,7 @@
 #include "cri/pod_files.h"
 #include "cri/volumes.h"
 #include "guest/protocol/contract.h"
+#include "vmm/qemu_command.h"
 
 namespace lamina::cri {
 namespace {

@@ -103,6 +103,16 @@ void PodVolumes::Restore(const SandboxState& state) {
   });
 }
 
+void PodVolumes::Attach(ttrpc::Caller& agent) {
+  agent_ = &agent;
+  MutexLock lock(mutex_);
+  for (const auto& [name, volume] : volumes_) {
+    if (volume.is.kind != VolumeKindName(VolumeKind::kSocket)) continue;
+    if (const auto offered = sockets_.Offer(volume.is.source); !offered.ok())
+      LogWarning("volume {}: {}", volume.is.source, Message(offered.status()));
+  }
+}
+
 std::vector<PodVolume> PodVolumes::Known() const {
   MutexLock lock(mutex_);
   std::vector<PodVolume> known;
@@ -153,6 +163,8 @@ absl::StatusOr<std::string> PodVolumes::Place(const SpecMount& mount, const Moun
       return guest::kShmDirectory;
     case VolumeKind::kMemory:
       return KeepInMemory(source, taken);
+    case VolumeKind::kSocket:
+      return OfferSocket(source, taken);
     default:
       return Share(mount, mounts, taken);
   }
@@ -241,6 +253,15 @@ absl::StatusOr<std::string> PodVolumes::KeepInMemory(const VolumeSource& source,
   if (is_new) volume.is = wanted;
   Use(volume, taken);
   return In(fmt::format("{}/{}", guest::kVolumesDirectory, wanted.name), source.sub);
+}
+
+absl::StatusOr<std::string> PodVolumes::OfferSocket(const VolumeSource& source, Taken& taken) {
+  ASSIGN_OR_RETURN(std::string in_guest, sockets_.Offer(source.path));
+  const std::string name = LastingName(VolumeKind::kSocket, source.path);
+  Volume& volume = volumes_[name];
+  volume.is = {name, VolumeKindName(VolumeKind::kSocket), source.path, "", "", false, false};
+  Use(volume, taken);
+  return in_guest;
 }
 
 absl::Status PodVolumes::GiveBack(const std::vector<std::string>& names) {

@@ -11,6 +11,7 @@
 #include "base/mutex.h"
 #include "base/proc.h"
 #include "base/ttrpc/method.h"
+#include "cri/host_sockets.h"
 #include "cri/oci_spec.h"
 #include "cri/state_book.h"
 #include "cri/volume_kind.h"
@@ -20,10 +21,10 @@ namespace lamina::cri {
 // Thread-safe. Its lock is held while volumes are made and removed; calls to the guest are bounded.
 class PodVolumes {
  public:
-  explicit PodVolumes(StateBook& book) : book_(book) {}
+  PodVolumes(StateBook& book, HostSockets& sockets) : book_(book), sockets_(sockets) {}
 
-  // The guest's agent, which must live as long as this is used.
-  void Attach(ttrpc::Caller& agent) { agent_ = &agent; }
+  // The guest's agent, which must live as long as this is used. The sockets are attached by then.
+  void Attach(ttrpc::Caller& agent);
   // Goes on where another process stopped: with the volumes that the state names.
   void Restore(const persist::SandboxState& state);
 
@@ -60,11 +61,13 @@ class PodVolumes {
   Volume* FindShared(const persist::PodVolume& wanted, const Mounts& mounts, std::string& inner)
       REQUIRES(mutex_);
   absl::StatusOr<std::string> KeepInMemory(const VolumeSource& source, Taken& taken) REQUIRES(mutex_);
+  absl::StatusOr<std::string> OfferSocket(const VolumeSource& source, Taken& taken) REQUIRES(mutex_);
   std::string NewName() REQUIRES(mutex_);
   void Use(Volume& volume, Taken& taken) REQUIRES(mutex_);
   std::string SharedDir() const;
 
   StateBook& book_;
+  HostSockets& sockets_;
   ttrpc::Caller* agent_ = nullptr;
   mutable Mutex mutex_;
   std::map<std::string, Volume> volumes_ GUARDED_BY(mutex_);  // by name

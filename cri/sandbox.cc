@@ -42,7 +42,8 @@ Sandbox::Sandbox(Config config, EventPublisher& events, Seams seams)
       vm_(config_, book_, laminad_, seams.doors, [this](const absl::Status& why) { EndPod(why); }),
       size_(config_, book_, laminad_),
       layers_(config_.layers.max_arenas_per_pod, book_, laminad_),
-      volumes_(book_),
+      sockets_(config_.volumes.sockets),
+      volumes_(book_, sockets_),
       containers_({config_, book_, events_, vm_, size_, layers_, volumes_,
                    [this](const absl::Status& why) { EndPod(why); }, seams.kill_bound}) {}
 
@@ -234,6 +235,7 @@ absl::Status Sandbox::Build(const BundleSpec& spec, Deadline deadline, laminad::
 absl::Status Sandbox::BeginRunning() {
   size_.Attach(vm_.vm(), vm_.agent(), vm_.accel());
   layers_.Attach(vm_.vm(), vm_.agent());
+  sockets_.Attach(vm_.agent(), vm_.mux(), [this] { return vm_.Alive().ok(); });
   volumes_.Attach(vm_.agent());
   {
     MutexLock lock(mutex_);

@@ -87,6 +87,7 @@ class Sandbox {
   PodVm vm_;
   PodSize size_;
   ContainerLayers layers_;
+  HostSockets sockets_;
   PodVolumes volumes_;
   Containers containers_;
   Mutex delete_mutex_;  // one clean-up at a time; before mutex_

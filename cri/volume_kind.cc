@@ -72,10 +72,13 @@ std::optional<VolumeSource> BehindSubPath(const KubeletPath& path, const std::st
 }  // namespace
 
 const char* VolumeKindName(VolumeKind kind) {
-  constexpr std::array kNames = {
-      "the pod's shared memory", "a memory volume of the guest's",      "a disk of the VM's",
-      "files kept in the guest", "a termination log kept in the guest", "a socket of the host",
-      "shared by virtiofs"};
+  constexpr std::array kNames = {"the pod's shared memory",
+                                 "a memory volume of the guest's",
+                                 "a disk of the VM's",
+                                 "files kept in the guest",
+                                 "a termination log kept in the guest",
+                                 "a socket of the host, connection by connection",
+                                 "shared by virtiofs"};
   return kNames[static_cast<size_t>(kind)];
 }
 

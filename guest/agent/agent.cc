@@ -62,6 +62,7 @@ Agent::Agent(AgentOptions options, std::unique_ptr<StdioMux> mux, ModuleLoader& 
       crun_(processes, options_.crun, options_.root),
       layers_(options_.root, modules, monitor, Sysfs()),
       volumes_(options_.root),
+      sockets_(options_.root, *mux_),
       containers_(ContainerTableOptions{options_.root, options_.cgroup_mount}, *mux_, processes, layers_,
                   modules, crun_) {}
 
@@ -210,6 +211,20 @@ void Agent::RegisterMachine(ttrpc::Server& server) {
   server.Handle(kUnmountVolume, [this](const CallContext&, const UnmountVolumeRequest& request) {
     return Done(volumes_.Unmount(request.name()));
   });
+  server.Handle(kOfferSocket, [this](const CallContext&, const OfferSocketRequest& request) {
+    return Done(sockets_.Offer(request));
+  });
+  server.Handle(
+      kAcceptSocket,
+      [this](const CallContext&, const SocketRequest& request) -> absl::StatusOr<AcceptSocketResponse> {
+        AcceptSocketResponse response;
+        ASSIGN_OR_RETURN(const uint64_t connection, sockets_.Accept(request.name()));
+        response.set_connection(connection);
+        return response;
+      });
+  server.Handle(kJoinSocket, [this](const CallContext&, const JoinSocketRequest& request) {
+    return Done(sockets_.Join(request));
+  });
   server.Handle(kGuestInfo, [](const CallContext&, const Empty&) -> absl::StatusOr<GuestInfoResponse> {
     return GuestInfo();
   });
@@ -316,6 +331,7 @@ void Agent::Register(ttrpc::Server& server) {
 
 void Agent::TearDown() {
   containers_.DeleteAll();
+  sockets_.Close();
   layers_.UnmountAll();
   volumes_.UnmountAll();
   for (const char* sub : {"/shared", "/shm", "/etc"}) {

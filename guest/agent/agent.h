@@ -14,6 +14,7 @@
 #include "guest/agent/crun.h"
 #include "guest/agent/devices.h"
 #include "guest/agent/guest_clock.h"
+#include "guest/agent/host_sockets.h"
 #include "guest/agent/layers.h"
 #include "guest/agent/modules.h"
 #include "guest/agent/processes.h"
@@ -72,6 +73,7 @@ class Agent {
   Crun crun_;
   LayerTable layers_;
   VolumeTable volumes_;
+  HostSockets sockets_;
   ContainerTable containers_;
   Mutex configure_mutex_;
   std::string configured_ GUARDED_BY(configure_mutex_);  // the request that was carried out

@@ -11,6 +11,7 @@
 #include "base/ttrpc/method.h"
 
 namespace lamina::agent::v1 {
+class AcceptSocketResponse;
 class AdjustClockRequest;
 class AdjustClockResponse;
 class ConfigureSandboxRequest;
@@ -22,15 +23,18 @@ class ExecCreateRequest;
 class GuestInfoResponse;
 class HelloRequest;
 class HelloResponse;
+class JoinSocketRequest;
 class MountLayersRequest;
 class MountLayersResponse;
 class MountVolumeRequest;
+class OfferSocketRequest;
 class PidsResponse;
 class ProcessRequest;
 class ResizeTerminalRequest;
 class SetVcpusRequest;
 class SetVcpusResponse;
 class SignalProcessRequest;
+class SocketRequest;
 class StartProcessResponse;
 class UnmountLayersRequest;
 class UnmountVolumeRequest;
@@ -54,6 +58,7 @@ inline constexpr char kSharedDirectory[] = "/run/lamina/shared";  // the virtiof
 inline constexpr char kShmDirectory[] = "/run/lamina/shm";        // a tmpfs, shared by the pod's containers
 inline constexpr char kPodFilesDirectory[] =
     "/run/lamina/etc";  // a tmpfs with the pod's files, if it has any
+inline constexpr char kSocketsDirectory[] = "/run/lamina/sockets";  // <name> in it, for sockets of the host
 inline constexpr char kVolumesDirectory[] = "/run/lamina/volumes";  // <volume name> in it
 inline constexpr char kLayersDirectory[] = "/run/lamina/layers";    // <layer id> in it
 
@@ -61,6 +66,7 @@ inline constexpr char kLayersDirectory[] = "/run/lamina/layers";    // <layer id
 inline constexpr size_t kMaxContainers = 256;
 inline constexpr size_t kMaxExecsPerContainer = 256;
 inline constexpr size_t kMaxLayersPerContainer = 500;  // the kernel's own bound (OVL_MAX_STACK)
+inline constexpr size_t kMaxHostSockets = 64, kMaxWaitingConnections = 16;  // the latter of one socket
 inline constexpr size_t kMaxVolumes = 1024;
 inline constexpr int kMaxVolumeFolders = 64;  // of one request
 inline constexpr int kMaxInterfaces = 32;
@@ -102,6 +108,13 @@ inline constexpr ttrpc::Method<agent::v1::Empty, agent::v1::GuestInfoResponse> k
 inline constexpr ttrpc::Method<agent::v1::SetVcpusRequest, agent::v1::SetVcpusResponse> kSetVcpus{
     kAgentService, "SetVcpus"};
 inline constexpr ttrpc::Method<agent::v1::Empty, agent::v1::Empty> kShutdown{kAgentService, "Shutdown"};
+
+inline constexpr ttrpc::Method<agent::v1::OfferSocketRequest, agent::v1::Empty> kOfferSocket{kAgentService,
+                                                                                             "OfferSocket"};
+inline constexpr ttrpc::Method<agent::v1::SocketRequest, agent::v1::AcceptSocketResponse> kAcceptSocket{
+    kAgentService, "AcceptSocket"};
+inline constexpr ttrpc::Method<agent::v1::JoinSocketRequest, agent::v1::Empty> kJoinSocket{kAgentService,
+                                                                                           "JoinSocket"};
 
 // A container as a whole.
 inline constexpr ttrpc::Method<agent::v1::CreateContainerRequest, agent::v1::CreateContainerResponse>

@@ -1,12 +1,15 @@
 // A pod's files are those of one kernel: what its containers do with them, they do together. runc shows what
 // is right.
 #include <sys/mount.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
+#include "base/unix_socket.h"
 #include "tests/e2e/support.h"
 
 namespace lamina::e2e {
@@ -165,6 +168,37 @@ TEST_F(OneKernelTest, ReadOnlyLeavesWhatIsMountedBelowWritable) {
   const std::string id = Start({{"/data", dir, true}});
   EXPECT_EQ(In_(id, "/probe write /data/x y; /probe write /data/below/x y; true"), "EROFS\nok\n");
   EXPECT_TRUE(fs::exists(dir + "/below/x"));
+}
+
+// A socket of the node: only what its configuration names.
+TEST_F(OneKernelTest, ASocketOfTheHostAnswersWhereTheNodeAllowsIt) {
+  const std::string allowed = TestNode().volumes_dir() + "/sockets/one.sock",
+                    other = Folder("sockets") + "/two.sock";
+  fs::create_directories(fs::path(allowed).parent_path());
+  const auto listener = ListenUnix(allowed), forbidden = ListenUnix(other);
+  ASSERT_OK(listener);
+  ASSERT_OK(forbidden);
+  ASSERT_EQ(chmod(allowed.c_str(), 0666), 0);
+  if (IsLamina()) {
+    ContainerSpec refused = Sleeper("refused");
+    refused.mounts = {{"/app.sock", other}};
+    const auto id = Cri().RunContainer(pod(), refused);
+    EXPECT_THAT(Message(id.status()), ::testing::AllOf(HasSubstr(other), HasSubstr("volumes.sockets")));
+  }
+  ContainerSpec spec = Sleeper("asks");
+  spec.mounts = {{"/app.sock", allowed}};
+  spec.user = spec.group = 1000;
+  const std::string id = Adopt(spec);
+  std::thread serves([&] {
+    for (int i = 0; i < 3; ++i) {
+      const UniqueFd peer(accept(listener->get(), nullptr, nullptr));
+      [[maybe_unused]] const ssize_t n = write(peer.get(), "hello\n", 6);
+    }
+  });
+  EXPECT_EQ(In_(id, "for i in 1 2 3; do /probe connect /app.sock; done; true"), "hello\nhello\nhello\n");
+  // Who hangs up before he was heard must not keep the test.
+  for (int i = 0; i < 3; ++i) ConnectUnix(allowed).status().IgnoreError();
+  serves.join();
 }
 
 }  // namespace

@@ -135,6 +135,7 @@ absl::Status Node::Prepare() {
     fs::create_directories(dir_ + "/" + sub);
   ASSIGN_OR_RETURN(rest_port_, FreePort());
   config_ = DefaultConfig();
+  config_["volumes.sockets"] = "[\"" + volumes_dir() + "/sockets/\"]";
   config_["paths.run_dir"] = '"' + run_dir() + '"';
   config_["paths.state_dir"] = '"' + state_dir() + '"';
   config_["paths.guest_dir"] = '"' + options_.guest_dir + '"';

@@ -75,7 +75,8 @@ class PodVolumesTest : public ::testing::Test {
   StateBook book_{FileSystem::Real(), dir_ / "state"};
   ttrpc::FakeCaller agent_;
   std::vector<MountVolumeRequest> mounted_;
-  PodVolumes volumes_{book_};
+  HostSockets sockets_{{}};
+  PodVolumes volumes_{book_, sockets_};
 };
 bool PodVolumesTest::own_namespace_ = false;
 
@@ -212,7 +213,7 @@ TEST_F(PodVolumesTest, GoesOnWhereAnotherShimStopped) {
   state.containers["web"].mounts = taken.names;
   // Of one that was deleted in the same moment.
   state.volumes.push_back({"v99", VolumeKindName(VolumeKind::kShared), host_, "1:2", "/gone", false, false});
-  PodVolumes next(book_);
+  PodVolumes next(book_, sockets_);
   next.Attach(agent_);
   next.Restore(state);
   BundleSpec spec;

@@ -31,7 +31,8 @@ class TakeoverTest : public PodTest {
           vm(test.config_, book, laminad, test.Doors(), [](const absl::Status&) {}),
           size(test.config_, book, laminad),
           layers(test.config_.layers.max_arenas_per_pod, book, laminad),
-          volumes(book),
+          sockets({}),
+          volumes(book, sockets),
           containers({test.config_, book, test.events_, vm, size, layers, volumes,
                       [this](const absl::Status&) { ended = true; }, test.kill_bound_}) {}
 
@@ -58,6 +59,7 @@ class TakeoverTest : public PodTest {
     PodVm vm;
     PodSize size;
     ContainerLayers layers;
+    HostSockets sockets;
     PodVolumes volumes;
     std::atomic<bool> ended{false};
     Containers containers;
