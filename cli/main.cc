@@ -63,7 +63,7 @@ int Main(int argc, char** argv) {
   command(&app, "sandboxes", "the node's sandboxes", [&] { return Sandboxes(common); });
 
   std::string sandbox;
-  command(&app, "explain", "one sandbox: its size and why, its boot, its layers",
+  command(&app, "explain", "one sandbox: its size and why, its boot, its volumes and layers",
           [&] { return Explain(common, sandbox); })
       ->add_option("SANDBOX", sandbox, "id, a unique beginning of it, or namespace/pod")
       ->required();

@@ -7,10 +7,12 @@
 #include <map>
 #include <memory>
 
+#include "base/file_system.h"
 #include "base/status.h"
 #include "base/units.h"
 #include "cli/cli.h"
 #include "node/json.h"
+#include "persist/state_store.h"
 #include "proto/node/node.grpc.pb.h"
 #include "sizing/numa.h"
 
@@ -124,6 +126,36 @@ absl::StatusOr<v1::Sandbox> FindSandbox(const v1::SandboxList& list, const std::
   return *matches[0];
 }
 
+// Its own processes know them, and write them into the state; a pod that is just going has none.
+void AddVolumes(const Config& config, v1::Sandbox& sandbox) {
+  const persist::StateStore store(FileSystem::Real(), config.paths.state_dir);
+  const auto state = store.Load(sandbox.id());
+  if (!state.ok()) return;
+  for (const persist::PodVolume& known : state->volumes) {
+    v1::Volume& volume = *sandbox.add_volumes();
+    volume.set_name(known.name);
+    volume.set_source(known.source);
+    volume.set_kind(known.kind);
+    volume.set_read_only(known.read_only);
+    for (const auto& [id, container] : state->containers) {
+      if (std::find(container.mounts.begin(), container.mounts.end(), known.name) != container.mounts.end())
+        volume.add_users(id);
+    }
+  }
+}
+
+void PrintVolumes(const v1::Sandbox& sandbox) {
+  if (sandbox.volumes_size() == 0) return;
+  Table table({"VOLUME", "HOW", "READ ONLY", "CONTAINERS"});
+  for (const v1::Volume& volume : sandbox.volumes()) {
+    std::vector<std::string> users;
+    for (const std::string& user : volume.users()) users.push_back(ShortId(user));
+    table.Add({volume.source(), volume.kind(), volume.read_only() ? "yes" : "no",
+               users.empty() ? "-" : fmt::format("{}", fmt::join(users, " "))});
+  }
+  fmt::print("{}\n", table.ToString());
+}
+
 }  // namespace
 
 absl::Status Sandboxes(const Common& common) {
@@ -142,10 +174,12 @@ absl::Status Sandboxes(const Common& common) {
 }
 
 absl::Status Explain(const Common& common, const std::string& wanted) {
+  ASSIGN_OR_RETURN(const Config config, ReadConfig(common));
   ASSIGN_OR_RETURN(const Laminad laminad, Connect(common));
   v1::SandboxList list;
   RETURN_IF_ERROR(Call(laminad, &v1::Node::Stub::ListSandboxes, v1::ListRequest(), &list));
-  ASSIGN_OR_RETURN(const v1::Sandbox s, FindSandbox(list, wanted));
+  ASSIGN_OR_RETURN(v1::Sandbox s, FindSandbox(list, wanted));
+  AddVolumes(config, s);
   if (common.json) return PrintJson(s);
   v1::LayerList layers;
   RETURN_IF_ERROR(Call(laminad, &v1::Node::Stub::ListLayers, v1::ListRequest(), &layers));
@@ -167,6 +201,7 @@ absl::Status Explain(const Common& common, const std::string& wanted) {
   if (!s.state_path().empty()) fmt::print("state at:  {}\n", Printable(s.state_path()));
   fmt::print("why:\n");
   for (const std::string& reason : s.reasons()) fmt::print("  {}\n", Printable(reason));
+  PrintVolumes(s);
   Table table({"LAYER", "PLACE", "SIZE", "SHARED WITH"});
   for (const v1::Layer& layer : layers.layers()) {
     if (std::find(layer.users().begin(), layer.users().end(), s.id()) == layer.users().end()) continue;

@@ -148,6 +148,19 @@ TEST(LaminaCli, ListsAndExplains) {
   EXPECT_EQ(
       json::parse(RunLamina({"explain", "shop/pod-abcdef0123456789", "-o", "json"}, &laminad).output)["id"],
       "abcdef0123456789");
+  // Which way its volumes took stands in its state.
+  persist::SandboxState state;
+  state.sandbox_id = "abcdef0123456789";
+  state.volumes.push_back({"v1", "shared by virtiofs", "/srv/data", "8:1", "/data", true, false});
+  state.containers["web"].id = "web";
+  state.containers["web"].mounts = {"v1"};
+  ASSERT_OK(persist::StateStore(FileSystem::Real(), laminad.directory() + "/state").Save(state));
+  EXPECT_THAT(RunLamina({"explain", "abc"}, &laminad).output,
+              AllOf(HasSubstr("/srv/data"), HasSubstr("shared by virtiofs"), HasSubstr("web")));
+  const auto volumes = json::parse(RunLamina({"explain", "abc", "-o", "json"}, &laminad).output)["volumes"];
+  ASSERT_EQ(volumes.size(), 1U);
+  EXPECT_EQ(volumes[0]["source"], "/srv/data");
+  EXPECT_EQ(volumes[0]["users"][0], "web");
   EXPECT_EQ(RunLamina({"explain", "nobody"}, &laminad).exit_code, 1);
   ASSERT_OK(laminad.Claim("abcdefff", 1 * kMiB));
   EXPECT_EQ(RunLamina({"explain", "abc"}, &laminad).exit_code, 2);  // two match
