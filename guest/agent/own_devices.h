@@ -1,4 +1,5 @@
-// The device nodes that a privileged container gets: the guest's own, where on a node it would get the node's.
+// The device nodes that a privileged container gets: the guest's own, where on a node it would get the
+// node's.
 #pragma once
 
 #include <cstdint>

@@ -170,6 +170,46 @@ TEST_F(OneKernelTest, ReadOnlyLeavesWhatIsMountedBelowWritable) {
   EXPECT_TRUE(fs::exists(dir + "/below/x"));
 }
 
+TEST_F(OneKernelTest, AHundredMountsInOneContainer) {
+  std::vector<MountSpec> mounts;
+  for (int i = 0; i < 100; ++i) {
+    const std::string name = std::to_string(i), dir = Folder("many/" + name);
+    std::ofstream(dir + "/x") << name << "\n";
+    mounts.push_back({"/many/" + name, dir, i % 2 == 0});
+  }
+  const std::string id = Start(mounts);
+  EXPECT_EQ(In_(id, "cat /many/*/x | sort -n | tail -1; ls /many | wc -l"), "99\n100\n");
+  EXPECT_EQ(In_(id, "/probe write /many/0/y z; /probe write /many/1/y z; true"), "EROFS\nok\n");
+}
+
+TEST_F(OneKernelTest, VolumesOverTheImagesOwnFolders) {
+  const std::string etc = Folder("etc"), tmp = PodFolder("volumes/kubernetes.io~empty-dir/tmp"),
+                    shm = MemoryVolume("over-shm", "size=4m,mode=1777");
+  std::ofstream(etc + "/passwd") << "root:x:0:0::/:/bin/sh\nguest:x:1000:1000::/:/bin/sh\n";
+  const std::string id = Start({{"/etc", etc}, {"/tmp", tmp}, {"/dev/shm", shm}});
+  // What the runtime mounts in /etc besides lies in the volume.
+  EXPECT_EQ(In_(id,
+                "grep -c guest /etc/passwd; test -s /etc/resolv.conf -a -s /etc/hosts && echo both; echo x "
+                ">/tmp/y; cat /tmp/y"),
+            "1\nboth\nx\n");
+}
+
+// Somebody deletes a folder that a pod has mounted: what is open goes on, nothing hangs, the others don't
+// care.
+TEST_F(OneKernelTest, AVolumeRemovedUnderThePod) {
+  const std::string gone = Folder("gone"), stays = Folder("stays");
+  std::ofstream(gone + "/x") << "open\n";
+  const std::string id = Start({{"/gone", gone}, {"/stays", stays}});
+  In_(id,
+      "(exec 5</gone/x; echo $$ >/stays/pid; while [ ! -e /stays/go ]; do :; done; cat <&5 >/stays/read) "
+      ">/dev/null 2>&1 & while [ ! -s /stays/pid ]; do :; done");
+  fs::remove_all(gone);
+  In_(id, "touch /stays/go; i=0; while [ ! -s /stays/read ] && [ $i -lt 100000 ]; do i=$((i+1)); done");
+  EXPECT_EQ(In_(id, "cat /stays/read"), "open\n");
+  EXPECT_THAT(In_(id, "echo y >/gone/new 2>&1; ls /gone 2>&1; true"), HasSubstr("No such file"));
+  EXPECT_EQ(In_(id, "echo y >/stays/y; cat /stays/y"), "y\n");
+}
+
 // A socket of the node: only what its configuration names.
 TEST_F(OneKernelTest, ASocketOfTheHostAnswersWhereTheNodeAllowsIt) {
   const std::string allowed = TestNode().volumes_dir() + "/sockets/one.sock",
