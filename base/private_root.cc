@@ -12,10 +12,12 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <climits>
 #include <cstring>
 #include <string_view>
 #include <utility>
 
+#include "base/positioned_io.h"
 #include "base/status.h"
 #include "base/subprocess.h"
 #include "base/unique_fd.h"
@@ -25,32 +27,24 @@ namespace {
 
 constexpr std::chrono::seconds kListTime{20};
 
-absl::StatusOr<std::string> ReadAt(int fd, uint64_t offset, uint64_t bytes, const std::string& path) {
-  std::string data(std::min<uint64_t>(bytes, 1 << 20), '\0');
-  const ssize_t n = pread(fd, data.data(), data.size(), static_cast<off_t>(offset));
-  if (n < 0) return ErrnoStatus(errno, "read " + path);
-  data.resize(static_cast<size_t>(n));
-  return data;
-}
-
 // The program's dynamic loader; empty where it needs none.
 absl::StatusOr<std::string> LoaderOf(const std::string& path) {
   const UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) return ErrnoStatus(errno, "open " + path);
-  ASSIGN_OR_RETURN(const std::string head, ReadAt(fd.get(), 0, sizeof(Elf64_Ehdr), path));
-  Elf64_Ehdr elf;
-  if (head.size() < sizeof elf || memcmp(head.data(), ELFMAG, SELFMAG) != 0 || head[EI_CLASS] != ELFCLASS64) {
+  const auto read = [&](uint64_t offset, auto& part) {
+    return ReadAt(fd.get(), path, offset, reinterpret_cast<char*>(&part), sizeof part);
+  };
+  Elf64_Ehdr elf{};
+  const absl::Status head = read(0, elf);
+  if (!head.ok() && !absl::IsDataLoss(head)) return head;
+  if (!head.ok() || memcmp(elf.e_ident, ELFMAG, SELFMAG) != 0 || elf.e_ident[EI_CLASS] != ELFCLASS64)
     return InvalidArgument("{}: not a 64-bit ELF program, which is what can be confined", path);
-  }
-  memcpy(&elf, head.data(), sizeof elf);
   for (size_t i = 0; i < elf.e_phnum; ++i) {
-    ASSIGN_OR_RETURN(const std::string data,
-                     ReadAt(fd.get(), elf.e_phoff + i * sizeof(Elf64_Phdr), sizeof(Elf64_Phdr), path));
-    Elf64_Phdr part;
-    if (data.size() < sizeof part) break;
-    memcpy(&part, data.data(), sizeof part);
+    Elf64_Phdr part{};
+    RETURN_IF_ERROR(read(elf.e_phoff + i * sizeof part, part));
     if (part.p_type != PT_INTERP) continue;
-    ASSIGN_OR_RETURN(const std::string loader, ReadAt(fd.get(), part.p_offset, part.p_filesz, path));
+    std::string loader(std::min<uint64_t>(part.p_filesz, PATH_MAX), '\0');
+    RETURN_IF_ERROR(ReadAt(fd.get(), path, part.p_offset, loader.data(), loader.size()));
     return loader.substr(0, loader.find('\0'));
   }
   return "";
