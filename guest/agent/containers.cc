@@ -15,6 +15,7 @@
 #include "guest/agent/files.h"
 #include "guest/agent/mount_points.h"
 #include "guest/agent/overlay.h"
+#include "guest/agent/system.h"
 #include "proto/agent.pb.h"
 
 namespace lamina::guest {
@@ -47,6 +48,14 @@ absl::Status ContainerTable::EnterShared(const std::vector<std::string>& names,
     if (!entered.ok()) LogWarning("a mount of the host's: {}", Message(entered));
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> ContainerTable::WritableVolume(const std::string& name) const {
+  if (name.empty()) return name;
+  RETURN_IF_ERROR(CheckSafeId(name, "volume of the root"));
+  const std::string path = options_.root + "/volumes/" + name;
+  if (IsMountPoint(path)) return path;
+  return MakeStatus(absl::StatusCode::kNotFound, "volume {} of the root is not mounted", name);
 }
 
 bool ContainerTable::HasHugePages(std::string_view page_size) const {
@@ -132,10 +141,11 @@ absl::StatusOr<pid_t> ContainerTable::CreateLocked(const agent::v1::CreateContai
   RETURN_IF_ERROR(MakeDirectory(container.directory));
   if (!container.layer_ids.empty()) {
     RETURN_IF_ERROR(modules_.Load("overlay"));
+    ASSIGN_OR_RETURN(const std::string writable, WritableVolume(request.writable_volume()));
     ASSIGN_OR_RETURN(const std::vector<std::string> links, layers_.Acquire(container.layer_ids));
     container.overlay = true;
     RETURN_IF_ERROR(MountOverlay(container.directory, layers_.links_directory(), links,
-                                 layers_.MountPoint(container.layer_ids.front())));
+                                 layers_.MountPoint(container.layer_ids.front()), writable));
   }
   RETURN_IF_ERROR(EnterShared(spec.shared_names, request));
   ASSIGN_OR_RETURN(

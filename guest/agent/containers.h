@@ -92,6 +92,8 @@ class ContainerTable {
   static std::string PinsOf(const Container& container) { return container.directory + "/pins"; }
   absl::Status EnterShared(const std::vector<std::string>& names,
                            const agent::v1::CreateContainerRequest& request) const;
+  // Where it is mounted; "" for none.
+  absl::StatusOr<std::string> WritableVolume(const std::string& name) const;
   bool HasHugePages(std::string_view page_size) const;
   Cgroup CgroupOf(const std::string& id) const { return Cgroup(options_.cgroup_mount, "/lamina/" + id); }
   // The task's exit callback, which notes whether the OOM killer was at work.

@@ -188,11 +188,11 @@ std::vector<std::string> Sysfs::VirtioModaliases() const {
   return aliases;
 }
 
-absl::Status SetReadOnly(const std::string& device_node) {
+absl::Status SetReadOnly(const std::string& device_node, bool read_only) {
   UniqueFd fd(open(device_node.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd && (errno == ENXIO || errno == ENODEV)) return NotFound("{} is not ready", device_node);
   if (!fd) return ErrnoStatus(errno, "open " + device_node);
-  const int on = 1;
+  const int on = read_only ? 1 : 0;
   if (ioctl(fd.get(), BLKROSET, &on) != 0) return ErrnoStatus(errno, "set read-only " + device_node);
   return absl::OkStatus();
 }

@@ -51,9 +51,9 @@ class Sysfs {
   const std::string root_;
 };
 
-// Makes the kernel refuse writes to the block device (BLKROSET). NotFound while a device that sysfs shows
-// already cannot be opened yet.
-absl::Status SetReadOnly(const std::string& device_node);
+// Makes the kernel refuse writes to the block device, or take them (BLKROSET). NotFound while a device that
+// sysfs shows already cannot be opened yet.
+absl::Status SetReadOnly(const std::string& device_node, bool read_only = true);
 
 // Listens for uevents on one small thread. Thread-safe.
 class DeviceMonitor {

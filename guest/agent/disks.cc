@@ -16,7 +16,7 @@ constexpr auto kScanAfter = std::chrono::seconds(1);
 }  // namespace
 
 absl::StatusOr<std::string> AwaitDisk(DeviceMonitor& monitor, const Sysfs& sysfs,
-                                      const agent::v1::ScsiDisk& disk) {
+                                      const agent::v1::ScsiDisk& disk, bool read_only) {
   if (disk.target() > 255 || disk.lun() > 16383) {
     return InvalidArgument("SCSI target {} lun {}: out of range", disk.target(), disk.lun());
   }
@@ -27,7 +27,7 @@ absl::StatusOr<std::string> AwaitDisk(DeviceMonitor& monitor, const Sysfs& sysfs
     if (!name.ok() && !scanned && steady_clock::now() - start > kScanAfter) {
       scanned = sysfs.ScanScsi(disk.pci_path(), disk.target(), disk.lun()).ok();
     }
-    if (name.ok()) RETURN_IF_ERROR(SetReadOnly("/dev/" + *name));
+    if (name.ok()) RETURN_IF_ERROR(SetReadOnly("/dev/" + *name, read_only));
     return name;
   };
   return AwaitDevice(monitor, find);

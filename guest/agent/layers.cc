@@ -86,7 +86,7 @@ absl::Status LayerTable::MountPmem(const agent::v1::Layer& layer, Entry& entry,
 }
 
 absl::StatusOr<std::string> LayerTable::FindDisk(const agent::v1::ScsiDisk& disk, Entry& entry) {
-  ASSIGN_OR_RETURN(std::string name, AwaitDisk(monitor_, sysfs_, disk));
+  ASSIGN_OR_RETURN(std::string name, AwaitDisk(monitor_, sysfs_, disk, /*read_only=*/true));
   entry.disks.push_back(name);
   RETURN_IF_ERROR(CheckDiskSize(sysfs_, name, disk));
   return name;

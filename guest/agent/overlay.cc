@@ -72,14 +72,15 @@ absl::StatusOr<std::string> OverlayOptions(const std::vector<std::string>& lower
 }
 
 absl::Status MountOverlay(const std::string& directory, const std::string& links_directory,
-                          const std::vector<std::string>& links, const std::string& top_layer) {
-  const std::string rw = directory + "/rw", rootfs = directory + "/rootfs";
+                          const std::vector<std::string>& links, const std::string& top_layer,
+                          const std::string& writable) {
+  const std::string rw = writable.empty() ? directory + "/rw" : writable, rootfs = directory + "/rootfs";
   const std::string upper = rw + "/u", work = rw + "/w";
   ASSIGN_OR_RETURN(const std::string options, OverlayOptions(links, upper, work));
-  RETURN_IF_ERROR(MakeDirectory(rw, 0700));
   RETURN_IF_ERROR(MakeDirectory(rootfs, 0755));
+  if (writable.empty()) RETURN_IF_ERROR(MakeDirectory(rw, 0700));
   // What is written here is charged to the memory cgroup of the writer.
-  if (mount("tmpfs", rw.c_str(), "tmpfs", 0, "mode=0700") != 0) {
+  if (writable.empty() && mount("tmpfs", rw.c_str(), "tmpfs", 0, "mode=0700") != 0) {
     return ErrnoStatus(errno, "mount the writable top on " + rw);
   }
   const auto finish = [&]() -> absl::Status {

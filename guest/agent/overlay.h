@@ -1,4 +1,4 @@
-// A container's root: overlayfs of its layers under a writable top on a tmpfs.
+// A container's root: overlayfs of its layers under a writable top on a tmpfs or a volume.
 #pragma once
 
 #include <string>
@@ -16,13 +16,15 @@ namespace lamina::guest {
 absl::StatusOr<std::string> OverlayOptions(const std::vector<std::string>& lower, std::string_view upper,
                                            std::string_view work);
 
-// Makes <directory>/{rw,rootfs}, mounts a tmpfs on rw and the overlay on rootfs. `top_layer` gives the root
-// directory its mode and owner. `links` are relative to `links_directory`. On error nothing stays mounted.
-// Thread-safe.
+// Makes <directory>/rootfs and mounts the overlay there. What is written goes to `writable`, a mounted volume
+// that nobody else has, or where that is empty to a tmpfs, mounted on <directory>/rw. `top_layer` gives the
+// root directory its mode and owner. `links` are relative to `links_directory`. On error nothing stays
+// mounted. Thread-safe.
 absl::Status MountOverlay(const std::string& directory, const std::string& links_directory,
-                          const std::vector<std::string>& links, const std::string& top_layer);
+                          const std::vector<std::string>& links, const std::string& top_layer,
+                          const std::string& writable);
 
-// Unmounts both; OK when they are not mounted. A mount that is busy is detached.
+// Unmounts what MountOverlay mounted; OK when nothing is. A mount that is busy is detached.
 absl::Status UnmountOverlay(const std::string& directory);
 
 }  // namespace lamina::guest

@@ -31,7 +31,7 @@ TEST(WithoutThreads, AnOverlayIsNotMountedAndNothingStaysMounted) {
   std::filesystem::create_directories(container);
   {
     const NoThreads none;
-    EXPECT_THAT(MountOverlay(container, dir / "layers", {"0"}, layer),
+    EXPECT_THAT(MountOverlay(container, dir / "layers", {"0"}, layer, ""),
                 HasStatus(absl::StatusCode::kResourceExhausted, "start a thread"));
   }
   EXPECT_EQ(FileSystem::Real().Read("/proc/self/mounts", 1 << 20)->find(container), std::string::npos);
