@@ -61,10 +61,11 @@ Agent::Agent(AgentOptions options, std::unique_ptr<StdioMux> mux, ModuleLoader& 
       on_shutdown_(std::move(on_shutdown)),
       crun_(processes, options_.crun, options_.root),
       layers_(options_.root, modules, monitor, Sysfs()),
-      volumes_(options_.root),
+      disks_(modules, monitor, Sysfs()),
+      volumes_(options_.root, &disks_),
       sockets_(options_.root, *mux_),
       containers_(ContainerTableOptions{options_.root, options_.cgroup_mount}, *mux_, processes, layers_,
-                  modules, crun_) {}
+                  volumes_, modules, crun_) {}
 
 absl::StatusOr<HelloResponse> Agent::Hello(const HelloRequest& request) {
   if (request.protocol_version() != kProtocolVersion) {

@@ -13,6 +13,7 @@
 #include "guest/agent/containers.h"
 #include "guest/agent/crun.h"
 #include "guest/agent/devices.h"
+#include "guest/agent/disk_volumes.h"
 #include "guest/agent/guest_clock.h"
 #include "guest/agent/host_sockets.h"
 #include "guest/agent/layers.h"
@@ -72,6 +73,7 @@ class Agent {
   GuestClock clock_;
   Crun crun_;
   LayerTable layers_;
+  DiskVolumes disks_;
   VolumeTable volumes_;
   HostSockets sockets_;
   ContainerTable containers_;

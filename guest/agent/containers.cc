@@ -2,6 +2,7 @@
 
 #include <signal.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -50,10 +51,23 @@ absl::Status ContainerTable::EnterShared(const std::vector<std::string>& names,
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::vector<ContainerDevice>> ContainerTable::DevicesOf(
+    const agent::v1::CreateContainerRequest& request) const {
+  std::vector<ContainerDevice> devices;
+  for (const agent::v1::ContainerDevice& asked : request.devices()) {
+    ASSIGN_OR_RETURN(const std::string node, volumes_.DeviceOf(asked.volume()));
+    struct stat info {};
+    if (stat(node.c_str(), &info) != 0) return ErrnoStatus(errno, "device " + asked.path());
+    devices.push_back({asked.path(), major(info.st_rdev), minor(info.st_rdev), asked.access(), asked.mode(),
+                       asked.uid(), asked.gid()});
+  }
+  return devices;
+}
+
 absl::StatusOr<std::string> ContainerTable::WritableVolume(const std::string& name) const {
   if (name.empty()) return name;
   RETURN_IF_ERROR(CheckSafeId(name, "volume of the root"));
-  const std::string path = options_.root + "/volumes/" + name;
+  const std::string path = volumes_.MountPoint(name);
   if (IsMountPoint(path)) return path;
   return MakeStatus(absl::StatusCode::kNotFound, "volume {} of the root is not mounted", name);
 }
@@ -132,6 +146,7 @@ absl::StatusOr<pid_t> ContainerTable::CreateLocked(const agent::v1::CreateContai
   context.container_id = container.id;
   context.shared_directory = options_.root + "/shared";
   context.terminal = request.terminal();
+  ASSIGN_OR_RETURN(context.devices, DevicesOf(request));
   context.has_huge_pages = [this](std::string_view size) { return HasHugePages(size); };
   if (!container.layer_ids.empty()) context.rootfs = container.directory + "/rootfs";
   ASSIGN_OR_RETURN(const PreparedSpec spec, PrepareSpec(request.spec_json(), context));

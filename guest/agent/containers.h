@@ -21,6 +21,7 @@
 #include "guest/agent/shared_names.h"
 #include "guest/agent/spec.h"
 #include "guest/agent/task.h"
+#include "guest/agent/volumes.h"
 #include "guest/protocol/contract.h"
 
 namespace lamina::agent::v1 {
@@ -41,11 +42,12 @@ struct ContainerTableOptions {
 class ContainerTable {
  public:
   ContainerTable(ContainerTableOptions options, StdioMux& mux, ProcessTable& processes, LayerTable& layers,
-                 ModuleLoader& modules, Crun& crun)
+                 VolumeTable& volumes, ModuleLoader& modules, Crun& crun)
       : options_(std::move(options)),
         mux_(mux),
         processes_(processes),
         layers_(layers),
+        volumes_(volumes),
         modules_(modules),
         crun_(crun),
         shared_(options_.root + "/shared") {}
@@ -92,6 +94,8 @@ class ContainerTable {
   static std::string PinsOf(const Container& container) { return container.directory + "/pins"; }
   absl::Status EnterShared(const std::vector<std::string>& names,
                            const agent::v1::CreateContainerRequest& request) const;
+  absl::StatusOr<std::vector<ContainerDevice>> DevicesOf(
+      const agent::v1::CreateContainerRequest& request) const;
   // Where it is mounted; "" for none.
   absl::StatusOr<std::string> WritableVolume(const std::string& name) const;
   bool HasHugePages(std::string_view page_size) const;
@@ -103,6 +107,7 @@ class ContainerTable {
   StdioMux& mux_;
   ProcessTable& processes_;
   LayerTable& layers_;
+  VolumeTable& volumes_;
   ModuleLoader& modules_;
   Crun& crun_;
   SharedNames shared_;

@@ -27,6 +27,9 @@ class DiskVolumes {
   absl::StatusOr<std::string> Attach(const agent::v1::ScsiDisk& disk, bool read_only) const;
   // Mounts the file system on `name` at the directory `target`, and empties it of what mke2fs put there.
   static absl::Status Mount(const std::string& name, const std::string& target);
+  // Of what is free in the file system mounted at `target` no more than `room_bytes` can be taken: who writes
+  // is told at once that the disk is full, not by a sync that fails. 0: all can.
+  static absl::Status SetRoom(const std::string& name, const std::string& target, uint64_t room_bytes);
   // The guest lets go of the disk. OK when it is gone already.
   absl::Status Detach(const std::string& name) const { return sysfs_.DeleteScsiDisk(name); }
 

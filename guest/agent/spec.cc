@@ -108,6 +108,40 @@ absl::StatusOr<bool> CheckNamespaces(const Json& linux_section) {
   return uts;
 }
 
+// The list at `key`, made when it is missing.
+absl::StatusOr<Json*> ListAt(Json& parent, const char* key, std::string_view what) {
+  Json& child = parent[key];
+  if (child.is_null()) child = Json::array();
+  if (!child.is_array()) return InvalidArgument("{}.{}: not a list", what, key);
+  return &child;
+}
+
+absl::Status AddDevices(const std::vector<ContainerDevice>& devices, Json& linux_section) {
+  if (devices.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(Json * nodes, ListAt(linux_section, "devices", "linux"));
+  ASSIGN_OR_RETURN(Json * resources, ObjectAt(linux_section, "resources", "linux"));
+  ASSIGN_OR_RETURN(Json * rules, ListAt(*resources, "devices", "linux.resources"));
+  for (const ContainerDevice& device : devices) {
+    if (device.path.empty() || device.path[0] != '/' || device.path.find('\0') != std::string::npos)
+      return InvalidArgument("device \"{:.160}\": want an absolute path", device.path);
+    if (device.access.empty() || device.access.find_first_not_of("rwm") != std::string::npos)
+      return InvalidArgument("device {}: access \"{:.16}\", want some of rwm", device.path, device.access);
+    nodes->push_back({{"path", device.path},
+                      {"type", "b"},
+                      {"major", device.major},
+                      {"minor", device.minor},
+                      {"fileMode", device.mode & 0777},
+                      {"uid", device.uid},
+                      {"gid", device.gid}});
+    rules->push_back({{"allow", true},
+                      {"type", "b"},
+                      {"major", device.major},
+                      {"minor", device.minor},
+                      {"access", device.access}});
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 bool IsBelow(std::string_view path, std::string_view directory) {
@@ -168,6 +202,7 @@ absl::StatusOr<PreparedSpec> PrepareSpec(std::string_view spec_json, const SpecC
       resources != linux_section->end() && resources->is_object()) {
     AdaptResources(*resources, context.has_huge_pages);
   }
+  RETURN_IF_ERROR(AddDevices(context.devices, *linux_section));
   NoteName(prepared.rootfs, context.shared_directory, prepared.shared_names);
   if (const Json& mounts = spec["mounts"]; mounts.is_array()) {
     for (const Json& mount : mounts) {

@@ -13,12 +13,21 @@
 
 namespace lamina::guest {
 
+// A block device of the guest, for one container.
+struct ContainerDevice {
+  std::string path;  // in the container
+  uint32_t major = 0, minor = 0;
+  std::string access;  // of "rwm"
+  uint32_t mode = 0600, uid = 0, gid = 0;
+};
+
 struct SpecContext {
   std::string container_id = {};
   // What root.path becomes; empty: the spec's own, which then must lie below `shared_directory`.
   std::string rootfs = {};
   std::string shared_directory = kSharedDirectory;
   bool terminal = false;
+  std::vector<ContainerDevice> devices = {};  // added to the spec's own
   // Whether the kernel has the hugetlb file of that page size ("2MB").
   std::function<bool(std::string_view page_size)> has_huge_pages = {};
 };
@@ -33,7 +42,8 @@ struct PreparedSpec {
 // set. Dropped: hooks, host LSM labels (the guest has no AppArmor or SELinux policy), intelRdt, resources
 // that cgroup v2 has not (net_cls, realtime), hugepage limits without such pages, hostname without a UTS
 // namespace. InvalidArgument, with what is wrong and where: no JSON object, deeper than 64 levels, no
-// process.args, a namespace with a path outside /proc, a root outside the shared directory.
+// process.args, a namespace with a path outside /proc, a root outside the shared directory, a device whose
+// path is not absolute or whose access is not of "rwm".
 absl::StatusOr<PreparedSpec> PrepareSpec(std::string_view spec_json, const SpecContext& context);
 
 struct PreparedProcess {

@@ -178,5 +178,28 @@ TEST(Spec, ResourcesForAnUpdateLoseWhatCgroupV2HasNot) {
   EXPECT_EQ(Json::parse(*resources), Json::parse(R"({"memory":{"limit":1}})"));
 }
 
+TEST(Spec, DevicesComeUnderTheGuestsOwnNumbers) {
+  SpecContext context;
+  context.devices = {{"/data", 8, 16, "r", 0660, 5, 6}};
+  const auto prepared = Prepare(Minimal(), context);
+  ASSERT_OK(prepared);
+  EXPECT_EQ(
+      (*prepared)["linux"]["devices"],
+      Json::parse(R"([{"path":"/data","type":"b","major":8,"minor":16,"fileMode":432,"uid":5,"gid":6}])"));
+  EXPECT_EQ((*prepared)["linux"]["resources"]["devices"],
+            Json::parse(R"([{"allow":true,"type":"b","major":8,"minor":16,"access":"r"}])"));
+  for (const ContainerDevice& wrong :
+       {ContainerDevice{"data", 8, 16, "r"}, ContainerDevice{"", 8, 16, "r"},
+        ContainerDevice{"/data", 8, 16, ""}, ContainerDevice{"/data", 8, 16, "rx"}}) {
+    context.devices = {wrong};
+    EXPECT_THAT(Prepare(Minimal(), context), testing::HasStatus(absl::StatusCode::kInvalidArgument))
+        << wrong.path;
+  }
+  Json odd = Minimal();
+  odd["linux"]["devices"] = 7;
+  context.devices = {{"/data", 8, 16, "r"}};
+  EXPECT_THAT(Prepare(odd, context), testing::HasStatus(absl::StatusCode::kInvalidArgument, "linux.devices"));
+}
+
 }  // namespace
 }  // namespace lamina::guest
