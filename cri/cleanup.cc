@@ -7,6 +7,7 @@
 #include "base/status.h"
 #include "cri/cgroup.h"
 #include "cri/command_line.h"
+#include "cri/disk_image.h"
 #include "cri/network.h"
 #include "cri/volumes.h"
 #include "persist/state_store.h"
@@ -42,6 +43,9 @@ absl::Status CleanUpSandbox(const Config& config, LaminadClient& laminad,
   const absl::Status unmounted = UnmountTree(dir);
   note(unmounted);
   note(TearDownNetwork(state.netns_path));
+  for (const persist::PodDisk& disk : state.disks) {
+    if (!disk.image.empty()) note(RemoveDiskImage(disk.image));
+  }
   note(RemoveHostCgroup(state.cgroup_dirs, kKillTimeout));
   // Never through a mount: what is shared belongs to others.
   if (unmounted.ok()) note(FileSystem::Real().RemoveTree(dir));

@@ -201,13 +201,15 @@ absl::StatusOr<std::shared_ptr<Process>> Containers::Make(const containerd::Crea
           : std::chrono::nanoseconds(kPlaceTimeout);
   RETURN_IF_ERROR(parts_.layers.Mount(request.id(), layers, place_timeout, container.layers));
   RETURN_IF_ERROR(Wanted(container, deadline));
+  agent::v1::CreateContainerRequest create;
+  RETURN_IF_ERROR(AddDisks(spec, UpperDir(request.rootfs()), container, create));
+  RETURN_IF_ERROR(Wanted(container, deadline));
   PodVolumes::Taken& volumes = container.volumes;
   RETURN_IF_ERROR(parts_.volumes.Take(spec, volumes));
   ASSIGN_OR_RETURN(const std::string guest_spec, GuestSpec(json, volumes.sources, volumes.notes));
   for (const std::string& note : volumes.notes) LogInfo("container {}: {}", request.id(), note);
   const StdioPaths paths{request.stdin(), request.stdout(), request.stderr(), request.terminal()};
   ASSIGN_OR_RETURN(const std::shared_ptr<ProcessStdio> stdio, OpenStdio(paths));
-  agent::v1::CreateContainerRequest create;
   create.set_container_id(request.id());
   create.set_spec_json(guest_spec);
   for (const std::string& id : container.layers.ids) create.add_layer_ids(id);
@@ -226,6 +228,39 @@ absl::StatusOr<std::shared_ptr<Process>> Containers::Make(const containerd::Crea
   return init;
 }
 
+absl::Status Containers::AddDisks(const BundleSpec& spec, const std::string& upper_dir, Container& container,
+                                  agent::v1::CreateContainerRequest& create) {
+  const Config::Volumes& config = parts_.config.volumes;
+  if (config.root == "disk" && !spec.read_only_root) {
+    if (upper_dir.empty()) {
+      LogInfo("container {}: its snapshotter has no folder for a writable layer, which stays in memory",
+              container.id);
+    } else {
+      agent::v1::MountVolumeRequest volume;
+      volume.set_name(RootVolume(container.id));
+      volume.mutable_root()->set_mode(0700);
+      RETURN_IF_ERROR(Annotate(
+          parts_.disks.AddImage(upper_dir + "/" + kRootImage, {.bytes = config.root_size_bytes}, volume),
+          "its writable layer"));
+      container.root_disk = volume.name();
+      create.set_writable_volume(volume.name());
+    }
+  }
+  for (const SpecDevice& device : spec.block_devices) {
+    absl::StatusOr<std::string> name = parts_.disks.AddDevice(device.number, device.writable());
+    if (!name.ok()) return Annotate(name.status(), "device " + device.path);
+    container.devices.push_back(*name);
+    agent::v1::ContainerDevice& added = *create.add_devices();
+    added.set_path(device.path);
+    added.set_volume(*name);
+    added.set_access(device.access);
+    added.set_mode(device.mode);
+    added.set_uid(device.uid);
+    added.set_gid(device.gid);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Containers::RecordCreated(const Container& container, const Process& init) {
   SandboxState held;
   parts_.layers.FillIn(held);
@@ -239,6 +274,7 @@ absl::Status Containers::RecordCreated(const Container& container, const Process
     kept.layer_ids = container.layers.ids;
     kept.mounts = container.volumes.names;
     kept.disks = container.layers.images;
+    kept.devices = container.devices;
     kept.pid = init.pid();
     kept.stdin_path = init.paths.in;
     kept.stdout_path = init.paths.out;
@@ -273,6 +309,10 @@ absl::Status Containers::Restore(const SandboxState& state) {
     container->layers.ids = held.layer_ids;
     container->layers.images = held.disks;
     container->volumes.names = held.mounts;
+    container->devices = held.devices;
+    for (const persist::PodDisk& disk : state.disks) {
+      if (disk.name == RootVolume(id)) container->root_disk = disk.name;
+    }
     container->init = RestoreInit(held);
     {
       MutexLock lock(mutex_);
@@ -291,6 +331,8 @@ absl::Status Containers::Undo(const Container& container) {
                      .status());
     first.Update(parts_.layers.Unmount(container.layers));
   }
+  if (!container.root_disk.empty()) first.Update(parts_.disks.Remove(container.root_disk));
+  for (const std::string& device : container.devices) first.Update(parts_.disks.Remove(device));
   first.Update(parts_.volumes.GiveBack(container.volumes.names));
   return first;
 }

@@ -44,6 +44,7 @@ class Containers {
     PodSize& size;
     ContainerLayers& layers;
     PodVolumes& volumes;
+    PodDisks& disks;
     // Ends the whole pod, with a reason, when there is no other way to keep a promise. Called on any thread.
     std::function<void(const absl::Status&)> end_pod;
     // From SIGKILL to the end that the guest must have told by then.
@@ -93,6 +94,8 @@ class Containers {
     std::map<std::string, std::shared_ptr<Process>> execs;
     ContainerLayers::Mounted layers;  // of the thread that creates or deletes it
     PodVolumes::Taken volumes;
+    std::string root_disk;             // a volume of the guest's; empty: its root is in memory, or read-only
+    std::vector<std::string> devices;  // volumes of the guest's too
   };
 
   absl::StatusOr<std::shared_ptr<Container>> Enter(const std::string& id, const std::string& bundle,
@@ -105,6 +108,9 @@ class Containers {
   void AwaitChange(Deadline deadline) REQUIRES(mutex_);
   absl::StatusOr<std::shared_ptr<Process>> Make(const containerd::CreateTaskRequest& request,
                                                 Deadline deadline, Container& container);
+  // The disk that its root is written to, and the node's devices that its spec asks for.
+  absl::Status AddDisks(const BundleSpec& spec, const std::string& upper_dir, Container& container,
+                        agent::v1::CreateContainerRequest& create);
   absl::Status RecordCreated(const Container& container, const Process& init);
   std::shared_ptr<Process> RestoreInit(const persist::ContainerState& held);
   // Everything that Make may have done, in reverse.

@@ -63,6 +63,13 @@ std::optional<int64_t> Number(const json& object, const char* key) {
   return value.get<int64_t>();
 }
 
+// A rule of the device cgroup that names this device and no other.
+bool IsRuleOf(const json& rule, const json& device) {
+  const auto major = Number(rule, "major"), minor = Number(rule, "minor");
+  return major && minor && major == Number(device, "major") && minor == Number(device, "minor") &&
+         Text(rule, "type") == Text(device, "type");
+}
+
 // Replaces what `resources` names.
 void ReadLimits(const json& resources, sizing::Limits& limits) {
   const json& cpu = Child(resources, "cpu");
@@ -79,6 +86,31 @@ void ReadLimits(const json& resources, sizing::Limits& limits) {
     const auto bytes = static_cast<uint64_t>(std::max<int64_t>(0, Number(item, "limit").value_or(0)));
     // No VM is that large, however the sum is read.
     limits.extra_memory_bytes = std::min<uint64_t>(limits.extra_memory_bytes + bytes, INT64_MAX);
+  }
+}
+
+// Those with a rule of their own. A privileged container is given all of the host's without one, and has the
+// guest's instead.
+void ReadBlockDevices(const json& linux_part, std::vector<SpecDevice>& devices) {
+  const json& list = Child(linux_part, "devices");
+  const json& rules = Child(Child(linux_part, "resources"), "devices");
+  if (!list.is_array() || !rules.is_array()) return;
+  for (const json& item : list) {
+    const auto major = Number(item, "major"), minor = Number(item, "minor");
+    if (Text(item, "type") != "b" || !major || !minor) continue;
+    SpecDevice device;
+    device.path = Text(item, "path");
+    device.number = {static_cast<uint32_t>(*major), static_cast<uint32_t>(*minor)};
+    for (const json& rule : rules) {
+      if (!IsRuleOf(rule, item)) continue;
+      const json& allow = Child(rule, "allow");
+      device.access = allow.is_boolean() && allow.get<bool>() ? Text(rule, "access") : "";
+    }
+    if (device.access.empty() || device.path.empty()) continue;
+    device.mode = static_cast<uint32_t>(Number(item, "fileMode").value_or(0600)) & 07777;
+    device.uid = static_cast<uint32_t>(Number(item, "uid").value_or(0));
+    device.gid = static_cast<uint32_t>(Number(item, "gid").value_or(0));
+    devices.push_back(std::move(device));
   }
 }
 
@@ -150,6 +182,9 @@ absl::StatusOr<BundleSpec> ParseSpec(const std::string& text, const std::string&
   const std::string name = spec.Annotation("container-name");
   spec.limits.name = name.empty() ? "container" : "container " + name;
   ReadLimits(Child(linux_part, "resources"), spec.limits);
+  ReadBlockDevices(linux_part, spec.block_devices);
+  const json& read_only = Child(Child(root, "root"), "readonly");
+  spec.read_only_root = read_only.is_boolean() && read_only.get<bool>();
   return spec;
 }
 
@@ -203,16 +238,24 @@ absl::StatusOr<std::string> GuestSpec(const std::string& text,
   namespaces.push_back({{"type", "cgroup"}});
   linux_part["namespaces"] = namespaces;
   root.erase("hostname");
-  json devices = json::array();
-  for (const json& item : Child(linux_part, "devices").is_array() ? linux_part["devices"] : json::array()) {
-    if (kGuestDevices.count(Text(item, "path")) != 0) devices.push_back(item);
-  }
-  if (Child(linux_part, "devices").is_array() && devices.size() != linux_part["devices"].size()) {
-    notes.push_back(
-        fmt::format("{} host devices are not in the VM", linux_part["devices"].size() - devices.size()));
-  }
+  std::vector<SpecDevice> disks;
+  ReadBlockDevices(linux_part, disks);
+  json devices = json::array(), foreign = json::array();
+  for (const json& item : Child(linux_part, "devices").is_array() ? linux_part["devices"] : json::array())
+    (kGuestDevices.count(Text(item, "path")) != 0 ? devices : foreign).push_back(item);
+  if (foreign.size() > disks.size())
+    notes.push_back(fmt::format("{} host devices are not in the VM", foreign.size() - disks.size()));
   linux_part["devices"] = devices;
   if (json& resources = linux_part["resources"]; resources.is_object()) {
+    // In the guest their numbers are other devices'.
+    if (json& rules = resources["devices"]; rules.is_array()) {
+      std::erase_if(rules.get_ref<json::array_t&>(), [&](const json& rule) {
+        return std::any_of(foreign.begin(), foreign.end(),
+                           [&](const json& device) { return IsRuleOf(rule, device); });
+      });
+    } else {
+      resources.erase("devices");
+    }
     for (const char* key : {"blockIO", "hugepageLimits", "network", "rdma"}) {
       if (resources.erase(key) != 0)
         notes.push_back(fmt::format("resources.{} is not applied in the VM", key));

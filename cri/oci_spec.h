@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "cri/block_device.h"
 #include "cri/pod_files.h"
 #include "sizing/plan.h"
 
@@ -21,6 +22,15 @@ struct SpecMount {
   bool follows_host() const;         // mount propagation from the host: slave or shared
 };
 
+// A block device of the node that the container asks for by its number.
+struct SpecDevice {
+  std::string path;  // in the container
+  DeviceNumber number;
+  std::string access;  // of "rwm"
+  uint32_t mode = 0600, uid = 0, gid = 0;
+  bool writable() const { return access.find('w') != std::string::npos; }
+};
+
 struct BundleSpec {
   std::map<std::string, std::string> annotations;
   std::string hostname;
@@ -29,6 +39,8 @@ struct BundleSpec {
   std::string netns_path;
   std::map<std::string, std::string> sysctls;
   std::vector<SpecMount> mounts;
+  std::vector<SpecDevice> block_devices;
+  bool read_only_root = false;
   int oom_score_adj = 0;  // process.oomScoreAdj, -1000 to 1000
   sizing::Limits limits;  // linux.resources
   // Of the whole pod; from PodSandboxConfig alone, in a config.json they are annotations or nowhere.
@@ -49,7 +61,8 @@ absl::StatusOr<sizing::Limits> UpdatedLimits(const sizing::Limits& limits, const
 
 // The spec for the guest, from a text that ParseSpec takes: bind mounts come from `guest_sources` (by index
 // in mounts; "" drops the mount), pod-level namespaces are the VM's own, host paths and host devices are
-// gone. `notes` receives what was dropped, in words.
+// gone: the guest's agent adds the block devices under its own numbers. `notes` receives what was dropped, in
+// words.
 absl::StatusOr<std::string> GuestSpec(const std::string& json,
                                       const std::map<size_t, std::string>& guest_sources,
                                       std::vector<std::string>& notes);

@@ -155,14 +155,16 @@ absl::Status PodVolumes::Take(const BundleSpec& spec, Taken& taken) {
 }
 
 absl::StatusOr<std::string> PodVolumes::Place(const SpecMount& mount, const Mounts& mounts, Taken& taken) {
-  ASSIGN_OR_RETURN(const VolumeSource source, SortVolume(mount.source, mounts));
+  ASSIGN_OR_RETURN(VolumeSource source, SortVolume(mount.source, mounts));
+  if (source.kind == VolumeKind::kDisk && disks_ == nullptr) source.kind = VolumeKind::kShared;
   taken.notes.push_back(
       fmt::format("{} ({}): {}", mount.destination, mount.source, VolumeKindName(source.kind)));
   switch (source.kind) {
     case VolumeKind::kPodShm:
       return guest::kShmDirectory;
     case VolumeKind::kMemory:
-      return KeepInMemory(source, taken);
+    case VolumeKind::kDisk:
+      return KeepInGuest(source, taken);
     case VolumeKind::kSocket:
       return OfferSocket(source, taken);
     default:
@@ -226,18 +228,12 @@ absl::StatusOr<std::string> PodVolumes::Share(const SpecMount& mount, const Moun
   return in_guest;
 }
 
-absl::StatusOr<std::string> PodVolumes::KeepInMemory(const VolumeSource& source, Taken& taken) {
-  const PodVolume wanted{LastingName(VolumeKind::kMemory, source.path),
-                         VolumeKindName(VolumeKind::kMemory),
-                         source.path,
-                         "",
-                         "",
-                         false,
-                         false};
+absl::StatusOr<std::string> PodVolumes::KeepInGuest(const VolumeSource& source, Taken& taken) {
+  const PodVolume wanted{
+      LastingName(source.kind, source.path), VolumeKindName(source.kind), source.path, "", "", false, false};
   const bool is_new = volumes_.count(wanted.name) == 0;
   agent::v1::MountVolumeRequest request;
   request.set_name(wanted.name);
-  request.mutable_memory()->set_size_bytes(SizeLimit(source.path));
   RETURN_IF_ERROR(Describe(source.path, *request.mutable_root()));
   for (size_t end = source.sub.find('/'); !source.sub.empty(); end = source.sub.find('/', end + 1)) {
     agent::v1::Folder& folder = *request.add_folders();
@@ -245,10 +241,8 @@ absl::StatusOr<std::string> PodVolumes::KeepInMemory(const VolumeSource& source,
     RETURN_IF_ERROR(Describe(In(source.path, folder.path()), folder));
     if (end == std::string::npos) break;
   }
-  if (is_new || request.folders_size() > 0) {
-    RETURN_IF_ERROR(Annotate(ttrpc::Call(*agent_, guest::kMountVolume, request, kAgentTimeout).status(),
-                             "volume " + source.path));
-  }
+  if (is_new || request.folders_size() > 0)
+    RETURN_IF_ERROR(Annotate(MountInGuest(source, request), "volume " + source.path));
   Volume& volume = volumes_[wanted.name];
   if (is_new) volume.is = wanted;
   Use(volume, taken);
@@ -262,6 +256,16 @@ absl::StatusOr<std::string> PodVolumes::OfferSocket(const VolumeSource& source, 
   volume.is = {name, VolumeKindName(VolumeKind::kSocket), source.path, "", "", false, false};
   Use(volume, taken);
   return in_guest;
+}
+
+absl::Status PodVolumes::MountInGuest(const VolumeSource& source, agent::v1::MountVolumeRequest& request) {
+  if (source.kind == VolumeKind::kDisk) {
+    // It is the pod's, and so may outlive this VM: the kubelet removes it with the folder.
+    return disks_->AddImage(source.path + "/" + kVolumeImage,
+                            {.bytes = disk_bytes_, .journal = true, .keep = true}, request);
+  }
+  request.mutable_memory()->set_size_bytes(SizeLimit(source.path));
+  return ttrpc::Call(*agent_, guest::kMountVolume, request, kAgentTimeout).status();
 }
 
 absl::Status PodVolumes::GiveBack(const std::vector<std::string>& names) {

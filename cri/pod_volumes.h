@@ -13,6 +13,7 @@
 #include "base/ttrpc/method.h"
 #include "cri/host_sockets.h"
 #include "cri/oci_spec.h"
+#include "cri/pod_disks.h"
 #include "cri/state_book.h"
 #include "cri/volume_kind.h"
 
@@ -21,7 +22,9 @@ namespace lamina::cri {
 // Thread-safe. Its lock is held while volumes are made and removed; calls to the guest are bounded.
 class PodVolumes {
  public:
-  PodVolumes(StateBook& book, HostSockets& sockets) : book_(book), sockets_(sockets) {}
+  // `disks`, which outlive it, take the emptyDirs on disk, of `disk_bytes` each; null: they are shared.
+  PodVolumes(StateBook& book, HostSockets& sockets, PodDisks* disks = nullptr, uint64_t disk_bytes = 0)
+      : book_(book), sockets_(sockets), disks_(disks), disk_bytes_(disk_bytes) {}
 
   // The guest's agent, which must live as long as this is used. The sockets are attached by then.
   void Attach(ttrpc::Caller& agent);
@@ -60,7 +63,9 @@ class PodVolumes {
   // One that has the place in it, and "" or the path to it; null: none.
   Volume* FindShared(const persist::PodVolume& wanted, const Mounts& mounts, std::string& inner)
       REQUIRES(mutex_);
-  absl::StatusOr<std::string> KeepInMemory(const VolumeSource& source, Taken& taken) REQUIRES(mutex_);
+  absl::StatusOr<std::string> KeepInGuest(const VolumeSource& source, Taken& taken) REQUIRES(mutex_);
+  absl::Status MountInGuest(const VolumeSource& source, agent::v1::MountVolumeRequest& request)
+      REQUIRES(mutex_);
   absl::StatusOr<std::string> OfferSocket(const VolumeSource& source, Taken& taken) REQUIRES(mutex_);
   std::string NewName() REQUIRES(mutex_);
   void Use(Volume& volume, Taken& taken) REQUIRES(mutex_);
@@ -68,6 +73,8 @@ class PodVolumes {
 
   StateBook& book_;
   HostSockets& sockets_;
+  PodDisks* const disks_;
+  const uint64_t disk_bytes_;
   ttrpc::Caller* agent_ = nullptr;
   mutable Mutex mutex_;
   std::map<std::string, Volume> volumes_ GUARDED_BY(mutex_);  // by name

@@ -43,8 +43,10 @@ Sandbox::Sandbox(Config config, EventPublisher& events, Seams seams)
       size_(config_, book_, laminad_),
       layers_(config_.layers.max_arenas_per_pod, book_, laminad_),
       sockets_(config_.volumes.sockets),
-      volumes_(book_, sockets_),
-      containers_({config_, book_, events_, vm_, size_, layers_, volumes_,
+      disks_(book_),
+      volumes_(book_, sockets_, config_.volumes.empty_dir == "disk" ? &disks_ : nullptr,
+               config_.volumes.empty_dir_size_bytes),
+      containers_({config_, book_, events_, vm_, size_, layers_, volumes_, disks_,
                    [this](const absl::Status& why) { EndPod(why); }, seams.kill_bound}) {}
 
 Sandbox::~Sandbox() {
@@ -236,6 +238,7 @@ absl::Status Sandbox::BeginRunning() {
   size_.Attach(vm_.vm(), vm_.agent(), vm_.accel());
   layers_.Attach(vm_.vm(), vm_.agent());
   sockets_.Attach(vm_.agent(), vm_.mux(), [this] { return vm_.Alive().ok(); });
+  disks_.Attach(vm_.vm(), vm_.agent());
   volumes_.Attach(vm_.agent());
   {
     MutexLock lock(mutex_);

@@ -88,6 +88,7 @@ class Sandbox {
   PodSize size_;
   ContainerLayers layers_;
   HostSockets sockets_;
+  PodDisks disks_;
   PodVolumes volumes_;
   Containers containers_;
   Mutex delete_mutex_;  // one clean-up at a time; before mutex_

@@ -108,7 +108,8 @@ bool ReadContainer(const json& object, ContainerState& container) {
          ReadName(object, "state", kContainerLifeNames, container.life) &&
          Read(object, "exit_status", container.exit_status) &&
          Read(object, "layer_ids", container.layer_ids) && Read(object, "mounts", container.mounts) &&
-         Read(object, "disks", container.disks) && Read(object, "pid", container.pid) &&
+         Read(object, "disks", container.disks) &&
+         Read(object, "devices", container.devices) && Read(object, "pid", container.pid) &&
          Read(object, "exit_unix_nanos", container.exit_unix_nanos) &&
          Read(object, "stdin_path", container.stdin_path) &&
          Read(object, "stdout_path", container.stdout_path) &&
@@ -198,6 +199,14 @@ bool ReadState(const json& root, SandboxState& state) {
       if (!ReadVolume(object, state.volumes.emplace_back())) return false;
     }
   }
+  if (const auto disks = root.find("disks"); disks != root.end()) {
+    if (!disks->is_array()) return false;
+    for (const json& object : *disks) {
+      PodDisk& disk = state.disks.emplace_back();
+      if (!object.is_object() || !Read(object, "name", disk.name) || !Read(object, "image", disk.image))
+        return false;
+    }
+  }
   if (const auto containers = root.find("containers"); containers != root.end()) {
     if (!containers->is_array()) return false;
     for (const json& object : *containers) {
@@ -215,7 +224,8 @@ bool ReadState(const json& root, SandboxState& state) {
 const char* LifeCycleName(LifeCycle value) { return kLifeCycleNames[static_cast<int>(value)]; }
 
 std::string EncodeState(const SandboxState& state) {
-  json layers = json::array(), containers = json::array(), parts = json::array(), volumes = json::array();
+  json layers = json::array(), containers = json::array(), parts = json::array(), volumes = json::array(),
+       disks = json::array();
   for (const PodVolume& volume : state.volumes) {
     volumes.push_back({{"name", volume.name},
                        {"kind", volume.kind},
@@ -239,6 +249,7 @@ std::string EncodeState(const SandboxState& state) {
                       {"tree_path", layer.tree_path},
                       {"device", layer.device}});
   }
+  for (const PodDisk& disk : state.disks) disks.push_back({{"name", disk.name}, {"image", disk.image}});
   for (const auto& [id, container] : state.containers) {
     containers.push_back({{"id", container.id},
                           {"bundle", container.bundle},
@@ -248,6 +259,7 @@ std::string EncodeState(const SandboxState& state) {
                           {"layer_ids", container.layer_ids},
                           {"mounts", container.mounts},
                           {"disks", container.disks},
+                          {"devices", container.devices},
                           {"pid", container.pid},
                           {"stdin_path", container.stdin_path},
                           {"stdout_path", container.stdout_path},
@@ -286,6 +298,7 @@ std::string EncodeState(const SandboxState& state) {
       {"arenas", state.arenas},
       {"layers", layers},
       {"volumes", volumes},
+      {"disks", disks},
       {"containers", containers}};
   return EncodeFrame(kKind, root.dump(1, ' ', false, json::error_handler_t::replace) + "\n");
 }

@@ -29,6 +29,7 @@ struct ContainerState {
   std::vector<std::string> layer_ids;  // topmost first
   std::vector<std::string> mounts;     // names of the pod's volumes that it uses
   std::vector<std::string> disks;      // image files attached as SCSI disks for it
+  std::vector<std::string> devices;    // names of the pod's disks that are its block devices
   uint32_t pid = 0;                    // of its init, in the guest
   // FIFOs of its init, empty: none; and the number of the first of its three streams.
   std::string stdin_path, stdout_path, stderr_path;
@@ -54,6 +55,12 @@ struct PodVolume {
   std::string device, place;  // which file or folder that is, whatever it is called: "8:1", "/a/b"
   bool read_only = false;     // on the host's side
   bool follows_host = false;
+};
+
+// A disk that is written.
+struct PodDisk {
+  std::string name;   // of the guest's volume
+  std::string image;  // to be removed when it goes; empty: a device of the node
 };
 
 // Limits as sizing/plan.h has them; 0: none, or not said.
@@ -98,6 +105,7 @@ struct SandboxState {
   std::vector<std::string> arenas;       // attached
   std::vector<PlacedLayer> layers;
   std::vector<PodVolume> volumes;
+  std::vector<PodDisk> disks;  // named before they are made
   std::map<std::string, ContainerState> containers;
 };
 

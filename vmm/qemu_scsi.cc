@@ -16,15 +16,17 @@ constexpr std::chrono::seconds kCommandTimeout{20};
 // Ids of ours only: path characters never reach QEMU as an id.
 std::string DiskId(uint32_t controller, uint32_t lun) { return fmt::format("disk-{}-{}", controller, lun); }
 
-// The node that a disk's blocks come from. One that is written keeps QEMU's ordinary cache: what the guest
-// flushes is synced here, and what it discards is a hole afterwards. No lock: the descriptor is all that QEMU
-// has, and whose disk it is the host decides.
+// The node that a disk's blocks come from. A file keeps QEMU's ordinary cache: what the guest flushes is
+// synced here, and what it discards is a hole afterwards. A device of the host's is read and written past the
+// cache, as others may have it too. No lock: the descriptor is all that QEMU has, and whose disk it is the
+// host decides.
 std::string BlockNode(const std::string& id, const std::string& file, bool writable,
                       const OpenedDisk& opened) {
-  const std::string discard = writable ? R"(,"discard":"unmap")" : "";
+  std::string words = writable ? R"(,"discard":"unmap")" : "";
+  if (opened.block_device) words += R"(,"cache":{"direct":true})";
   return fmt::format(
       R"({{"driver":"raw","node-name":"{0}","read-only":{1}{2},"file":{{"driver":"{3}","filename":"{4}","read-only":{1},"locking":"off"{2}}}}})",
-      id, !writable, discard, opened.block_device ? "host_device" : "file", file);
+      id, !writable, words, opened.block_device ? "host_device" : "file", file);
 }
 
 // Errors are the guest's to see: by default QEMU stops the whole VM when the host's disk is full. A device of

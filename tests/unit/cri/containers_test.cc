@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <filesystem>
+#include <fstream>
 #include <future>
 #include <thread>
 
@@ -83,13 +85,40 @@ TEST_F(ContainersTest, ALayerIsMountedOnceAndUnmountedWithItsLastUser) {
   ASSERT_OK(Create("web"));
   ASSERT_OK(Create("db"));
   EXPECT_EQ(guest_.calls->Count("MountLayers"), 1);
-  EXPECT_EQ(hypervisor_.Count("AddDisk"), 1);
+  EXPECT_EQ(hypervisor_.Count("AddDisk"), 3) << "the layer, and what each writes to";
   ASSERT_OK(containers().Delete("web", "", std::nullopt));
   EXPECT_EQ(guest_.layers().size(), 1U);
-  EXPECT_EQ(hypervisor_.Count("RemoveDisk"), 0);
+  EXPECT_EQ(hypervisor_.Count("RemoveDisk"), 1) << "its own";
   ASSERT_OK(containers().Delete("db", "", std::nullopt));
   EXPECT_EQ(guest_.layers().size(), 0U);
-  EXPECT_EQ(hypervisor_.Count("RemoveDisk"), 1);
+  EXPECT_EQ(hypervisor_.Count("RemoveDisk"), 3);
+}
+
+TEST_F(ContainersTest, WhatIsWrittenToTheRootLiesInTheSnapshotsFolder) {
+  agent::v1::CreateContainerRequest asked;
+  guest_.calls->Handle(guest::kCreateContainer,
+                       [&](const agent::v1::CreateContainerRequest& request)
+                           -> absl::StatusOr<agent::v1::CreateContainerResponse> {
+                         asked = request;
+                         return agent::v1::CreateContainerResponse();
+                       });
+  const std::string image = dir_ / "uppers/web/lamina-root.img";
+  ASSERT_OK(Create("web"));
+  EXPECT_EQ(asked.writable_volume(), RootVolume("web"));
+  EXPECT_EQ(std::filesystem::file_size(image), config_.volumes.root_size_bytes);
+  EXPECT_EQ(hypervisor_.Count("AddDisk 0.1 " + image + " writable"), 1);
+  ASSERT_EQ(State().disks.size(), 1U);
+  EXPECT_EQ(State().disks[0].image, image);
+  ASSERT_OK(containers().Delete("web", "", std::nullopt));
+  EXPECT_FALSE(std::filesystem::exists(image));
+  // A root that is only read has none.
+  containerd::CreateTaskRequest request = ContainerRequest("reader");
+  std::ofstream(request.bundle() + "/config.json", std::ios::trunc)
+      << R"({"process": {"args": ["sh"]}, "root": {"path": "rootfs", "readonly": true},
+             "annotations": {"io.kubernetes.cri.container-type": "container"}})";
+  ASSERT_OK(containers().Create(request, std::nullopt));
+  EXPECT_EQ(asked.writable_volume(), "");
+  EXPECT_TRUE(RootImages().empty());
 }
 
 // Kill means dead: three guests that do not do as they are told.

@@ -211,5 +211,50 @@ TEST(GuestSpec, AnEmptySpecStaysAlmostEmpty) {
   EXPECT_EQ(Guest(json::parse(R"({"linux": 7})")), guest);
 }
 
+// As containerd writes them: a container's own devices have rules of their own, a privileged one has one for
+// all.
+TEST(OciSpec, BlockDevicesAreThoseThatAreAskedFor) {
+  const std::string asked = R"({"linux": {
+    "devices": [
+      {"path": "/data", "type": "b", "major": 7, "minor": 3, "fileMode": 25008, "uid": 5, "gid": 6},
+      {"path": "/read", "type": "b", "major": 8, "minor": 16},
+      {"path": "/denied", "type": "b", "major": 8, "minor": 17},
+      {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}],
+    "resources": {"devices": [
+      {"allow": false, "access": "rwm"},
+      {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
+      {"allow": true, "type": "b", "major": 7, "minor": 3, "access": "rwm"},
+      {"allow": true, "type": "b", "major": 8, "minor": 16, "access": "r"},
+      {"allow": true, "type": "b", "major": 8, "minor": 17, "access": "rw"},
+      {"allow": false, "type": "b", "major": 8, "minor": 17, "access": "rw"},
+      {"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rwm"}]}}})";
+  const auto spec = ParseSpec(asked, "config.json");
+  ASSERT_OK(spec);
+  ASSERT_EQ(spec->block_devices.size(), 2U);
+  const SpecDevice& data = spec->block_devices[0];
+  EXPECT_EQ(data.path, "/data");
+  EXPECT_EQ(data.number, (DeviceNumber{7, 3}));
+  EXPECT_TRUE(data.writable());
+  EXPECT_EQ(data.mode, 0660U);
+  EXPECT_EQ(data.uid, 5U);
+  EXPECT_EQ(data.gid, 6U);
+  EXPECT_EQ(spec->block_devices[1].access, "r");
+  EXPECT_FALSE(spec->block_devices[1].writable());
+  std::vector<std::string> notes;
+  const auto guest = GuestSpec(asked, {}, notes);
+  ASSERT_OK(guest);
+  const json rules = json::parse(*guest)["linux"]["resources"]["devices"];
+  EXPECT_EQ(rules, json::parse(R"([{"allow": false, "access": "rwm"},
+                                   {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"}])"));
+  EXPECT_THAT(notes, Contains(HasSubstr("2 host devices")));
+  const auto privileged = ParseSpec(R"({"root": {"readonly": true}, "linux": {
+    "devices": [{"path": "/dev/loop3", "type": "b", "major": 7, "minor": 3}],
+    "resources": {"devices": [{"allow": false, "access": "rwm"}, {"allow": true, "access": "rwm"}]}}})",
+                                    "config.json");
+  ASSERT_OK(privileged);
+  EXPECT_TRUE(privileged->block_devices.empty());
+  EXPECT_TRUE(privileged->read_only_root);
+}
+
 }  // namespace
 }  // namespace lamina::cri

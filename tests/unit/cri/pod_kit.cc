@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "cri/cleanup.h"
+#include "cri/disk_image.h"
 #include "guest/protocol/contract.h"
 #include "tests/testing/status_matchers.h"
 
@@ -88,6 +89,16 @@ FakeGuest::FakeGuest() {
     AdjustClockResponse answer;
     answer.set_unix_nanos(UnixNanos(Clock::Real().Wall()));
     return answer;
+  });
+  calls->Handle(guest::kMountVolume, [this](const MountVolumeRequest& r) -> absl::StatusOr<Empty> {
+    MutexLock lock(mutex_);
+    volumes_.insert(r.name());
+    return Empty();
+  });
+  calls->Handle(guest::kUnmountVolume, [this](const UnmountVolumeRequest& r) -> absl::StatusOr<Empty> {
+    MutexLock lock(mutex_);
+    volumes_.erase(r.name());
+    return Empty();
   });
   calls->Handle(guest::kMountLayers,
                 [this](const MountLayersRequest& r) -> absl::StatusOr<MountLayersResponse> {
@@ -188,6 +199,11 @@ std::set<std::string> FakeGuest::layers() const {
   return layers_;
 }
 
+std::set<std::string> FakeGuest::volumes() const {
+  MutexLock lock(mutex_);
+  return volumes_;
+}
+
 bool PodTest::own_namespace_ = false;
 
 void PodTest::SetUpTestSuite() {
@@ -276,9 +292,12 @@ containerd::CreateTaskRequest PodTest::ContainerRequest(const std::string& id) {
   request.set_id(id);
   request.set_bundle(bundle);
   containerd::Mount* rootfs = request.add_rootfs();
-  rootfs->set_type("bind");
-  rootfs->set_source(dir_ / "layer");
-  rootfs->add_options("ro");
+  rootfs->set_type("overlay");
+  rootfs->set_source("overlay");
+  rootfs->add_options("lowerdir=" + (dir_ / "layer"));
+  const std::string upper = dir_ / ("uppers/" + id);
+  fs::create_directories(upper);
+  rootfs->add_options("upperdir=" + upper);
   return request;
 }
 
@@ -298,7 +317,20 @@ persist::SandboxState PodTest::State() {
   return state.ok() ? *state : persist::SandboxState();
 }
 
+std::set<std::string> PodTest::RootImages() const {
+  std::set<std::string> owners;
+  std::error_code none;
+  for (const auto& upper : fs::directory_iterator(dir_ / "uppers", none)) {
+    for (const auto& file : fs::directory_iterator(upper.path())) {
+      EXPECT_EQ(file.path().filename(), kRootImage);
+      owners.insert(upper.path().filename().string());
+    }
+  }
+  return owners;
+}
+
 void PodTest::ExpectNothingLeft() {
+  EXPECT_TRUE(RootImages().empty());
   EXPECT_EQ(hypervisor_.processes(), 0U);
   EXPECT_EQ(sandbox_->process(), nullptr);
   EXPECT_FALSE(fs::exists(config_.paths.state_dir + "/sandboxes/pod"));
@@ -313,6 +345,9 @@ void PodTest::ExpectContainers(const std::set<std::string>& ids) {
   const persist::SandboxState state = State();
   for (const auto& [id, container] : state.containers) known.insert(id);
   EXPECT_EQ(known, ids);
+  EXPECT_EQ(RootImages(), ids);
+  EXPECT_EQ(state.disks.size(), ids.size());
+  EXPECT_EQ(guest_.volumes().size(), ids.size());
   for (const auto& entry : fs::directory_iterator(RuntimeDir(config_, "pod") + "/shared.points"))
     bound.insert(entry.path().filename().string());
   EXPECT_EQ(bound.size(), ids.size());

@@ -36,6 +36,7 @@ class FakeGuest {
   int connections() const { return connections_; }
   std::set<std::string> containers() const;
   std::set<std::string> layers() const;
+  std::set<std::string> volumes() const;
 
   const std::shared_ptr<ttrpc::FakeCaller> calls = std::make_shared<ttrpc::FakeCaller>();
 
@@ -50,7 +51,8 @@ class FakeGuest {
 
   mutable Mutex mutex_;
   CondVar changed_;
-  std::set<std::string> containers_ GUARDED_BY(mutex_), layers_ GUARDED_BY(mutex_);
+  std::set<std::string> containers_ GUARDED_BY(mutex_), layers_ GUARDED_BY(mutex_),
+      volumes_ GUARDED_BY(mutex_);
   // By process; one that is made again under its name is another, whose end is still to come.
   std::map<std::string, std::shared_ptr<ProcessEnd>> ends_ GUARDED_BY(mutex_);
   bool ignore_signals_ GUARDED_BY(mutex_) = false;
@@ -74,6 +76,8 @@ class PodTest : public ::testing::Test {
   absl::Status Create(const std::string& id, Deadline deadline = std::nullopt);
   // Created and started.
   void Run(const std::string& id);
+  // The containers whose writable layers lie on the host.
+  std::set<std::string> RootImages() const;
   // Nothing of the pod is left on the host, nor at laminad.
   void ExpectNothingLeft();
   // What the pod holds with these containers in it: in the guest, on the host, in the state.

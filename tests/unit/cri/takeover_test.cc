@@ -32,8 +32,9 @@ class TakeoverTest : public PodTest {
           size(test.config_, book, laminad),
           layers(test.config_.layers.max_arenas_per_pod, book, laminad),
           sockets({}),
-          volumes(book, sockets),
-          containers({test.config_, book, test.events_, vm, size, layers, volumes,
+          disks(book),
+          volumes(book, sockets, &disks),
+          containers({test.config_, book, test.events_, vm, size, layers, volumes, disks,
                       [this](const absl::Status&) { ended = true; }, test.kill_bound_}) {}
 
     absl::Status Restore(const persist::SandboxState& state) {
@@ -41,6 +42,8 @@ class TakeoverTest : public PodTest {
       RETURN_IF_ERROR(vm.Restore(kGreeting));
       layers.Restore(state);
       layers.Attach(vm.vm(), vm.agent());
+      disks.Restore(state);
+      disks.Attach(vm.vm(), vm.agent());
       volumes.Restore(state);
       volumes.Attach(vm.agent());
       size.Attach(vm.vm(), vm.agent(), vm.accel());
@@ -60,6 +63,7 @@ class TakeoverTest : public PodTest {
     PodSize size;
     ContainerLayers layers;
     HostSockets sockets;
+    PodDisks disks;
     PodVolumes volumes;
     std::atomic<bool> ended{false};
     Containers containers;

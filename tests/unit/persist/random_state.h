@@ -36,6 +36,7 @@ class RandomState {
     for (auto* list : {&state.reasons, &state.cgroup_dirs, &state.arenas}) *list = List();
     for (uint64_t i = Below(4); i > 0; --i)
       state.layers.push_back({Text(), Text(), random_(), random_(), Text(), Text(), Text()});
+    for (uint64_t i = Below(4); i > 0; --i) state.disks.push_back({Text(), Text()});
     for (uint64_t i = Below(4); i > 0; --i) {
       const std::string name = "c" + std::to_string(i);
       state.containers[name] = {.id = name,
@@ -46,6 +47,7 @@ class RandomState {
                                 .layer_ids = List(),
                                 .mounts = List(),
                                 .disks = List(),
+                                .devices = List(),
                                 .pid = static_cast<uint32_t>(random_()),
                                 .stdin_path = Text(),
                                 .stdout_path = Text(),

@@ -78,7 +78,10 @@ TEST(SandboxState, AChangeOfAnyFieldChangesTheFile) {
   state.has_pod_files = !state.has_pod_files, changed("pod files");
   state.layers[0].offset ^= 1, changed("layer");
   state.layers[0].tree_path += "1", changed("hash tree");
+  state.disks.push_back({"r", "/image"}), changed("the pod's disks");
+  state.disks[0].image.clear(), changed("an image");
   state.containers["c"].disks.push_back("x"), changed("disks");
+  state.containers["c"].devices.push_back("x"), changed("devices");
   state.containers["c"].pid ^= 1, changed("pid");
   state.containers["c"].exit_status ^= 1, changed("exit status");
   state.containers["c"].exit_unix_nanos ^= 1, changed("exit time");
@@ -201,6 +204,8 @@ TEST(SandboxState, AContentThatIsNoStateIsDataLoss) {
            "{" + id + R"(,"network":7})",
            "{" + id + R"(,"network":{"mac":7}})",
            "{" + id + R"(,"arenas":["a",1]})",
+           "{" + id + R"(,"disks":["a"]})",
+           "{" + id + R"(,"disks":[{"name":1}]})",
            "{" + id + R"(,"layers":{}})",
            "{" + id + R"(,"layers":[7]})",
            "{" + id + R"(,"containers":[{"id":"a/b"}]})",
