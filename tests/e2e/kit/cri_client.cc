@@ -45,9 +45,10 @@ bool Any(const Resources& r) {
   return r.cpu_quota != 0 || r.cpu_period != 0 || r.cpu_shares != 0 || r.memory != 0 || !r.hugepages.empty();
 }
 
-ContainerUsage UsageOf(const cri::CpuUsage& cpu, const cri::MemoryUsage& memory) {
+ContainerUsage UsageOf(const cri::CpuUsage& cpu, const cri::MemoryUsage& memory,
+                       uint64_t writable_layer = 0) {
   return {cpu.usage_core_nano_seconds().value(), memory.working_set_bytes().value(),
-          memory.usage_bytes().value(), memory.rss_bytes().value()};
+          memory.usage_bytes().value(), memory.rss_bytes().value(), writable_layer};
 }
 
 }  // namespace
@@ -252,7 +253,7 @@ absl::StatusOr<std::string> CriClient::CreateContainer(const std::string& pod, c
     auto& device = *config.add_devices();
     device.set_host_path(path);
     device.set_container_path(path);
-    device.set_permissions("rwm");
+    device.set_permissions(spec.device_access);
   }
   config.set_log_path(fmt::format("{}/{}.log", spec.name, impl_->next_log++));
   std::error_code error;
@@ -413,7 +414,8 @@ absl::StatusOr<ContainerUsage> CriClient::Usage(const std::string& container) {
   cri::ContainerStatsRequest request;
   request.set_container_id(container);
   ASSIGN_OR_RETURN(const auto response, impl_->Runtime(&Runtime::ContainerStats, request));
-  return UsageOf(response.stats().cpu(), response.stats().memory());
+  return UsageOf(response.stats().cpu(), response.stats().memory(),
+                 response.stats().writable_layer().used_bytes().value());
 }
 
 absl::StatusOr<std::vector<ContainerUsage>> CriClient::AllUsage(const std::string& pod) {
@@ -421,7 +423,8 @@ absl::StatusOr<std::vector<ContainerUsage>> CriClient::AllUsage(const std::strin
   request.mutable_filter()->set_pod_sandbox_id(pod);
   ASSIGN_OR_RETURN(const auto response, impl_->Runtime(&Runtime::ListContainerStats, request));
   std::vector<ContainerUsage> usage;
-  for (const auto& stats : response.stats()) usage.push_back(UsageOf(stats.cpu(), stats.memory()));
+  for (const auto& stats : response.stats())
+    usage.push_back(UsageOf(stats.cpu(), stats.memory(), stats.writable_layer().used_bytes().value()));
   return usage;
 }
 

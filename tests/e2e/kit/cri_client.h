@@ -59,6 +59,7 @@ struct ContainerSpec {
   std::vector<std::pair<std::string, std::string>> env;
   std::vector<MountSpec> mounts;
   std::vector<std::string> devices;  // host paths, same path in the container
+  std::string device_access = "rwm";  // to all of them
   Resources resources;
   std::optional<int64_t> user, group;
   std::vector<int64_t> supplemental_groups;
@@ -94,6 +95,7 @@ struct ContainerUsage {
   uint64_t memory_working_set = 0;  // bytes
   uint64_t memory_usage = 0;
   uint64_t memory_rss = 0;
+  uint64_t writable_layer = 0;  // of a container; containerd looks every ten seconds
 };
 
 struct LogLine {

@@ -6,6 +6,11 @@
 //   eat MIB [seconds]      touches that much memory, says so, keeps it for so long
 //   burn MILLISECONDS      uses a CPU for that long (CPU time)
 //   write PATH TEXT        one write(2), then fsync; prints ok or the error
+//   direct PATH            writes and reads it past the page cache; prints ok or the error
+//   attribute PATH         gives it a user attribute and reads that; prints ok or the error
+//   files FOLDER N         makes, looks at, reads and removes N small files there, and a large one; prints
+//   how
+//                          many of each in a second
 //   listen PATH            a unix socket there, to which each that connects gets "hello", for ever
 //   connect PATH           what one gets there, or the error
 //   beside-init N PROGRAM… runs the program of PID 1's root, in its cgroup namespace, N times; prints the
@@ -222,6 +227,89 @@ int Connect(const std::string& path) {
   return n > 0 ? 0 : 1;
 }
 
+// Null, or errno's name.
+const char* Direct(const std::string& path) {
+  constexpr size_t kBlock = 4096;
+  alignas(kBlock) static char out[kBlock], in[kBlock];
+  memset(out, 'd', sizeof out);
+  const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_DIRECT, 0644);
+  if (fd < 0 || pwrite(fd, out, kBlock, 0) != kBlock || pread(fd, in, kBlock, 0) != kBlock)
+    return strerrorname_np(errno);
+  return memcmp(in, out, kBlock) == 0 ? nullptr : "other content";
+}
+
+const char* Attribute(const std::string& path) {
+  char value[8] = {};
+  if (setxattr(path.c_str(), "user.lamina", "value", 5, 0) != 0 ||
+      getxattr(path.c_str(), "user.lamina", value, sizeof value) != 5)
+    return strerrorname_np(errno);
+  return strcmp(value, "value") == 0 ? nullptr : "other value";
+}
+
+double Seconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) / 1e9;
+}
+
+// `work` of each number from 0; ends the program where it fails.
+template <typename Work>
+void Measure(const char* name, int count, double each, Work work) {
+  const double begin = Seconds();
+  for (int i = 0; i < count; ++i) {
+    if (work(i)) continue;
+    printf("%s: %s\n", name, strerrorname_np(errno));
+    exit(1);
+  }
+  printf("%s %.1f\n", name, count * each / (Seconds() - begin));
+}
+
+int Files(const std::string& folder, int count) {
+  constexpr size_t kSmall = 4096, kLarge = 1 << 20;
+  constexpr int kMiB = 128;
+  alignas(4096) static char buffer[kLarge];
+  memset(buffer, 'f', sizeof buffer);
+  if (mkdir(folder.c_str(), 0755) != 0) return perror(folder.c_str()), 1;
+  const auto name = [&](int i) { return folder + "/" + std::to_string(i); };
+  const auto with = [&](const std::string& path, int flags, auto use) {
+    const int fd = open(path.c_str(), flags, 0644);
+    const bool done = fd >= 0 && use(fd);
+    if (fd >= 0) close(fd);
+    return done;
+  };
+  const auto put = [&](int fd) { return write(fd, buffer, kSmall) == kSmall; };
+  const auto get = [&](int fd) { return read(fd, buffer, kSmall) == kSmall; };
+  Measure("create", count, 1, [&](int i) { return with(name(i), O_WRONLY | O_CREAT | O_EXCL, put); });
+  sync();
+  struct stat info;
+  Measure("stat", count, 1, [&](int i) { return stat(name(i).c_str(), &info) == 0; });
+  Measure("read", count, 1, [&](int i) { return with(name(i), O_RDONLY, get); });
+  Measure("unlink", count, 1, [&](int i) { return unlink(name(i).c_str()) == 0; });
+  const std::string large = folder + "/large";
+  with(large, O_RDWR | O_CREAT, [&](int fd) {
+    Measure("write", 1, kMiB, [&](int) {
+      for (int i = 0; i < kMiB; ++i) {
+        if (write(fd, buffer, kLarge) != kLarge) return false;
+      }
+      return fsync(fd) == 0;
+    });
+    posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    Measure("read-again", kMiB, 1,
+            [&](int i) { return pread(fd, buffer, kLarge, off_t{i} * kLarge) == kLarge; });
+    Measure("fsync", 100, 1,
+            [&](int i) { return pwrite(fd, buffer, kSmall, off_t{i} * kSmall) > 0 && fsync(fd) == 0; });
+    return true;
+  });
+  // A tmpfs refuses it.
+  with(large, O_RDWR | O_DIRECT, [&](int fd) {
+    Measure("direct", 500, 1, [&](int i) {
+      return pread(fd, buffer, kSmall, off_t{i * 7919 % (kMiB * 256)} * off_t{kSmall}) == kSmall;
+    });
+    return true;
+  });
+  return unlink(large.c_str()) == 0 && rmdir(folder.c_str()) == 0 ? 0 : 1;
+}
+
 // Where PID 1 is, it runs the program `times` times; standard output is the program's as well.
 int BesideInit(int times, char** program) {
   const int ns = open("/proc/1/ns/cgroup", O_RDONLY | O_CLOEXEC);
@@ -292,10 +380,16 @@ int main(int argc, char** argv) {
     }
     return puts("ok"), 0;
   }
+  if ((verb == "direct" || verb == "attribute") && args.size() == 2) {
+    const char* const error = verb == "direct" ? Direct(args[1]) : Attribute(args[1]);
+    return puts(error == nullptr ? "ok" : error), error != nullptr;
+  }
+  if (verb == "files" && args.size() == 3) return Files(args[1], atoi(args[2].c_str()));
   if (verb == "listen" && args.size() == 2) return Listen(args[1]);
   if (verb == "connect" && args.size() == 2) return Connect(args[1]);
   if (verb == "fetch" && args.size() == 4) return Fetch(args[1].c_str(), atoi(args[2].c_str()), args[3]);
   if (verb == "beside-init" && args.size() >= 3) return BesideInit(atoi(args[1].c_str()), argv + 3);
-  fprintf(stderr, "probe: tree|ids|try|fetch|eat|burn|write|listen|connect|beside-init\n");
+  fprintf(stderr,
+          "probe: tree|ids|try|fetch|eat|burn|write|direct|attribute|files|listen|connect|beside-init\n");
   return 2;
 }
