@@ -246,6 +246,7 @@ absl::Status Containers::AddDisks(const BundleSpec& spec, const std::string& upp
       create.set_writable_volume(volume.name());
     }
   }
+  create.set_guest_devices(spec.all_devices);
   for (const SpecDevice& device : spec.block_devices) {
     absl::StatusOr<std::string> name = parts_.disks.AddDevice(device.number, device.writable());
     if (!name.ok()) return Annotate(name.status(), "device " + device.path);

@@ -89,6 +89,18 @@ void ReadLimits(const json& resources, sizing::Limits& limits) {
   }
 }
 
+// A rule that allows every device, as privileged containers have it.
+bool AllowsAllDevices(const json& linux_part) {
+  const json& rules = Child(Child(linux_part, "resources"), "devices");
+  if (!rules.is_array()) return false;
+  return std::any_of(rules.begin(), rules.end(), [](const json& rule) {
+    const json& allow = Child(rule, "allow");
+    const std::string type = Text(rule, "type");
+    return allow.is_boolean() && allow.get<bool>() && (type.empty() || type == "a") &&
+           Number(rule, "major").value_or(-1) == -1 && Number(rule, "minor").value_or(-1) == -1;
+  });
+}
+
 // Those with a rule of their own. A privileged container is given all of the host's without one, and has the
 // guest's instead.
 void ReadBlockDevices(const json& linux_part, std::vector<SpecDevice>& devices) {
@@ -183,6 +195,7 @@ absl::StatusOr<BundleSpec> ParseSpec(const std::string& text, const std::string&
   spec.limits.name = name.empty() ? "container" : "container " + name;
   ReadLimits(Child(linux_part, "resources"), spec.limits);
   ReadBlockDevices(linux_part, spec.block_devices);
+  spec.all_devices = AllowsAllDevices(linux_part);
   const json& read_only = Child(Child(root, "root"), "readonly");
   spec.read_only_root = read_only.is_boolean() && read_only.get<bool>();
   return spec;
@@ -243,8 +256,19 @@ absl::StatusOr<std::string> GuestSpec(const std::string& text,
   json devices = json::array(), foreign = json::array();
   for (const json& item : Child(linux_part, "devices").is_array() ? linux_part["devices"] : json::array())
     (kGuestDevices.count(Text(item, "path")) != 0 ? devices : foreign).push_back(item);
-  if (foreign.size() > disks.size())
-    notes.push_back(fmt::format("{} host devices are not in the VM", foreign.size() - disks.size()));
+  const bool privileged = AllowsAllDevices(linux_part);
+  for (const json& item : foreign) {
+    const std::string path = Text(item, "path");
+    const bool is_disk = std::any_of(disks.begin(), disks.end(),
+                                     [&](const SpecDevice& disk) { return disk.path == path; });
+    if (is_disk || privileged) continue;
+    return InvalidArgument(
+        "device \"{}\" of the node: a VM has block devices of it and no others; a privileged container has "
+        "the VM's own",
+        path);
+  }
+  if (privileged && !foreign.empty())
+    notes.push_back("devices: the VM's own, in the place of the node's");
   linux_part["devices"] = devices;
   if (json& resources = linux_part["resources"]; resources.is_object()) {
     // In the guest their numbers are other devices'.

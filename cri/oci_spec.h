@@ -41,6 +41,7 @@ struct BundleSpec {
   std::vector<SpecMount> mounts;
   std::vector<SpecDevice> block_devices;
   bool read_only_root = false;
+  bool all_devices = false;  // privileged: it has every device of the machine, which is the VM
   int oom_score_adj = 0;  // process.oomScoreAdj, -1000 to 1000
   sizing::Limits limits;  // linux.resources
   // Of the whole pod; from PodSandboxConfig alone, in a config.json they are annotations or nowhere.
@@ -61,8 +62,8 @@ absl::StatusOr<sizing::Limits> UpdatedLimits(const sizing::Limits& limits, const
 
 // The spec for the guest, from a text that ParseSpec takes: bind mounts come from `guest_sources` (by index
 // in mounts; "" drops the mount), pod-level namespaces are the VM's own, host paths and host devices are
-// gone: the guest's agent adds the block devices under its own numbers. `notes` receives what was dropped, in
-// words.
+// gone: the guest's agent adds the block devices under its own numbers. InvalidArgument: another device, but
+// for a privileged container. `notes` receives what was dropped, in words.
 absl::StatusOr<std::string> GuestSpec(const std::string& json,
                                       const std::map<size_t, std::string>& guest_sources,
                                       std::vector<std::string>& notes);

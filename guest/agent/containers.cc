@@ -16,6 +16,7 @@
 #include "guest/agent/files.h"
 #include "guest/agent/mount_points.h"
 #include "guest/agent/overlay.h"
+#include "guest/agent/own_devices.h"
 #include "guest/agent/system.h"
 #include "proto/agent.pb.h"
 
@@ -58,8 +59,15 @@ absl::StatusOr<std::vector<ContainerDevice>> ContainerTable::DevicesOf(
     ASSIGN_OR_RETURN(const std::string node, volumes_.DeviceOf(asked.volume()));
     struct stat info {};
     if (stat(node.c_str(), &info) != 0) return ErrnoStatus(errno, "device " + asked.path());
+    if (asked.access().empty()) return InvalidArgument("device {}: no access to it", asked.path());
     devices.push_back({asked.path(), major(info.st_rdev), minor(info.st_rdev), asked.access(), asked.mode(),
                        asked.uid(), asked.gid()});
+  }
+  if (!request.guest_devices()) return devices;
+  ASSIGN_OR_RETURN(const std::vector<OwnDevice> own, OwnDevices());
+  for (const OwnDevice& device : own) {
+    devices.push_back({device.path, device.major, device.minor, "", device.mode, device.uid, device.gid,
+                       device.block});
   }
   return devices;
 }

@@ -124,17 +124,18 @@ absl::Status AddDevices(const std::vector<ContainerDevice>& devices, Json& linux
   for (const ContainerDevice& device : devices) {
     if (device.path.empty() || device.path[0] != '/' || device.path.find('\0') != std::string::npos)
       return InvalidArgument("device \"{:.160}\": want an absolute path", device.path);
-    if (device.access.empty() || device.access.find_first_not_of("rwm") != std::string::npos)
+    if (device.access.find_first_not_of("rwm") != std::string::npos)
       return InvalidArgument("device {}: access \"{:.16}\", want some of rwm", device.path, device.access);
     nodes->push_back({{"path", device.path},
-                      {"type", "b"},
+                      {"type", device.block ? "b" : "c"},
                       {"major", device.major},
                       {"minor", device.minor},
                       {"fileMode", device.mode & 0777},
                       {"uid", device.uid},
                       {"gid", device.gid}});
+    if (device.access.empty()) continue;
     rules->push_back({{"allow", true},
-                      {"type", "b"},
+                      {"type", device.block ? "b" : "c"},
                       {"major", device.major},
                       {"minor", device.minor},
                       {"access", device.access}});

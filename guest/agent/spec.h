@@ -13,12 +13,13 @@
 
 namespace lamina::guest {
 
-// A block device of the guest, for one container.
+// A device of the guest, for one container.
 struct ContainerDevice {
   std::string path;  // in the container
   uint32_t major = 0, minor = 0;
-  std::string access;  // of "rwm"
+  std::string access;  // of "rwm"; empty: no rule of its own
   uint32_t mode = 0600, uid = 0, gid = 0;
+  bool block = true;
 };
 
 struct SpecContext {

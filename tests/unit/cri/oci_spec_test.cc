@@ -153,8 +153,8 @@ TEST(GuestSpec, DropsWhatIsTheHosts) {
     "linux": {"cgroupsPath": "/host", "mountLabel": "l", "intelRdt": {}, "sysctl": {"kernel.x": "1"},
       "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 1}], "gidMappings": [],
       "seccomp": {"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/run/host.sock"},
-      "devices": [{"path": "/dev/null"}, {"path": "/dev/sda"}, {"path": "/dev/fuse"}, 7],
-      "resources": {"blockIO": {"weight": 10}, "network": {"classID": 1}, "rdma": {},
+      "devices": [{"path": "/dev/null"}, {"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}, {"path": "/dev/fuse"}, 7],
+      "resources": {"devices": [{"allow": true, "access": "rwm"}], "blockIO": {"weight": 10}, "network": {"classID": 1}, "rdma": {},
         "hugepageLimits": [{"pageSize": "2MB", "limit": 1}],
         "cpu": {"cpus": "0-3", "mems": "0", "realtimeRuntime": 1, "realtimePeriod": 1, "shares": 10}}}})"),
                            {}, &notes);
@@ -164,10 +164,31 @@ TEST(GuestSpec, DropsWhatIsTheHosts) {
     EXPECT_FALSE(guest["linux"].contains(key)) << key;
   EXPECT_EQ(guest["linux"]["seccomp"], json({{"defaultAction", "SCMP_ACT_NOTIFY"}}));
   EXPECT_EQ(guest["linux"]["devices"], json::array({{{"path", "/dev/null"}}}));
-  EXPECT_EQ(guest["linux"]["resources"], json({{"cpu", {{"shares", 10}}}}));
-  EXPECT_THAT(notes, Contains(HasSubstr("3 host devices")));
+  EXPECT_EQ(guest["linux"]["resources"]["cpu"], json({{"shares", 10}}));
+  EXPECT_THAT(notes, Contains(HasSubstr("the VM's own")));
   for (const char* what : {"blockIO", "hugepageLimits", "network", "rdma", "listenerPath"})
     EXPECT_THAT(notes, Contains(HasSubstr(what)));
+}
+
+TEST(GuestSpec, ADeviceOfTheNodeIsRefusedWithItsPath) {
+  std::vector<std::string> notes;
+  const auto with = [](const char* device, const char* rules) {
+    return fmt::format(R"({{"linux": {{"devices": [{}], "resources": {{"devices": [{}]}}}}}})", device, rules);
+  };
+  const char *fuse = R"({"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229})",
+             *disk = R"({"path": "/dev/sda", "type": "b", "major": 8, "minor": 0})",
+             *its_rule = R"({"allow": true, "type": "b", "major": 8, "minor": 0, "access": "rw"})",
+             *none = R"({"allow": false, "access": "rwm"})", *all = R"({"allow": true, "access": "rwm"})";
+  EXPECT_THAT(GuestSpec(with(fuse, none), {}, notes), HasStatus(StatusCode::kInvalidArgument, "/dev/fuse"));
+  EXPECT_THAT(GuestSpec(with(disk, none), {}, notes), HasStatus(StatusCode::kInvalidArgument, "/dev/sda"));
+  EXPECT_THAT(GuestSpec(with("7", none), {}, notes), HasStatus(StatusCode::kInvalidArgument, "device"));
+  EXPECT_OK(GuestSpec(with(disk, its_rule), {}, notes));
+  EXPECT_OK(GuestSpec(with(fuse, all), {}, notes));
+  // A rule that names a type or a number is not one for all.
+  for (const char* rule : {R"({"allow": true, "type": "c", "access": "rwm"})",
+                           R"({"allow": true, "major": 10, "access": "rwm"})", R"({"allow": false})", "7"}) {
+    EXPECT_NOT_OK(GuestSpec(with(fuse, rule), {}, notes)) << rule;
+  }
 }
 
 TEST(GuestSpec, NamespacesOfThePodAreTheVmsOwn) {
@@ -241,18 +262,25 @@ TEST(OciSpec, BlockDevicesAreThoseThatAreAskedFor) {
   EXPECT_EQ(spec->block_devices[1].access, "r");
   EXPECT_FALSE(spec->block_devices[1].writable());
   std::vector<std::string> notes;
-  const auto guest = GuestSpec(asked, {}, notes);
+  json disks = json::parse(asked);
+  disks["linux"]["devices"].erase(3);
+  disks["linux"]["devices"].erase(2);
+  disks["linux"]["resources"]["devices"].erase(6);
+  const auto guest = GuestSpec(disks.dump(), {}, notes);
   ASSERT_OK(guest);
   const json rules = json::parse(*guest)["linux"]["resources"]["devices"];
   EXPECT_EQ(rules, json::parse(R"([{"allow": false, "access": "rwm"},
-                                   {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"}])"));
-  EXPECT_THAT(notes, Contains(HasSubstr("2 host devices")));
+                                   {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
+                                   {"allow": true, "type": "b", "major": 8, "minor": 17, "access": "rw"},
+                                   {"allow": false, "type": "b", "major": 8, "minor": 17, "access": "rw"}])"));
   const auto privileged = ParseSpec(R"({"root": {"readonly": true}, "linux": {
     "devices": [{"path": "/dev/loop3", "type": "b", "major": 7, "minor": 3}],
     "resources": {"devices": [{"allow": false, "access": "rwm"}, {"allow": true, "access": "rwm"}]}}})",
                                     "config.json");
   ASSERT_OK(privileged);
   EXPECT_TRUE(privileged->block_devices.empty());
+  EXPECT_TRUE(privileged->all_devices);
+  EXPECT_FALSE(spec->all_devices);
   EXPECT_TRUE(privileged->read_only_root);
 }
 
