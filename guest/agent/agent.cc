@@ -65,7 +65,8 @@ Agent::Agent(AgentOptions options, std::unique_ptr<StdioMux> mux, ModuleLoader& 
       volumes_(options_.root, &disks_),
       sockets_(options_.root, *mux_),
       containers_(ContainerTableOptions{options_.root, options_.cgroup_mount}, *mux_, processes, layers_,
-                  volumes_, modules, crun_) {}
+                  volumes_, modules, crun_),
+      kept_files_({.directory = options_.root + "/volumes"}) {}
 
 absl::StatusOr<HelloResponse> Agent::Hello(const HelloRequest& request) {
   if (request.protocol_version() != kProtocolVersion) {
@@ -245,6 +246,16 @@ void Agent::RegisterMachine(ttrpc::Server& server) {
   });
 }
 
+void Agent::RegisterFiles(ttrpc::Server& server) {
+  using ttrpc::CallContext;
+  server.Handle(kPutFiles, [this](const CallContext&, const PutFilesRequest& request) {
+    return Done(kept_files_.Put(request));
+  });
+  server.Handle(kReadFile, [this](const CallContext&, const ReadFileRequest& request) {
+    return kept_files_.Read(request.volume());
+  });
+}
+
 void Agent::RegisterContainers(ttrpc::Server& server) {
   using ttrpc::CallContext;
   server.Handle(kCreateContainer,
@@ -326,6 +337,7 @@ void Agent::RegisterProcesses(ttrpc::Server& server) {
 
 void Agent::Register(ttrpc::Server& server) {
   RegisterMachine(server);
+  RegisterFiles(server);
   RegisterContainers(server);
   RegisterProcesses(server);
 }
@@ -335,6 +347,7 @@ void Agent::TearDown() {
   sockets_.Close();
   layers_.UnmountAll();
   volumes_.UnmountAll();
+  kept_files_.RemoveAll();
   for (const char* sub : {"/shared", "/shm", "/etc"}) {
     const std::string path = options_.root + sub;
     if (umount2(path.c_str(), UMOUNT_NOFOLLOW) != 0 && errno != EINVAL && errno != ENOENT) {

@@ -16,6 +16,7 @@
 #include "guest/agent/disk_volumes.h"
 #include "guest/agent/guest_clock.h"
 #include "guest/agent/host_sockets.h"
+#include "guest/agent/kept_files.h"
 #include "guest/agent/layers.h"
 #include "guest/agent/modules.h"
 #include "guest/agent/processes.h"
@@ -62,6 +63,7 @@ class Agent {
   absl::StatusOr<agent::v1::MountLayersResponse> MountLayers(const agent::v1::MountLayersRequest& request);
   absl::Status UnmountLayers(const agent::v1::UnmountLayersRequest& request);
   void RegisterMachine(ttrpc::Server& server);
+  void RegisterFiles(ttrpc::Server& server);
   void RegisterContainers(ttrpc::Server& server);
   void RegisterProcesses(ttrpc::Server& server);
 
@@ -77,6 +79,7 @@ class Agent {
   VolumeTable volumes_;
   HostSockets sockets_;
   ContainerTable containers_;
+  KeptFiles kept_files_;
   Mutex configure_mutex_;
   std::string configured_ GUARDED_BY(configure_mutex_);  // the request that was carried out
   std::string sandbox_id_ GUARDED_BY(configure_mutex_);

@@ -30,6 +30,9 @@ class MountVolumeRequest;
 class OfferSocketRequest;
 class PidsResponse;
 class ProcessRequest;
+class PutFilesRequest;
+class ReadFileRequest;
+class ReadFileResponse;
 class ResizeTerminalRequest;
 class SetVcpusRequest;
 class SetVcpusResponse;
@@ -60,7 +63,9 @@ inline constexpr char kPodFilesDirectory[] =
     "/run/lamina/etc";  // a tmpfs with the pod's files, if it has any
 inline constexpr char kSocketsDirectory[] = "/run/lamina/sockets";  // <name> in it, for sockets of the host
 inline constexpr char kVolumesDirectory[] = "/run/lamina/volumes";  // <volume name> in it
-inline constexpr char kLayersDirectory[] = "/run/lamina/layers";    // <layer id> in it
+// In the folder of a volume whose files the guest keeps: the volume itself, a folder or a file.
+inline constexpr char kKeptFilesName[] = "data";
+inline constexpr char kLayersDirectory[] = "/run/lamina/layers";  // <layer id> in it
 
 // Limits of the agent: what is over one of them is refused.
 inline constexpr size_t kMaxContainers = 256;
@@ -79,6 +84,14 @@ inline constexpr uint64_t kShmBytes = 64ULL << 20;
 inline constexpr int kMaxPodFiles = 8;
 inline constexpr size_t kMaxPodFileBytes = 256 * 1024;
 inline constexpr uint64_t kPodFilesBytes = 4ULL << 20;  // what containers may let them grow to, all together
+
+// Of a volume whose files the guest keeps: bytes of content, files, entries of all kinds, parts of a path.
+inline constexpr uint64_t kMaxKeptBytes = 8ULL << 20;
+inline constexpr size_t kMaxKeptFiles = 4096;
+inline constexpr size_t kMaxKeptEntries = 3 * kMaxKeptFiles;  // each file with a link to it, and folders
+inline constexpr size_t kMaxKeptDepth = 32;
+inline constexpr size_t kMaxPathBytes = 4095;
+inline constexpr size_t kMaxReadFileBytes = 64 * 1024;
 
 // Limits of the stdio port, for both sides: what a sender may have under way on a stream, and in a frame.
 inline constexpr size_t kStdioWindowBytes = 256 * 1024;
@@ -103,6 +116,10 @@ inline constexpr ttrpc::Method<agent::v1::MountVolumeRequest, agent::v1::Empty> 
                                                                                              "MountVolume"};
 inline constexpr ttrpc::Method<agent::v1::UnmountVolumeRequest, agent::v1::Empty> kUnmountVolume{
     kAgentService, "UnmountVolume"};
+inline constexpr ttrpc::Method<agent::v1::PutFilesRequest, agent::v1::Empty> kPutFiles{kAgentService,
+                                                                                       "PutFiles"};
+inline constexpr ttrpc::Method<agent::v1::ReadFileRequest, agent::v1::ReadFileResponse> kReadFile{
+    kAgentService, "ReadFile"};
 inline constexpr ttrpc::Method<agent::v1::Empty, agent::v1::GuestInfoResponse> kGuestInfo{kAgentService,
                                                                                           "GuestInfo"};
 inline constexpr ttrpc::Method<agent::v1::SetVcpusRequest, agent::v1::SetVcpusResponse> kSetVcpus{

@@ -1,7 +1,10 @@
 // Everything the agent parses: specs and processes of the pod's author, kernel files, uevents, addresses. The
 // first byte chooses the parser.
+#include <stdlib.h>
+
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <string>
 #include <string_view>
 
@@ -9,10 +12,46 @@
 #include "guest/agent/crun.h"
 #include "guest/agent/devices.h"
 #include "guest/agent/files.h"
+#include "guest/agent/kept_files.h"
 #include "guest/agent/modules.h"
 #include "guest/agent/network.h"
 #include "guest/agent/spec.h"
 #include "guest/agent/system.h"
+#include "proto/agent.pb.h"
+
+namespace {
+
+// Whatever is sent of a volume, it makes nothing outside the volume's own folder.
+void PutFiles(std::string_view text) {
+  namespace fs = std::filesystem;
+  using namespace lamina::guest;
+  static char folder[] = "/tmp/lamina-fuzz-XXXXXX";
+  static const bool made = mkdtemp(folder) != nullptr;
+  lamina::agent::v1::PutFilesRequest request;
+  if (!made || !request.ParseFromArray(text.data(), static_cast<int>(text.size()))) return;
+  for (const auto& entry : request.entries()) {
+    const std::string path = "/" + entry.path() + "/";
+    if (CheckFileEntry(entry).ok() &&
+        (path.find("/../") != std::string::npos || entry.path().find('\0') != std::string::npos))
+      __builtin_trap();
+  }
+  const std::string volumes = std::string(folder) + "/volumes";
+  KeptFiles files({.directory = volumes, .mount = false, .grace = {}});
+  request.set_volume("v");
+  files.Put(request).IgnoreError();
+  request.set_first(true);
+  request.set_last(true);
+  files.Put(request).IgnoreError();
+  files.Read("v").status().IgnoreError();
+  for (const std::string& place : {std::string(folder), volumes}) {
+    for (const auto& entry : fs::directory_iterator(place)) {
+      if (entry.path() != volumes && entry.path() != volumes + "/v") __builtin_trap();
+    }
+  }
+  if (!files.Remove("v").ok()) __builtin_trap();
+}
+
+}  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace lamina::guest;
@@ -21,7 +60,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   SpecContext context;
   context.container_id = "c";
   context.has_huge_pages = [](std::string_view page) { return page == "2MB"; };
-  switch (data[0] % 14) {
+  switch (data[0] % 15) {
     case 0:
       context.rootfs = "/r";
       PrepareSpec(text, context).status().IgnoreError();
@@ -68,6 +107,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       break;
     case 12:
       ParseCpuList(text).status().IgnoreError();
+      break;
+    case 13:
+      PutFiles(text);
       break;
     default:
       lamina::KernelBytes(text, "MemTotal");
