@@ -27,7 +27,7 @@ bool Repeatable(std::string_view method) {
       guest::kConfigureSandbox.name, guest::kMountLayers.name,     guest::kUnmountLayers.name,
       guest::kSetVcpus.name,         guest::kWaitProcess.name,     guest::kPids.name,
       guest::kContainerStats.name,   guest::kUpdateContainer.name, guest::kDeleteProcess.name,
-      guest::kResizeTerminal.name,   guest::kGuestInfo.name};
+      guest::kResizeTerminal.name,   guest::kGuestInfo.name,       guest::kReadFile.name};
   return std::find(kMethods.begin(), kMethods.end(), method) != kMethods.end();
 }
 

@@ -16,6 +16,7 @@
 #include "base/beneath.h"
 #include "base/log.h"
 #include "base/status.h"
+#include "cri/file_tree.h"
 #include "guest/protocol/contract.h"
 
 namespace lamina::cri {
@@ -52,6 +53,8 @@ struct FileFollower::Volume {
   int parent = -1;        // of a file: its folder's watch
   std::string file_name;  // in the parent
   bool dirty = false, ended = false;
+  bool unwatched = false;         // looked at instead
+  std::optional<uint64_t> stamp;  // of the last look; the follower's thread's own once it is followed
   Time first_change, due, last_push;
   milliseconds backoff{0};
   std::string last_error;
@@ -79,10 +82,13 @@ void FileFollower::WakeLocked() const {
 
 absl::Status FileFollower::StartLocked() {
   if (started_) return absl::OkStatus();
-  if (!inotify_) {
-    inotify_ = UniqueFd(inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
-    if (!inotify_) return ErrnoStatus(errno, "open an inotify descriptor (fs.inotify.max_user_instances)");
+  if (!inotify_ && options_.watch) inotify_ = UniqueFd(inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
+  if (!inotify_ && options_.watch) {
+    LogWarning("{}", Message(ErrnoStatus(errno,
+                                         "no inotify descriptor (fs.inotify.max_user_instances); volumes are "
+                                         "looked at from time to time")));
   }
+  unwatched_ = !inotify_;
   if (!wake_) wake_ = UniqueFd(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   if (!wake_) return ErrnoStatus(errno, "open an event descriptor");
   RETURN_IF_ERROR(threads_.Start(kStackBytes, [this] { Run(); }));
@@ -96,7 +102,8 @@ absl::StatusOr<int> FileFollower::AddWatchLocked(Volume& volume, int descriptor,
   const std::string itself = "/proc/self/fd/" + std::to_string(descriptor);
   const int watch = inotify_add_watch(inotify_.get(), itself.c_str(), mask);
   if (watch < 0) {
-    return ErrnoStatus(errno, "watch " + path + (errno == ENOSPC ? " (fs.inotify.max_user_watches)" : ""));
+    volume.unwatched = errno == ENOSPC;  // fs.inotify.max_user_watches
+    return ErrnoStatus(errno, "watch " + path);
   }
   volume.watches.insert(watch);
   watches_[watch].insert(&volume);
@@ -131,6 +138,10 @@ absl::Status FileFollower::WatchLocked(Volume& volume) {
   if (!source) return ErrnoStatus(errno, "open " + volume.source);
   struct stat info {};
   if (fstat(source.get(), &info) != 0) return ErrnoStatus(errno, "stat " + volume.source);
+  if (unwatched_ || volume.unwatched) {
+    volume.unwatched = true;
+    return absl::OkStatus();
+  }
   const std::set<int> before = std::exchange(volume.watches, {});
   const auto watch = [&]() REQUIRES(mutex_) -> absl::Status {
     if (!S_ISDIR(info.st_mode)) {
@@ -153,6 +164,13 @@ absl::Status FileFollower::WatchLocked(Volume& volume) {
     return WatchFoldersLocked(volume, folder.get(), volume.source, 1);
   };
   const absl::Status status = watch();
+  if (volume.unwatched) {
+    LogInfo("volume {} is looked at from time to time: {}", volume.name, Message(status));
+    DropWatchesLocked(volume, before);
+    DropWatchesLocked(volume, volume.watches);
+    volume.watches.clear();
+    return absl::OkStatus();
+  }
   std::set<int> gone;
   std::set_difference(before.begin(), before.end(), volume.watches.begin(), volume.watches.end(),
                       std::inserter(gone, gone.end()));
@@ -188,6 +206,10 @@ absl::Status FileFollower::Follow(const std::string& name, const std::string& so
     if (const absl::Status status = WatchLocked(*volume); !status.ok()) {
       DropWatchesLocked(*volume, volume->watches);
       return status;
+    }
+    if (volume->unwatched) {
+      if (const auto stamp = FileTreeStamp(source); stamp.ok()) volume->stamp = *stamp;
+      WakeLocked();
     }
     volumes_[name] = volume;
     if (first == First::kSoon) {
@@ -280,6 +302,25 @@ void FileFollower::ReadEvents() {
   }
 }
 
+void FileFollower::LookAtUnwatched() {
+  std::vector<VolumeRef> volumes;
+  {
+    MutexLock lock(mutex_);
+    for (const auto& [name, volume] : volumes_) {
+      if (volume->unwatched && !volume->ended) volumes.push_back(volume);
+    }
+  }
+  for (const VolumeRef& volume : volumes) {
+    const auto stamp = FileTreeStamp(volume->source);
+    MutexLock lock(mutex_);
+    // What is amiss with it, the push tells; a source that is gone may come again.
+    const std::optional<uint64_t> now = stamp.ok() ? std::optional(*stamp) : std::nullopt;
+    if (now == volume->stamp || absl::IsNotFound(stamp.status())) continue;
+    volume->stamp = now;
+    ChangedLocked(*volume, steady_clock::now());
+  }
+}
+
 void FileFollower::PushOne(const VolumeRef& volume) {
   absl::Status status;
   {
@@ -344,15 +385,23 @@ std::optional<FileFollower::Time> FileFollower::PushDue() {
 
 void FileFollower::Run() {
   Time listen = steady_clock::now();  // from when on events are read: a flood is not worth a wake-up each
+  Time look = steady_clock::now();
   for (;;) {
+    if (steady_clock::now() >= look) {
+      LookAtUnwatched();
+      look = steady_clock::now() + options_.look;
+    }
     std::optional<Time> next = PushDue();
     {
       MutexLock lock(mutex_);
       if (stopping_) return;
+      for (const auto& [name, volume] : volumes_) {
+        if (volume->unwatched && !volume->ended && (!next || look < *next)) next = look;
+      }
     }
     const Time now = steady_clock::now();
-    const bool deaf = now < listen;
-    if (deaf && (!next || listen < *next)) next = listen;
+    const bool deaf = now < listen || !inotify_;
+    if (now < listen && (!next || listen < *next)) next = listen;
     pollfd entries[] = {{wake_.get(), POLLIN, 0}, {inotify_.get(), POLLIN, 0}};
     int wait = -1;
     if (next) {

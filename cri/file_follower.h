@@ -27,6 +27,10 @@ class FileFollower {
     std::chrono::milliseconds between{300};    // pushes of one volume
     std::chrono::milliseconds retry{1'000};    // after a push that failed; doubled from failure to failure
     std::chrono::milliseconds retry_most{30'000};
+    // From one look to the next at what cannot be watched: a node's every shim is a process of one user, to
+    // whom the kernel gives so many inotify descriptors (128 where nobody set more) and watches.
+    std::chrono::milliseconds look{500};
+    bool watch = true;  // false: as if there were no inotify descriptor
   };
   // Sends what the volume holds now. On the follower's thread, or on that of Follow; for one volume one at a
   // time. Must not call the follower.
@@ -40,7 +44,7 @@ class FileFollower {
   // From now on `push` is called when something changes in the folder `source`, or when the file `source` is
   // written or replaced. First::kNow pushes here and now; First::kSoon leaves that to the follower's thread.
   // On error nothing is followed: the push's error, AlreadyExists for the name, NotFound for the source,
-  // ResourceExhausted: no thread, no inotify descriptor, no watch, or more than 256 folders. Once the source
+  // ResourceExhausted: no thread, no descriptor, or more than 256 folders. Once the source
   // itself is deleted or unmounted, nothing more is pushed.
   absl::Status Follow(const std::string& name, const std::string& source, Push push, First first);
   // Waits for a push under way; none comes after it. Not followed: nothing.
@@ -62,6 +66,7 @@ class FileFollower {
   void DropWatchesLocked(Volume& volume, const std::set<int>& watches) REQUIRES(mutex_);
   void ChangedLocked(Volume& volume, Time now) REQUIRES(mutex_);
   void HeardLocked(int watch, uint32_t mask, const std::string& name, Time now) REQUIRES(mutex_);
+  void LookAtUnwatched();
   void Run();
   void ReadEvents();
   // What is due now is pushed; the time of the next.
@@ -71,7 +76,8 @@ class FileFollower {
 
   const Options options_;
   mutable Mutex mutex_;
-  UniqueFd inotify_, wake_;  // made once, before the thread that reads them
+  UniqueFd inotify_, wake_;                    // made once, before the thread that reads them
+  bool unwatched_ GUARDED_BY(mutex_) = false;  // there is no inotify descriptor
   bool started_ GUARDED_BY(mutex_) = false;
   bool stopping_ GUARDED_BY(mutex_) = false;
   std::map<std::string, VolumeRef> volumes_ GUARDED_BY(mutex_);

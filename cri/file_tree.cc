@@ -200,4 +200,16 @@ absl::StatusOr<FileTree> ReadFileTree(const std::string& source, const FileTreeL
   return status;
 }
 
+absl::StatusOr<uint64_t> FileTreeStamp(const std::string& source) {
+  const FileTreeLimits limits;
+  Pass looking(source, limits, false);
+  RETURN_IF_ERROR(looking.Run());
+  uint64_t sum = 0;
+  const auto add = [&](auto part) {
+    sum = (sum ^ static_cast<uint64_t>(part)) * 0x100000001b3 + 0x9e3779b97f4a7c15;
+  };
+  for (const Stamp& stamp : looking.stamps()) std::apply([&](auto... parts) { (add(parts), ...); }, stamp);
+  return sum;
+}
+
 }  // namespace lamina::cri

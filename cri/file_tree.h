@@ -40,4 +40,8 @@ struct FileTreeLimits {
 // or link; FailedPrecondition, something is mounted in it; Unavailable, it never stood still. Thread-safe.
 absl::StatusOr<FileTree> ReadFileTree(const std::string& source, const FileTreeLimits& limits = {});
 
+// A number that is another one when something of what ReadFileTree reads has changed; only looks at
+// attributes. The same errors.
+absl::StatusOr<uint64_t> FileTreeStamp(const std::string& source);
+
 }  // namespace lamina::cri

@@ -37,7 +37,7 @@ class KeptFiles {
     bool mount = true;                          // false, in tests: a plain folder
     // From the swap of a folder to the removal of the old one: for who has followed the link to it, and is
     // about to open a file in it.
-    std::chrono::milliseconds grace{50};
+    std::chrono::milliseconds grace{100};
   };
   explicit KeptFiles(Options options) : options_(std::move(options)) {}
 

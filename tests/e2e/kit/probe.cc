@@ -13,6 +13,7 @@
 //                          many of each in a second
 //   listen PATH            a unix socket there, to which each that connects gets "hello", for ever
 //   connect PATH           what one gets there, or the error
+//   watch FOLDER           a line for each inotify event in it, as it comes: "to ..data"
 //   beside-init N PROGRAM… runs the program of PID 1's root, in its cgroup namespace, N times; prints the
 //                          median in microseconds (wants a privileged container in a shared PID namespace)
 #include <arpa/inet.h>
@@ -21,6 +22,7 @@
 #include <linux/keyctl.h>
 #include <netinet/in.h>
 #include <sched.h>
+#include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
@@ -336,6 +338,32 @@ int BesideInit(int times, char** program) {
   return 0;
 }
 
+int Watch(const char* folder) {
+  constexpr struct {
+    uint32_t bit;
+    const char* word;
+  } kWords[] = {{IN_CREATE, "create"}, {IN_MOVED_FROM, "from"}, {IN_MOVED_TO, "to"},
+                {IN_DELETE, "delete"}, {IN_MODIFY, "modify"},   {IN_ATTRIB, "attrib"}};
+  uint32_t mask = 0;
+  for (const auto& [bit, word] : kWords) mask |= bit;
+  const int fd = inotify_init1(IN_CLOEXEC);
+  if (fd < 0 || inotify_add_watch(fd, folder, mask) < 0) return perror(folder), 1;
+  setvbuf(stdout, nullptr, _IOLBF, 0);
+  puts("watching");
+  alignas(inotify_event) char buffer[4096];
+  for (ssize_t n = 0; (n = read(fd, buffer, sizeof buffer)) > 0;) {
+    for (ssize_t at = 0; at < n;) {
+      inotify_event event;
+      memcpy(&event, buffer + at, sizeof event);
+      for (const auto& [bit, word] : kWords) {
+        if ((event.mask & bit) != 0) printf("%s %s\n", word, event.len > 0 ? buffer + at + sizeof event : "");
+      }
+      at += static_cast<ssize_t>(sizeof event + event.len);
+    }
+  }
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -388,8 +416,10 @@ int main(int argc, char** argv) {
   if (verb == "listen" && args.size() == 2) return Listen(args[1]);
   if (verb == "connect" && args.size() == 2) return Connect(args[1]);
   if (verb == "fetch" && args.size() == 4) return Fetch(args[1].c_str(), atoi(args[2].c_str()), args[3]);
+  if (verb == "watch" && args.size() == 2) return Watch(argv[2]);
   if (verb == "beside-init" && args.size() >= 3) return BesideInit(atoi(args[1].c_str()), argv + 3);
   fprintf(stderr,
-          "probe: tree|ids|try|fetch|eat|burn|write|direct|attribute|files|listen|connect|beside-init\n");
+          "probe: tree|ids|try|fetch|eat|burn|write|direct|attribute|files|listen|connect|watch|beside-init
+");
   return 2;
 }

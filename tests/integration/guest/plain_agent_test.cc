@@ -205,6 +205,52 @@ TEST_F(PlainAgentTest, ThePodsFilesAreInABoundedTmpfs) {
               testing::HasStatus(absl::StatusCode::kInvalidArgument, "9 files of the pod: at most 8"));
 }
 
+TEST_F(PlainAgentTest, AVolumesFilesAreKeptAndGoWithTheAgent) {
+  agent::v1::PutFilesRequest put;
+  put.set_volume("config");
+  put.set_first(true);
+  put.set_last(true);
+  const auto add = [&](const std::string& path, agent::v1::FileEntry::Kind kind, const std::string& content) {
+    agent::v1::FileEntry& entry = *put.add_entries();
+    entry.set_path(path);
+    entry.set_kind(kind);
+    entry.set_mode(0755);
+    entry.set_content(content);
+  };
+  add("", agent::v1::FileEntry::FOLDER, "");
+  add("key", agent::v1::FileEntry::FILE, "value");
+  ASSERT_OK(Call(kPutFiles, put));
+  const std::string there = fmt::format("/proc/{}/root{}/root/volumes/config/data", pid_, root_);
+  std::ifstream key(there + "/key");
+  std::string line;
+  std::getline(key, line);
+  EXPECT_EQ(line, "value");
+  struct statvfs fs_info {};
+  ASSERT_EQ(statvfs(there.c_str(), &fs_info), 0);
+  EXPECT_EQ(fs_info.f_flag & (ST_NOSUID | ST_NODEV | ST_NOEXEC), unsigned{ST_NOSUID | ST_NODEV});
+  put.mutable_entries(1)->set_path("../key");
+  EXPECT_THAT(Call(kPutFiles, put), testing::HasStatus(absl::StatusCode::kInvalidArgument, "../key"));
+
+  agent::v1::ReadFileRequest read;
+  read.set_volume("config");
+  EXPECT_THAT(Call(kReadFile, read), testing::HasStatus(absl::StatusCode::kFailedPrecondition, "config"));
+  put.clear_entries();
+  put.set_volume("log");
+  add("", agent::v1::FileEntry::FILE, "the reason");
+  ASSERT_OK(Call(kPutFiles, put));
+  read.set_volume("log");
+  const auto answer = Call(kReadFile, read);
+  ASSERT_OK(answer);
+  EXPECT_EQ(answer->content(), "the reason");
+  EXPECT_EQ(answer->size(), 10u);
+
+  ASSERT_OK(Call(kShutdown, Empty()));
+  int status = 0;
+  ASSERT_EQ(waitpid(pid_, &status, 0), pid_);
+  pid_ = 0;
+  EXPECT_TRUE(fs::is_empty(root_ + "/root/volumes"));
+}
+
 TEST_F(PlainAgentTest, TheMachineIsNotItsOwn) {
   agent::v1::SetVcpusRequest vcpus;
   vcpus.set_vcpus(1);

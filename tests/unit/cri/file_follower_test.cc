@@ -360,6 +360,32 @@ TEST_F(FileFollowerTest, WithoutAThreadNothingIsFollowedAndLaterItIs) {
   EXPECT_TRUE(pushes.Reach(2));
 }
 
+// On a node of more pods than the kernel has inotify descriptors for.
+TEST_F(FileFollowerTest, WithoutInotifyItIsLookedAt) {
+  Publish("1");
+  Put(dir_ / "hosts", "one");
+  Pushes pushes([&] { return ReadAll(volume_ + "/..data/key"); }),
+      hosts([&] { return ReadAll(dir_ / "hosts"); });
+  FileFollower::Options options = kQuick;
+  options.watch = false;
+  options.look = milliseconds(20);
+  FileFollower follower(options);
+  ASSERT_OK(follower.Follow("v", volume_, pushes.push(), First::kNow));
+  ASSERT_OK(follower.Follow("hosts", dir_ / "hosts", hosts.push(), First::kNow));
+  for (const std::string version : {"2", "3"}) {
+    Publish(version);
+    EXPECT_TRUE(pushes.Saw(version));
+  }
+  Put(dir_ / "hosts", "two, in place");
+  EXPECT_TRUE(hosts.Saw("two, in place"));
+  Put(dir_ / "tmp", "three, renamed");
+  fs::rename(dir_ / "tmp", dir_ / "hosts");
+  EXPECT_TRUE(hosts.Saw("three, renamed"));
+  EXPECT_EQ(pushes.count(), 3) << "what did not change is not pushed";
+  fs::remove_all(volume_);
+  follower.Forget("v");
+}
+
 TEST_F(FileFollowerTest, TooManyFoldersAreRefused) {
   for (int i = 0; i < 300; ++i) fs::create_directories(volume_ + "/d" + std::to_string(i));
   Pushes pushes;

@@ -108,6 +108,19 @@ TEST_F(FileTreeTest, WhatIsNoFileIsNamed) {
   EXPECT_THAT(ReadFileTree(volume_ + "/none"), HasStatus(StatusCode::kNotFound, volume_ + "/none"));
 }
 
+TEST_F(FileTreeTest, AStampChangesWithWhatIsThere) {
+  fs::create_directories(volume_ + "/a");
+  Put("a/f", "1");
+  ASSERT_OK_AND_ASSIGN(const uint64_t first, FileTreeStamp(volume_));
+  EXPECT_EQ(*FileTreeStamp(volume_), first);
+  Put("a/f", "longer");
+  ASSERT_OK_AND_ASSIGN(const uint64_t second, FileTreeStamp(volume_));
+  EXPECT_NE(second, first);
+  fs::create_symlink("f", volume_ + "/a/link");
+  EXPECT_NE(*FileTreeStamp(volume_), second);
+  EXPECT_THAT(FileTreeStamp(volume_ + "/none"), HasStatus(StatusCode::kNotFound));
+}
+
 TEST_F(FileTreeTest, EachLimitHolds) {
   Put("a", std::string(60, 'a'));
   Put("b", std::string(40, 'b'));
