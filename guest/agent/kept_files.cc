@@ -117,7 +117,7 @@ absl::Status KeptFiles::Begin(const std::string& volume) {
   ASSIGN_OR_RETURN(const UniqueFd folder, OpenFolder(path));
   RETURN_IF_ERROR(RemoveTree(folder.get(), kNext));
   if (mkdirat(folder.get(), kNext, 0700) != 0) return ErrnoStatus(errno, "mkdir " + path + "/" + kNext);
-  known_.insert(volume);
+  known_.emplace(volume, 0);
   staged_[volume] = {};
   return absl::OkStatus();
 }
@@ -170,6 +170,13 @@ absl::Status KeptFiles::Stage(int volume, const FileEntry& entry, Staged& staged
   return absl::OkStatus();
 }
 
+absl::Status KeptFiles::RoomFor(const std::string& volume, uint64_t bytes) const {
+  for (const auto& [name, held] : known_) bytes += name == volume ? 0 : held;
+  if (bytes <= kMaxKeptTotalBytes) return absl::OkStatus();
+  return MakeStatus(absl::StatusCode::kResourceExhausted,
+                    "all volumes together would hold {} bytes, at most {}", bytes, kMaxKeptTotalBytes);
+}
+
 absl::Status KeptFiles::PutLocked(const agent::v1::PutFilesRequest& request) {
   if (request.first()) RETURN_IF_ERROR(Begin(request.volume()));
   const auto found = staged_.find(request.volume());
@@ -181,6 +188,7 @@ absl::Status KeptFiles::PutLocked(const agent::v1::PutFilesRequest& request) {
   if (found->second.entries == 0) return InvalidArgument("nothing was sent of it");
   ASSIGN_OR_RETURN(const UniqueFd next, OpenBeneath(folder.get(), kNext, O_RDONLY | O_DIRECTORY));
   RETURN_IF_ERROR(SwapTree(folder.get(), next.get(), kKeptFilesName, options_.grace));
+  known_[request.volume()] = found->second.bytes;
   staged_.erase(found);
   RemoveTree(folder.get(), kNext).IgnoreError();  // else the next Put does
   return absl::OkStatus();
@@ -254,8 +262,8 @@ absl::Status KeptFiles::Remove(const std::string& volume) {
 
 void KeptFiles::RemoveAll() {
   MutexLock lock(mutex_);
-  const std::set<std::string> volumes = known_;
-  for (const std::string& volume : volumes) {
+  const std::map<std::string, uint64_t> volumes = known_;
+  for (const auto& [volume, bytes] : volumes) {
     if (const absl::Status status = RemoveLocked(volume); !status.ok()) LogWarning("{}", Message(status));
   }
 }

@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
-#include <set>
 #include <string>
 #include <utility>
 
@@ -42,8 +41,9 @@ class KeptFiles {
   explicit KeptFiles(Options options) : options_(std::move(options)) {}
 
   // As proto/agent.proto says. InvalidArgument: an entry that cannot be; ResourceExhausted: over
-  // kMaxKeptBytes, kMaxKeptFiles or kMaxKeptEntries, or no memory; FailedPrecondition: a request that is not
-  // the first without the ones before it, or a folder that was a file.
+  // kMaxKeptBytes, kMaxKeptFiles, kMaxKeptEntries or, with the others, kMaxKeptTotalBytes, or no memory;
+  // FailedPrecondition: a request that is not the first without the ones before it, or a folder that was a
+  // file.
   absl::Status Put(const agent::v1::PutFilesRequest& request);
   absl::StatusOr<agent::v1::ReadFileResponse> Read(const std::string& volume);
   // Unmounts and removes the volume; one that was not put here: OK. Containers that have it mounted keep it
@@ -58,14 +58,15 @@ class KeptFiles {
   };
   std::string PathOf(const std::string& volume) const { return options_.directory + "/" + volume; }
   absl::Status Begin(const std::string& volume) REQUIRES(mutex_);
-  absl::Status Stage(int volume, const agent::v1::FileEntry& entry, Staged& staged) REQUIRES(mutex_);
+  static absl::Status Stage(int volume, const agent::v1::FileEntry& entry, Staged& staged);
+  absl::Status RoomFor(const std::string& volume, uint64_t bytes) const REQUIRES(mutex_);
   absl::Status PutLocked(const agent::v1::PutFilesRequest& request) REQUIRES(mutex_);
   absl::Status RemoveLocked(const std::string& volume) REQUIRES(mutex_);
 
   const Options options_;
   Mutex mutex_;
-  std::set<std::string> known_ GUARDED_BY(mutex_);
-  std::map<std::string, Staged> staged_ GUARDED_BY(mutex_);  // begun and not finished
+  std::map<std::string, uint64_t> known_ GUARDED_BY(mutex_);  // volume -> bytes of content
+  std::map<std::string, Staged> staged_ GUARDED_BY(mutex_);   // begun and not finished
 };
 
 }  // namespace lamina::guest

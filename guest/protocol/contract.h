@@ -87,6 +87,7 @@ inline constexpr uint64_t kPodFilesBytes = 4ULL << 20;  // what containers may l
 
 // Of a volume whose files the guest keeps: bytes of content, files, entries of all kinds, parts of a path.
 inline constexpr uint64_t kMaxKeptBytes = 8ULL << 20;
+inline constexpr uint64_t kMaxKeptTotalBytes = 64ULL << 20;  // of all of them
 inline constexpr size_t kMaxKeptFiles = 4096;
 inline constexpr size_t kMaxKeptEntries = 3 * kMaxKeptFiles;  // each file with a link to it, and folders
 inline constexpr size_t kMaxKeptDepth = 32;

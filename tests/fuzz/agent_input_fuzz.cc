@@ -1,7 +1,5 @@
 // Everything the agent parses: specs and processes of the pod's author, kernel files, uevents, addresses. The
 // first byte chooses the parser.
-#include <stdlib.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -18,6 +16,7 @@
 #include "guest/agent/spec.h"
 #include "guest/agent/system.h"
 #include "proto/agent.pb.h"
+#include "tests/testing/temp_dir.h"
 
 namespace {
 
@@ -25,17 +24,16 @@ namespace {
 void PutFiles(std::string_view text) {
   namespace fs = std::filesystem;
   using namespace lamina::guest;
-  static char folder[] = "/tmp/lamina-fuzz-XXXXXX";
-  static const bool made = mkdtemp(folder) != nullptr;
+  static const lamina::testing::TempDir folder;
   lamina::agent::v1::PutFilesRequest request;
-  if (!made || !request.ParseFromArray(text.data(), static_cast<int>(text.size()))) return;
+  if (!request.ParseFromArray(text.data(), static_cast<int>(text.size()))) return;
   for (const auto& entry : request.entries()) {
     const std::string path = "/" + entry.path() + "/";
     if (CheckFileEntry(entry).ok() &&
         (path.find("/../") != std::string::npos || entry.path().find('\0') != std::string::npos))
       __builtin_trap();
   }
-  const std::string volumes = std::string(folder) + "/volumes";
+  const std::string volumes = folder / "volumes";
   KeptFiles files({.directory = volumes, .mount = false, .grace = {}});
   request.set_volume("v");
   files.Put(request).IgnoreError();
@@ -43,7 +41,7 @@ void PutFiles(std::string_view text) {
   request.set_last(true);
   files.Put(request).IgnoreError();
   files.Read("v").status().IgnoreError();
-  for (const std::string& place : {std::string(folder), volumes}) {
+  for (const std::string& place : {folder.path(), volumes}) {
     for (const auto& entry : fs::directory_iterator(place)) {
       if (entry.path() != volumes && entry.path() != volumes + "/v") __builtin_trap();
     }

@@ -406,6 +406,24 @@ TEST_F(KeptFilesTest, LimitsHold) {
   EXPECT_EQ(Names(At("")).size(), kMaxKeptFiles);
 }
 
+TEST_F(KeptFilesTest, AllVolumesTogetherAreBoundedToo) {
+  const auto put = [&](const std::string& volume, size_t bytes) {
+    Files files(FileEntry::FILE, std::string(bytes, 'x'));
+    files.request().set_volume(volume);
+    return files_.Put(files.request());
+  };
+  constexpr size_t kMost = kMaxKeptTotalBytes / kMaxKeptBytes;
+  for (size_t i = 0; i < kMost; ++i) ASSERT_OK(put("v" + std::to_string(i), kMaxKeptBytes));
+  EXPECT_THAT(put("more", 1), HasStatus(StatusCode::kResourceExhausted, "together"));
+  EXPECT_FALSE(fs::exists(dir_ / "volumes/more"));
+  ASSERT_OK(put("v0", kMaxKeptBytes)) << "in its own place";
+  ASSERT_OK(put("v0", 1));
+  ASSERT_OK(put("more", 1));
+  EXPECT_THAT(put("v0", kMaxKeptBytes), HasStatus(StatusCode::kResourceExhausted, "together"));
+  ASSERT_OK(files_.Remove("v1"));
+  ASSERT_OK(put("v0", kMaxKeptBytes));
+}
+
 TEST_F(KeptFilesTest, OfAFirstFillThatFailsNothingStays) {
   EXPECT_NOT_OK(Put(Files().File("a", "x").File("../b", "x")));
   EXPECT_FALSE(fs::exists(dir_ / "volumes/v"));
