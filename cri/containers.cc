@@ -432,6 +432,12 @@ absl::StatusOr<uint32_t> Containers::Start(const std::string& id, const std::str
   return pid;
 }
 
+std::vector<std::string> Containers::VolumesOf(const std::string& id) const {
+  MutexLock lock(mutex_);
+  const auto it = containers_.find(id);
+  return it == containers_.end() ? std::vector<std::string>() : it->second->volumes.names;
+}
+
 void Containers::Watch(const std::shared_ptr<Process>& process) {
   const bool is_init = process->exec_id.empty();
   const auto answer = ttrpc::Call(parts_.vm.agent(), guest::kWaitProcess,
@@ -442,6 +448,8 @@ void Containers::Watch(const std::shared_ptr<Process>& process) {
   if (answer.ok()) {
     exit.status = std::min<uint32_t>(answer->exit_status(), 255);
     if (process->stdio != nullptr) process->stdio->DrainAndClose(is_init ? kDrainTimeout : kExecDrainTimeout);
+    // The kubelet reads it once it hears of the end.
+    if (is_init) parts_.volumes.BringLogs(VolumesOf(process->container_id));
     if (answer->oom_killed() && is_init) {
       // Before the exit: containerd learns the reason from this event and the exit from Wait's answer.
       containerd::TaskOOM oom;

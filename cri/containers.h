@@ -120,6 +120,7 @@ class Containers {
   absl::StatusOr<std::shared_ptr<ProcessStdio>> OpenStdio(const StdioPaths& paths);
   absl::StatusOr<ExitInfo> DeleteExec(const std::string& id, const std::string& exec_id, Process& process);
   absl::Status DeleteContainer(const std::string& id);
+  std::vector<std::string> VolumesOf(const std::string& id) const;
   void Watch(const std::shared_ptr<Process>& process);
   void WatchKill(const std::shared_ptr<Process>& process);
   void Publish(const Process& process, ExitInfo exit);

@@ -346,6 +346,11 @@ void FileFollower::PushOne(const VolumeRef& volume) {
     return;
   }
   const std::string error = Message(status);
+  if (absl::IsCancelled(status)) {
+    volume->ended = true;
+    volume->dirty = false;
+    return;
+  }
   // A source that is gone goes with its pod.
   if (error != volume->last_error && !absl::IsNotFound(status))
     LogWarning("volume {} in the guest is not what {} is on the host: {}", volume->name, volume->source,

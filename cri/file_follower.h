@@ -32,8 +32,8 @@ class FileFollower {
     std::chrono::milliseconds look{500};
     bool watch = true;  // false: as if there were no inotify descriptor
   };
-  // Sends what the volume holds now. On the follower's thread, or on that of Follow; for one volume one at a
-  // time. Must not call the follower.
+  // Sends what the volume holds now; Cancelled: to nobody any more, so it is the last one. On the follower's
+  // thread, or on that of Follow; for one volume one at a time. Must not call the follower.
   using Push = std::function<absl::Status()>;
   enum class First { kNow, kSoon };
 

@@ -18,7 +18,8 @@
 namespace lamina::cri {
 namespace {
 
-constexpr std::chrono::seconds kTimeout{10};  // for one request
+constexpr std::chrono::seconds kTimeout{10};     // for one request
+constexpr std::chrono::seconds kReadTimeout{2};  // who waits for a container's end waits for it
 constexpr size_t kRequestBytes = 256 * 1024, kEntryBytes = 64;
 
 agent::v1::FileEntry::Kind KindOf(FileEntry::Kind kind) {
@@ -118,7 +119,7 @@ absl::Status BringFile(ttrpc::Caller& agent, const std::string& volume, const st
   agent::v1::ReadFileRequest request;
   request.set_volume(volume);
   ASSIGN_OR_RETURN(const agent::v1::ReadFileResponse answer,
-                   ttrpc::Call(agent, guest::kReadFile, request, kTimeout));
+                   ttrpc::Call(agent, guest::kReadFile, request, kReadTimeout));
   std::string_view content = answer.content();
   if (content.size() > guest::kMaxReadFileBytes)
     content.remove_prefix(content.size() - guest::kMaxReadFileBytes);

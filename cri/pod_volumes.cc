@@ -17,6 +17,7 @@
 #include "base/sha256.h"
 #include "base/status.h"
 #include "base/units.h"
+#include "cri/guest_files.h"
 #include "cri/pod_files.h"
 #include "cri/volumes.h"
 #include "guest/protocol/contract.h"
@@ -59,6 +60,20 @@ uint64_t SizeLimit(const std::string& folder) {
 // Of a volume that stays as long as the pod: made twice, because a shim died in between, it is the same one.
 std::string LastingName(VolumeKind kind, const std::string& folder) {
   return "p" + Sha256(fmt::format("{}\n{}", VolumeKindName(kind), folder)).substr(0, 20);
+}
+
+bool IsOf(const PodVolume& volume, VolumeKind kind) { return volume.kind == VolumeKindName(kind); }
+
+// What containers wrote there is for the next ones.
+bool StaysWithThePod(const PodVolume& volume) {
+  return IsOf(volume, VolumeKind::kMemory) || IsOf(volume, VolumeKind::kDisk) ||
+         IsOf(volume, VolumeKind::kSocket);
+}
+
+// What the guest cannot keep, virtiofs can show.
+bool CanBeShared(const absl::Status& status) {
+  return absl::IsResourceExhausted(status) || absl::IsInvalidArgument(status) ||
+         absl::IsFailedPrecondition(status) || absl::IsUnavailable(status);
 }
 
 absl::Status Describe(const std::string& path, agent::v1::Folder& folder) {
@@ -106,11 +121,17 @@ void PodVolumes::Restore(const SandboxState& state) {
 void PodVolumes::Attach(ttrpc::Caller& agent) {
   agent_ = &agent;
   MutexLock lock(mutex_);
-  for (const auto& [name, volume] : volumes_) {
-    if (volume.is.kind != VolumeKindName(VolumeKind::kSocket)) continue;
-    if (const auto offered = sockets_.Offer(volume.is.source); !offered.ok())
-      LogWarning("volume {}: {}", volume.is.source, Message(offered.status()));
-  }
+  std::erase_if(volumes_, [&](const auto& entry) {
+    const PodVolume& is = entry.second.is;
+    absl::Status status;
+    if (IsOf(is, VolumeKind::kSocket)) status = sockets_.Offer(is.source).status();
+    const bool files = IsOf(is, VolumeKind::kFiles), unused = entry.second.users == 0;
+    const bool kept = files || IsOf(is, VolumeKind::kTerminationLog);
+    if (kept && unused) status = RemoveFiles(is);  // given back, though the state does not say so
+    if (files && !unused) status = FillFiles(is, FileFollower::First::kSoon);
+    if (!status.ok()) LogWarning("volume {} in the guest: {}", is.source, Message(status));
+    return kept && unused;
+  });
 }
 
 std::vector<PodVolume> PodVolumes::Known() const {
@@ -167,6 +188,9 @@ absl::StatusOr<std::string> PodVolumes::Place(const SpecMount& mount, const Moun
       return KeepInGuest(source, taken);
     case VolumeKind::kSocket:
       return OfferSocket(source, taken);
+    case VolumeKind::kFiles:
+    case VolumeKind::kTerminationLog:
+      return KeepFiles(mount, source, mounts, taken);
     default:
       return Share(mount, mounts, taken);
   }
@@ -268,6 +292,59 @@ absl::Status PodVolumes::MountInGuest(const VolumeSource& source, agent::v1::Mou
   return ttrpc::Call(*agent_, guest::kMountVolume, request, kAgentTimeout).status();
 }
 
+absl::Status PodVolumes::FillFiles(const PodVolume& volume, FileFollower::First first) {
+  const auto push = [agent = agent_, name = volume.name, source = volume.source] {
+    return PushFiles(*agent, name, source);
+  };
+  // The container alone writes its termination log.
+  if (!IsOf(volume, VolumeKind::kFiles)) return push();
+  return follower_.Follow(volume.name, volume.source, push, first);
+}
+
+absl::StatusOr<std::string> PodVolumes::KeepFiles(const SpecMount& mount, const VolumeSource& source,
+                                                  const Mounts& mounts, Taken& taken) {
+  const std::string name = LastingName(source.kind, source.path);
+  if (volumes_.count(name) == 0) {
+    const PodVolume wanted{name, VolumeKindName(source.kind), source.path, "", "", false, false};
+    const absl::Status status = FillFiles(wanted, FileFollower::First::kNow);
+    if (CanBeShared(status) && agent_->connected()) {
+      taken.notes.push_back(fmt::format("{} ({}): {} instead: {}", mount.destination, mount.source,
+                                        VolumeKindName(VolumeKind::kShared), Message(status)));
+      return Share(mount, mounts, taken);
+    }
+    RETURN_IF_ERROR(Annotate(status, "volume " + source.path));
+    volumes_[name].is = wanted;
+  }
+  Use(volumes_[name], taken);
+  return KeptFilesPath(name);
+}
+
+void PodVolumes::BringLogs(const std::vector<std::string>& names) {
+  std::vector<PodVolume> logs;
+  {
+    MutexLock lock(mutex_);
+    for (const std::string& name : names) {
+      const auto it = volumes_.find(name);
+      if (it != volumes_.end() && IsOf(it->second.is, VolumeKind::kTerminationLog))
+        logs.push_back(it->second.is);
+    }
+  }
+  for (const PodVolume& log : logs) {
+    const absl::Status status = BringFile(*agent_, log.name, log.source);
+    if (!status.ok()) LogWarning("termination log {}: {}", log.source, Message(status));
+  }
+}
+
+absl::Status PodVolumes::RemoveFiles(const PodVolume& volume) {
+  follower_.Forget(volume.name);
+  // With the VM its memory goes.
+  if (agent_ == nullptr || !agent_->connected()) return absl::OkStatus();
+  agent::v1::UnmountVolumeRequest request;
+  request.set_name(volume.name);
+  return Annotate(ttrpc::Call(*agent_, guest::kUnmountVolume, request, kAgentTimeout).status(),
+                  "volume " + volume.source);
+}
+
 absl::Status PodVolumes::GiveBack(const std::vector<std::string>& names) {
   const std::string shared_dir = SharedDir();
   absl::Status first;
@@ -275,8 +352,9 @@ absl::Status PodVolumes::GiveBack(const std::vector<std::string>& names) {
   for (const std::string& name : names) {
     const auto it = volumes_.find(name);
     if (it == volumes_.end() || --it->second.users > 0) continue;
-    if (it->second.is.kind != VolumeKindName(VolumeKind::kShared)) continue;
-    first.Update(UnbindVolume(shared_dir, name));
+    const PodVolume& is = it->second.is;
+    if (StaysWithThePod(is)) continue;
+    first.Update(IsOf(is, VolumeKind::kShared) ? UnbindVolume(shared_dir, name) : RemoveFiles(is));
     volumes_.erase(it);
   }
   return first;

@@ -11,6 +11,7 @@
 #include "base/mutex.h"
 #include "base/proc.h"
 #include "base/ttrpc/method.h"
+#include "cri/file_follower.h"
 #include "cri/host_sockets.h"
 #include "cri/oci_spec.h"
 #include "cri/pod_disks.h"
@@ -26,9 +27,10 @@ class PodVolumes {
   PodVolumes(StateBook& book, HostSockets& sockets, PodDisks* disks = nullptr, uint64_t disk_bytes = 0)
       : book_(book), sockets_(sockets), disks_(disks), disk_bytes_(disk_bytes) {}
 
-  // The guest's agent, which must live as long as this is used. The sockets are attached by then.
+  // The guest's agent, which must live as long as this does; the sockets are attached by then. Of volumes that
+  // Restore has found the guest's files are brought up to date, soon, and followed from here on.
   void Attach(ttrpc::Caller& agent);
-  // Goes on where another process stopped: with the volumes that the state names.
+  // Goes on where another process stopped: with the volumes that the state names. Before Attach.
   void Restore(const persist::SandboxState& state);
 
   // What one container has of them.
@@ -41,8 +43,11 @@ class PodVolumes {
   // Makes those of the spec's bind mounts visible in the guest that are not yet. Errors name the source; what
   // `taken` has then is to be given back.
   absl::Status Take(const BundleSpec& spec, Taken& taken);
-  // The container is gone, in the guest too. A shared volume that nobody uses any more is unmounted, others
-  // stay as long as the pod: what containers wrote there is for the next ones. Not to be repeated.
+  // The container's init has ended: what it wrote into a termination log among these volumes goes into its
+  // file on the host. At most two seconds for each; what fails is logged.
+  void BringLogs(const std::vector<std::string>& names);
+  // The container is gone, in the guest too. A volume that nobody uses any more is unmounted, but that
+  // emptyDirs and sockets stay as long as the pod: what containers wrote there is for the next ones. Not to be repeated.
   absl::Status GiveBack(const std::vector<std::string>& names);
 
   // As the state names them.
@@ -67,6 +72,10 @@ class PodVolumes {
   absl::Status MountInGuest(const VolumeSource& source, agent::v1::MountVolumeRequest& request)
       REQUIRES(mutex_);
   absl::StatusOr<std::string> OfferSocket(const VolumeSource& source, Taken& taken) REQUIRES(mutex_);
+  absl::StatusOr<std::string> KeepFiles(const SpecMount& mount, const VolumeSource& source,
+                                        const Mounts& mounts, Taken& taken) REQUIRES(mutex_);
+  absl::Status FillFiles(const persist::PodVolume& volume, FileFollower::First first);
+  absl::Status RemoveFiles(const persist::PodVolume& volume);
   std::string NewName() REQUIRES(mutex_);
   void Use(Volume& volume, Taken& taken) REQUIRES(mutex_);
   std::string SharedDir() const;
@@ -79,6 +88,7 @@ class PodVolumes {
   mutable Mutex mutex_;
   std::map<std::string, Volume> volumes_ GUARDED_BY(mutex_);  // by name
   uint64_t next_ GUARDED_BY(mutex_) = 1;
+  FileFollower follower_;
 };
 
 }  // namespace lamina::cri

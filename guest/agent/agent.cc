@@ -211,7 +211,9 @@ void Agent::RegisterMachine(ttrpc::Server& server) {
     return Done(volumes_.Mount(request));
   });
   server.Handle(kUnmountVolume, [this](const CallContext&, const UnmountVolumeRequest& request) {
-    return Done(volumes_.Unmount(request.name()));
+    absl::Status status = volumes_.Unmount(request.name());
+    status.Update(kept_files_.Remove(request.name()));
+    return Done(status);
   });
   server.Handle(kOfferSocket, [this](const CallContext&, const OfferSocketRequest& request) {
     return Done(sockets_.Offer(request));

@@ -103,6 +103,10 @@ absl::Status CheckFileEntry(const FileEntry& entry) {
 
 absl::Status KeptFiles::Begin(const std::string& volume) {
   const std::string path = PathOf(volume);
+  if (known_.count(volume) == 0 && known_.size() >= kMaxVolumes) {
+    return MakeStatus(absl::StatusCode::kResourceExhausted, "{} volumes are all that one sandbox takes",
+                      kMaxVolumes);
+  }
   if (mkdir(options_.directory.c_str(), 0755) != 0 && errno != EEXIST)
     return ErrnoStatus(errno, "mkdir " + options_.directory);
   RETURN_IF_ERROR(MakeFolder(path));

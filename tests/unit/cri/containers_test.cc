@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <future>
+#include <iterator>
 #include <thread>
 
 #include "guest/protocol/contract.h"
@@ -50,6 +51,36 @@ TEST_F(ContainersTest, LivesOnceFromCreateToDelete) {
   ASSERT_OK(containers().Delete("web", "", std::nullopt));
   ExpectContainers({});
   EXPECT_THAT(containers().Find("web", ""), HasStatus(StatusCode::kNotFound, "web"));
+}
+
+// The kubelet reads it as soon as it hears of the end.
+TEST_F(ContainersTest, ATerminationLogIsThereBeforeTheEndIsTold) {
+  const std::string log = dir_ / "pods/u/containers/web/1a2b3c4d";
+  std::filesystem::create_directories(dir_ / "pods/u/containers/web");
+  std::ofstream(log) << "";
+  guest_.calls->Handle(guest::kReadFile,
+                       [](const agent::v1::ReadFileRequest&) -> absl::StatusOr<agent::v1::ReadFileResponse> {
+                         agent::v1::ReadFileResponse answer;
+                         answer.set_content("out of cheese");
+                         return answer;
+                       });
+  const containerd::CreateTaskRequest request = ContainerRequest("web");
+  std::ofstream(request.bundle() + "/config.json", std::ios::trunc) << fmt::format(
+      R"({{"process": {{"args": ["sh"]}}, "root": {{"path": "rootfs"}},
+          "mounts": [{{"destination": "/dev/termination-log", "type": "bind", "source": "{}",
+                       "options": ["rbind", "rw"]}}],
+          "annotations": {{"io.kubernetes.cri.container-type": "container",
+                           "io.kubernetes.cri.sandbox-id": "pod"}}}})",
+      log);
+  ASSERT_OK(containers().Create(request, std::nullopt));
+  ASSERT_OK(containers().Start("web", ""));
+  guest_.End("web", 3);
+  EXPECT_EQ((*containers().Find("web", ""))->WaitExit().status, 3U);
+  std::ifstream in(log);
+  EXPECT_EQ((std::string{std::istreambuf_iterator<char>(in), {}}), "out of cheese");
+  ASSERT_OK(containers().Delete("web", "", std::nullopt));
+  EXPECT_EQ(guest_.calls->Count("UnmountVolume"), 1);
+  ExpectContainers({});
 }
 
 TEST_F(ContainersTest, AFaultAtAnyCallOfItsCreationLeavesNothingAndItCanBeTriedAgain) {

@@ -44,16 +44,17 @@ class Pushes {
       MutexLock lock(mutex_);
       seen_.push_back(seen);
       changed_.NotifyAll();
-      return fail_ ? absl::UnavailableError("injected") : absl::OkStatus();
+      return error_;
     };
   }
   int count() {
     MutexLock lock(mutex_);
     return static_cast<int>(seen_.size());
   }
-  void Fail(bool fail) {
+  void Fail(bool fail) { FailWith(fail ? absl::UnavailableError("injected") : absl::OkStatus()); }
+  void FailWith(const absl::Status& error) {
     MutexLock lock(mutex_);
-    fail_ = fail;
+    error_ = error;
   }
   // One of them saw `text`, or there were `count` of them, within ten seconds.
   bool Saw(const std::string& text) {
@@ -77,7 +78,7 @@ class Pushes {
   Mutex mutex_;
   CondVar changed_;
   std::vector<std::string> seen_ GUARDED_BY(mutex_);
-  bool fail_ GUARDED_BY(mutex_) = false;
+  absl::Status error_ GUARDED_BY(mutex_);
 };
 
 std::string ReadAll(const std::string& path) {
@@ -281,6 +282,25 @@ TEST_F(FileFollowerTest, TheEndOfTheFolderIsTheEndOfTheFollowing) {
   }
   EXPECT_EQ(follower.Followed(), std::vector<std::string>{"other"});
   follower.Forget("v");
+}
+
+TEST_F(FileFollowerTest, OfAGuestThatIsGoneNothingMoreIsAsked) {
+  Pushes pushes, other;
+  const std::string second = dir_ / "second";
+  fs::create_directories(second);
+  FileFollower follower(kQuick);
+  ASSERT_OK(follower.Follow("v", volume_, pushes.push(), First::kNow));
+  ASSERT_OK(follower.Follow("other", second, other.push(), First::kNow));
+  pushes.FailWith(absl::CancelledError("the pod's VM is being stopped"));
+  Put(volume_ + "/f", "1");
+  EXPECT_TRUE(pushes.Reach(2));
+  Put(volume_ + "/f", "2");
+  Put(second + "/f", "1");
+  EXPECT_TRUE(other.Reach(2));
+  Put(second + "/f", "2");
+  EXPECT_TRUE(other.Reach(3));
+  EXPECT_EQ(pushes.count(), 2);
+  EXPECT_EQ(follower.Followed(), std::vector<std::string>{"other"});
 }
 
 TEST_F(FileFollowerTest, AnUnmountIsNotHinderedAndEndsTheFollowing) {

@@ -1,5 +1,6 @@
 #include "cri/pod_volumes.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <sys/mount.h>
@@ -8,7 +9,9 @@
 
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 
+#include "base/mutex.h"
 #include "base/ttrpc/fake_caller.h"
 #include "cri/volumes.h"
 #include "guest/protocol/contract.h"
@@ -75,6 +78,11 @@ class PodVolumesTest : public ::testing::Test {
   StateBook book_{FileSystem::Real(), dir_ / "state"};
   ttrpc::FakeCaller agent_;
   std::vector<MountVolumeRequest> mounted_;
+  // What the guest was told of files; also by the follower's thread, which ends with the next.
+  Mutex mutex_;
+  CondVar changed_;
+  std::vector<agent::v1::PutFilesRequest> put_;
+  std::vector<std::string> unmounted_;
   HostSockets sockets_{{}};
   PodVolumes volumes_{book_, sockets_};
 };
@@ -97,6 +105,159 @@ TEST_F(PodVolumesTest, OneFileIsOneInodeForAllContainers) {
   ASSERT_OK(volumes_.GiveBack(three.names));
   EXPECT_TRUE(fs::is_empty(shared_));
   EXPECT_NE(Take({Bind(host_)}).names, one.names) << "the guest may remember the name";
+}
+
+// The kubelet's small volumes: in the guest for all containers, followed, and gone with the last of them.
+class KeptVolumesTest : public PodVolumesTest {
+ protected:
+  void SetUp() override {
+    PodVolumesTest::SetUp();
+    if (IsSkipped()) return;
+    fs::create_directories(pod_ + "/containers/web");
+    agent_.Handle(guest::kPutFiles,
+                  [this](const agent::v1::PutFilesRequest& request) -> absl::StatusOr<Empty> {
+                    MutexLock lock(mutex_);
+                    put_.push_back(request);
+                    changed_.NotifyAll();
+                    return Empty();
+                  });
+    agent_.Handle(guest::kUnmountVolume,
+                  [this](const agent::v1::UnmountVolumeRequest& request) -> absl::StatusOr<Empty> {
+                    MutexLock lock(mutex_);
+                    unmounted_.push_back(request.name());
+                    return Empty();
+                  });
+    agent_.Handle(
+        guest::kReadFile,
+        [](const agent::v1::ReadFileRequest& request) -> absl::StatusOr<agent::v1::ReadFileResponse> {
+          agent::v1::ReadFileResponse answer;
+          answer.set_content("said by " + request.volume());
+          return answer;
+        });
+  }
+  std::string ConfigMap(const std::string& name) const {
+    const std::string dir = pod_ + "/volumes/kubernetes.io~configmap/" + name;
+    fs::create_directories(dir);
+    Publish(dir, "1");
+    return dir;
+  }
+  static void Publish(const std::string& dir, const std::string& version) {
+    fs::create_directories(dir + "/..v" + version);
+    std::ofstream(dir + "/..v" + version + "/key") << version;
+    fs::create_symlink("..v" + version, dir + "/..data_tmp");
+    fs::rename(dir + "/..data_tmp", dir + "/..data");
+  }
+  // A request for this volume that has a file with this content comes, or came, within ten seconds.
+  bool Heard(const std::string& volume, const std::string& content) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    MutexLock lock(mutex_);
+    for (;;) {
+      for (const auto& request : put_) {
+        for (const auto& entry : request.entries()) {
+          if (request.volume() == volume && entry.content() == content) return true;
+        }
+      }
+      if (!changed_.WaitUntil(mutex_, deadline) && std::chrono::steady_clock::now() >= deadline) return false;
+    }
+  }
+
+  const std::string pod_ = host_ + "/pods/u";
+};
+
+TEST_F(KeptVolumesTest, AConfigMapIsPutOnceFollowedAndRemovedWithItsLastUser) {
+  const std::string dir = ConfigMap("config");
+  const auto one = Take({Bind(dir, {"rbind", "ro"})}), two = Take({Bind(dir, {"rbind", "ro"})});
+  ASSERT_EQ(one.names.size(), 1U);
+  const std::string name = one.names[0];
+  EXPECT_EQ(one.sources.at(0), "/run/lamina/volumes/" + name + "/data");
+  EXPECT_EQ(two.sources, one.sources);
+  EXPECT_EQ(agent_.Count("PutFiles"), 1);
+  EXPECT_TRUE(fs::is_empty(shared_));
+  Publish(dir, "2");
+  EXPECT_TRUE(Heard(name, "2"));
+  ASSERT_OK(volumes_.GiveBack(one.names));
+  EXPECT_TRUE(unmounted_.empty());
+  Publish(dir, "3");
+  EXPECT_TRUE(Heard(name, "3")) << "the second has it";
+  ASSERT_OK(volumes_.GiveBack(two.names));
+  EXPECT_EQ(unmounted_, std::vector<std::string>{name});
+  EXPECT_TRUE(volumes_.Known().empty());
+  EXPECT_EQ(Take({Bind(dir)}).sources, one.sources) << "again, as it is now";
+}
+
+TEST_F(KeptVolumesTest, WhatTheGuestCannotKeepIsSharedAndSaysWhy) {
+  const std::string dir = ConfigMap("odd");
+  ASSERT_EQ(mkfifo((dir + "/pipe").c_str(), 0600), 0);
+  const auto taken = Take({Bind(dir)});
+  EXPECT_EQ(taken.sources.at(0), "/run/lamina/shared/" + taken.names.at(0));
+  EXPECT_THAT(taken.notes.back(), ::testing::HasSubstr("instead: " + dir + "/pipe is neither"));
+  EXPECT_EQ(agent_.Count("PutFiles"), 0);
+  const std::string large = ConfigMap("large");
+  std::ofstream(large + "/..v1/key") << std::string(size_t{9} << 20, 'x');
+  EXPECT_THAT(Take({Bind(large)}).notes.back(), ::testing::HasSubstr("bytes"));
+  const std::string refused = ConfigMap("refused");
+  agent_.FailAt(static_cast<int>(agent_.calls().size()), absl::ResourceExhaustedError("no memory"));
+  const auto shared = Take({Bind(refused)});
+  EXPECT_THAT(shared.notes.back(), ::testing::HasSubstr("no memory"));
+  ASSERT_OK(volumes_.GiveBack(shared.names));
+  ASSERT_OK(volumes_.GiveBack(taken.names));
+  EXPECT_TRUE(unmounted_.empty());
+}
+
+TEST_F(KeptVolumesTest, OfAGuestThatIsGoneNothingIsShared) {
+  const std::string dir = ConfigMap("config");
+  agent_.FailAt(static_cast<int>(agent_.calls().size()), absl::UnavailableError("the connection ended"));
+  agent_.SetConnected(false);
+  BundleSpec spec;
+  spec.mounts = {Bind(dir)};
+  PodVolumes::Taken taken;
+  EXPECT_THAT(volumes_.Take(spec, taken), HasStatus(StatusCode::kUnavailable, dir));
+  EXPECT_TRUE(taken.names.empty());
+  EXPECT_TRUE(fs::is_empty(shared_));
+}
+
+TEST_F(KeptVolumesTest, ATerminationLogIsBroughtAndNotFollowed) {
+  const std::string log = pod_ + "/containers/web/1a2b3c4d";
+  std::ofstream(log) << "";
+  const auto taken = Take({Bind(log)});
+  ASSERT_EQ(taken.names.size(), 1U);
+  std::ofstream(log) << "the host's";
+  volumes_.BringLogs({"unknown", taken.names[0]});
+  std::ifstream in(log);
+  EXPECT_EQ((std::string{std::istreambuf_iterator<char>(in), {}}), "said by " + taken.names[0]);
+  // Its file may be gone by then.
+  fs::remove(log);
+  volumes_.BringLogs(taken.names);
+  EXPECT_FALSE(fs::exists(log));
+  EXPECT_EQ(agent_.Count("PutFiles"), 1);
+  ASSERT_OK(volumes_.GiveBack(taken.names));
+  EXPECT_EQ(unmounted_, taken.names);
+}
+
+TEST_F(KeptVolumesTest, AnotherShimGoesOnFollowing) {
+  const std::string dir = ConfigMap("config"), unused = ConfigMap("unused");
+  const auto taken = Take({Bind(dir)}), left = Take({Bind(unused)});
+  persist::SandboxState state;
+  state.runtime_dir = dir_ / "run";
+  state.volumes = volumes_.Known();
+  state.containers["one"].mounts = taken.names;
+  const int before = agent_.Count("PutFiles");
+  Publish(dir, "2");
+  EXPECT_TRUE(Heard(taken.names[0], "2"));
+  {
+    MutexLock lock(mutex_);
+    put_.clear();
+  }
+  PodVolumes next(book_, sockets_);
+  next.Restore(state);
+  EXPECT_GE(agent_.Count("PutFiles"), before);
+  next.Attach(agent_);
+  EXPECT_TRUE(Heard(taken.names[0], "2")) << "what changed meanwhile comes without another change";
+  Publish(dir, "3");
+  EXPECT_TRUE(Heard(taken.names[0], "3"));
+  EXPECT_EQ(unmounted_, left.names) << "nobody has it any more";
+  ASSERT_OK(next.GiveBack(taken.names));
+  EXPECT_TRUE(next.Known().empty());
 }
 
 TEST_F(PodVolumesTest, AFolderComesBeforeWhatLiesInItWhateverTheOrder) {
