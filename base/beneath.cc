@@ -11,10 +11,11 @@
 
 namespace lamina {
 
-absl::StatusOr<UniqueFd> OpenBeneath(int directory, const std::string& path, int flags) {
+absl::StatusOr<UniqueFd> OpenBeneath(int directory, const std::string& path, int flags, OtherMounts mounts) {
   open_how how{};
   how.flags = static_cast<uint64_t>(flags | O_CLOEXEC);
-  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV;
+  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
+  if (mounts == OtherMounts::kRefused) how.resolve |= RESOLVE_NO_XDEV;
   for (;;) {
     const long fd = syscall(SYS_openat2, directory, path.c_str(), &how, sizeof how);
     if (fd >= 0) return UniqueFd(static_cast<int>(fd));

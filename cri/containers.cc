@@ -25,11 +25,10 @@ using persist::ContainerState;
 using persist::SandboxState;
 using std::chrono::steady_clock;
 
-constexpr std::chrono::seconds kAgentTimeout{30};
-constexpr std::chrono::seconds kSignalTimeout{10};
+constexpr std::chrono::seconds kAgentTimeout{30}, kSignalTimeout{10};
 constexpr std::chrono::seconds kDrainTimeout{5}, kExecDrainTimeout{1};
 constexpr std::chrono::minutes kPlaceTimeout{2};  // of a caller without a deadline; the kubelet's own default
-constexpr std::chrono::milliseconds kCancelAgain{100};
+constexpr std::chrono::milliseconds kCancelAgain{100}, kInstant{1};
 constexpr size_t kWatchStackBytes = 64 * 1024;
 // Of a process: stdin twice, stdout, stderr. The rest is for connections, files and what a call needs for a
 // moment.
@@ -195,11 +194,9 @@ absl::StatusOr<std::shared_ptr<Process>> Containers::Make(const containerd::Crea
   }
   RETURN_IF_ERROR(parts_.size.Admit(request.id(), spec, ended));
   RETURN_IF_ERROR(Wanted(container, deadline));
-  const std::chrono::nanoseconds place_timeout =
-      deadline
-          ? std::max<std::chrono::nanoseconds>(*deadline - steady_clock::now(), std::chrono::milliseconds(1))
-          : std::chrono::nanoseconds(kPlaceTimeout);
-  RETURN_IF_ERROR(parts_.layers.Mount(request.id(), layers, place_timeout, container.layers));
+  const auto place_time = deadline.value_or(steady_clock::now() + kPlaceTimeout) - steady_clock::now();
+  RETURN_IF_ERROR(parts_.layers.Mount(
+      request.id(), layers, std::max<std::chrono::nanoseconds>(place_time, kInstant), container.layers));
   RETURN_IF_ERROR(Wanted(container, deadline));
   agent::v1::CreateContainerRequest create;
   RETURN_IF_ERROR(AddDisks(spec, UpperDir(request.rootfs()), container, create));
@@ -231,33 +228,26 @@ absl::StatusOr<std::shared_ptr<Process>> Containers::Make(const containerd::Crea
 absl::Status Containers::AddDisks(const BundleSpec& spec, const std::string& upper_dir, Container& container,
                                   agent::v1::CreateContainerRequest& create) {
   const Config::Volumes& config = parts_.config.volumes;
-  if (config.root == "disk" && !spec.read_only_root) {
-    if (upper_dir.empty()) {
-      LogInfo("container {}: its snapshotter has no folder for a writable layer, which stays in memory",
-              container.id);
-    } else {
-      agent::v1::MountVolumeRequest volume;
-      volume.set_name(RootVolume(container.id));
-      volume.mutable_root()->set_mode(0700);
-      RETURN_IF_ERROR(Annotate(
-          parts_.disks.AddImage(upper_dir + "/" + kRootImage, {.bytes = config.root_size_bytes}, volume),
-          "its writable layer"));
-      container.root_disk = volume.name();
-      create.set_writable_volume(volume.name());
-    }
+  const bool wanted = config.root == "disk" && !spec.read_only_root;
+  if (wanted && upper_dir.empty())
+    LogInfo("container {}: its snapshotter has no folder for what it writes: it stays in memory",
+            container.id);
+  if (wanted && !upper_dir.empty()) {
+    agent::v1::MountVolumeRequest volume;
+    volume.set_name(RootVolume(container.id));
+    volume.mutable_root()->set_mode(0700);
+    const std::string image = upper_dir + "/" + kRootImage;
+    RETURN_IF_ERROR(Annotate(parts_.disks.AddImage(image, {.bytes = config.root_size_bytes}, volume),
+                             "its writable layer"));
+    container.root_disk = volume.name();
+    create.set_writable_volume(volume.name());
   }
   create.set_guest_devices(spec.all_devices);
   for (const SpecDevice& device : spec.block_devices) {
     absl::StatusOr<std::string> name = parts_.disks.AddDevice(device.number, device.writable());
     if (!name.ok()) return Annotate(name.status(), "device " + device.path);
     container.devices.push_back(*name);
-    agent::v1::ContainerDevice& added = *create.add_devices();
-    added.set_path(device.path);
-    added.set_volume(*name);
-    added.set_access(device.access);
-    added.set_mode(device.mode);
-    added.set_uid(device.uid);
-    added.set_gid(device.gid);
+    *create.add_devices() = GuestDevice(device, *name);
   }
   return absl::OkStatus();
 }

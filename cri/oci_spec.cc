@@ -259,16 +259,15 @@ absl::StatusOr<std::string> GuestSpec(const std::string& text,
   const bool privileged = AllowsAllDevices(linux_part);
   for (const json& item : foreign) {
     const std::string path = Text(item, "path");
-    const bool is_disk = std::any_of(disks.begin(), disks.end(),
-                                     [&](const SpecDevice& disk) { return disk.path == path; });
+    const bool is_disk =
+        std::any_of(disks.begin(), disks.end(), [&](const SpecDevice& disk) { return disk.path == path; });
     if (is_disk || privileged) continue;
     return InvalidArgument(
         "device \"{}\" of the node: a VM has block devices of it and no others; a privileged container has "
         "the VM's own",
         path);
   }
-  if (privileged && !foreign.empty())
-    notes.push_back("devices: the VM's own, in the place of the node's");
+  if (privileged && !foreign.empty()) notes.push_back("devices: the VM's own, in the place of the node's");
   linux_part["devices"] = devices;
   if (json& resources = linux_part["resources"]; resources.is_object()) {
     // In the guest their numbers are other devices'.

@@ -42,8 +42,8 @@ struct BundleSpec {
   std::vector<SpecDevice> block_devices;
   bool read_only_root = false;
   bool all_devices = false;  // privileged: it has every device of the machine, which is the VM
-  int oom_score_adj = 0;  // process.oomScoreAdj, -1000 to 1000
-  sizing::Limits limits;  // linux.resources
+  int oom_score_adj = 0;     // process.oomScoreAdj, -1000 to 1000
+  sizing::Limits limits;     // linux.resources
   // Of the whole pod; from PodSandboxConfig alone, in a config.json they are annotations or nowhere.
   std::optional<sizing::Limits> pod_limits, pod_overhead;
   std::optional<PodFiles> files;  // to be made by the shim; absent: containerd has made them

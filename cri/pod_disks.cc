@@ -33,6 +33,17 @@ std::string DeviceVolume(DeviceNumber number) {
 
 }  // namespace
 
+agent::v1::ContainerDevice GuestDevice(const SpecDevice& device, const std::string& volume) {
+  agent::v1::ContainerDevice told;
+  told.set_path(device.path);
+  told.set_volume(volume);
+  told.set_access(device.access);
+  told.set_mode(device.mode);
+  told.set_uid(device.uid);
+  told.set_gid(device.gid);
+  return told;
+}
+
 std::string RootVolume(const std::string& container_id) { return "r" + Sha256(container_id).substr(0, 20); }
 
 PodDisks::~PodDisks() {

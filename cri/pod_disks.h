@@ -14,12 +14,16 @@
 #include "base/ttrpc/method.h"
 #include "cri/block_device.h"
 #include "cri/disk_image.h"
+#include "cri/oci_spec.h"
 #include "cri/state_book.h"
 #include "cri/threads.h"
 #include "proto/agent.pb.h"
 #include "vmm/vm.h"
 
 namespace lamina::cri {
+
+// What the guest is told of a device that a container has, and that is this volume of the guest's.
+agent::v1::ContainerDevice GuestDevice(const SpecDevice& device, const std::string& volume);
 
 // The volume with a container's writable layer.
 std::string RootVolume(const std::string& container_id);

@@ -27,8 +27,8 @@ class PodVolumes {
   PodVolumes(StateBook& book, HostSockets& sockets, PodDisks* disks = nullptr, uint64_t disk_bytes = 0)
       : book_(book), sockets_(sockets), disks_(disks), disk_bytes_(disk_bytes) {}
 
-  // The guest's agent, which must live as long as this does; the sockets are attached by then. Of volumes that
-  // Restore has found the guest's files are brought up to date, soon, and followed from here on.
+  // The guest's agent, which must live as long as this does; the sockets are attached by then. Of volumes
+  // that Restore has found the guest's files are brought up to date, soon, and followed from here on.
   void Attach(ttrpc::Caller& agent);
   // Goes on where another process stopped: with the volumes that the state names. Before Attach.
   void Restore(const persist::SandboxState& state);
@@ -47,7 +47,8 @@ class PodVolumes {
   // file on the host. At most two seconds for each; what fails is logged.
   void BringLogs(const std::vector<std::string>& names);
   // The container is gone, in the guest too. A volume that nobody uses any more is unmounted, but that
-  // emptyDirs and sockets stay as long as the pod: what containers wrote there is for the next ones. Not to be repeated.
+  // emptyDirs and sockets stay as long as the pod: what containers wrote there is for the next ones. Not to
+  // be repeated.
   absl::Status GiveBack(const std::vector<std::string>& names);
 
   // As the state names them.

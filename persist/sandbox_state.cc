@@ -108,9 +108,8 @@ bool ReadContainer(const json& object, ContainerState& container) {
          ReadName(object, "state", kContainerLifeNames, container.life) &&
          Read(object, "exit_status", container.exit_status) &&
          Read(object, "layer_ids", container.layer_ids) && Read(object, "mounts", container.mounts) &&
-         Read(object, "disks", container.disks) &&
-         Read(object, "devices", container.devices) && Read(object, "pid", container.pid) &&
-         Read(object, "exit_unix_nanos", container.exit_unix_nanos) &&
+         Read(object, "disks", container.disks) && Read(object, "devices", container.devices) &&
+         Read(object, "pid", container.pid) && Read(object, "exit_unix_nanos", container.exit_unix_nanos) &&
          Read(object, "stdin_path", container.stdin_path) &&
          Read(object, "stdout_path", container.stdout_path) &&
          Read(object, "stderr_path", container.stderr_path) && Read(object, "terminal", container.terminal) &&

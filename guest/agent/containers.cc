@@ -12,8 +12,8 @@
 #include "base/log.h"
 #include "base/safe_id.h"
 #include "base/status.h"
-#include "guest/agent/beneath.h"
 #include "guest/agent/files.h"
+#include "guest/agent/in_volume.h"
 #include "guest/agent/mount_points.h"
 #include "guest/agent/overlay.h"
 #include "guest/agent/own_devices.h"
@@ -42,11 +42,11 @@ absl::Status MakeDirectory(const std::string& path) {
 absl::Status ContainerTable::EnterShared(const std::vector<std::string>& names,
                                          const agent::v1::CreateContainerRequest& request) const {
   const std::string shared = options_.root + "/shared";
-  for (const std::string& name : names) RETURN_IF_ERROR(EnterBeneath(shared, name));
+  for (const std::string& name : names) RETURN_IF_ERROR(EnterFolder(shared, name));
   for (const std::string& path : request.host_mounts()) {
     if (!IsBelow(path, shared)) return InvalidArgument("\"{:.160}\" is not below {}", path, shared);
     // The host may have unmounted it, the guest may have put something in its way.
-    const absl::Status entered = EnterBeneath(shared, path.substr(shared.size() + 1));
+    const absl::Status entered = EnterFolder(shared, path.substr(shared.size() + 1));
     if (!entered.ok()) LogWarning("a mount of the host's: {}", Message(entered));
   }
   return absl::OkStatus();
@@ -66,8 +66,8 @@ absl::StatusOr<std::vector<ContainerDevice>> ContainerTable::DevicesOf(
   if (!request.guest_devices()) return devices;
   ASSIGN_OR_RETURN(const std::vector<OwnDevice> own, OwnDevices());
   for (const OwnDevice& device : own) {
-    devices.push_back({device.path, device.major, device.minor, "", device.mode, device.uid, device.gid,
-                       device.block});
+    devices.push_back(
+        {device.path, device.major, device.minor, "", device.mode, device.uid, device.gid, device.block});
   }
   return devices;
 }

@@ -15,7 +15,7 @@
 
 #include "base/status.h"
 #include "base/unique_fd.h"
-#include "guest/agent/beneath.h"
+#include "guest/agent/in_volume.h"
 
 namespace lamina::guest {
 namespace {
@@ -56,7 +56,7 @@ std::optional<InVolume> FindVolume(const std::string& source, const std::vector<
 }
 
 absl::Status Pin(const InVolume& source, const std::string& target) {
-  ASSIGN_OR_RETURN(const UniqueFd found, OpenBeneath(source.volume, source.inner, true));
+  ASSIGN_OR_RETURN(const UniqueFd found, OpenInVolume(source.volume, source.inner, OtherMounts::kEntered));
   struct stat info {};
   if (fstat(found.get(), &info) != 0) return ErrnoStatus(errno, "stat " + source.inner);
   if (S_ISDIR(info.st_mode)) {

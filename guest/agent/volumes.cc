@@ -10,7 +10,7 @@
 #include "base/log.h"
 #include "base/safe_id.h"
 #include "base/status.h"
-#include "guest/agent/beneath.h"
+#include "guest/agent/in_volume.h"
 #include "guest/protocol/contract.h"
 #include "proto/agent.pb.h"
 
@@ -34,12 +34,12 @@ absl::Status MakeFolder(const std::string& root, const Folder& folder) {
   const size_t slash = folder.path().rfind('/');
   const std::string parent = slash == std::string::npos ? "" : folder.path().substr(0, slash);
   const std::string name = folder.path().substr(slash == std::string::npos ? 0 : slash + 1);
-  ASSIGN_OR_RETURN(const UniqueFd above, OpenBeneath(root, parent, false));
+  ASSIGN_OR_RETURN(const UniqueFd above, OpenInVolume(root, parent, OtherMounts::kRefused));
   if (mkdirat(above.get(), name.c_str(), 0700) != 0) {
     if (errno == EEXIST) return absl::OkStatus();
     return ErrnoStatus(errno, fmt::format("mkdir {}/{}", root, folder.path()));
   }
-  ASSIGN_OR_RETURN(const UniqueFd made, OpenBeneath(root, folder.path(), false));
+  ASSIGN_OR_RETURN(const UniqueFd made, OpenInVolume(root, folder.path(), OtherMounts::kRefused));
   return Own(made.get(), folder, folder.path());
 }
 
@@ -94,7 +94,7 @@ absl::Status VolumeTable::MountNew(const MountVolumeRequest& request, Volume& vo
     default:
       return InvalidArgument("volume {}: it is of no kind that this agent knows", request.name());
   }
-  ASSIGN_OR_RETURN(const UniqueFd root, OpenBeneath(point, "", false));
+  ASSIGN_OR_RETURN(const UniqueFd root, OpenInVolume(point, "", OtherMounts::kRefused));
   return Own(root.get(), request.root(), point);
 }
 

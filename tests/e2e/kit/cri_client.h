@@ -58,7 +58,7 @@ struct ContainerSpec {
   std::string working_dir;
   std::vector<std::pair<std::string, std::string>> env;
   std::vector<MountSpec> mounts;
-  std::vector<std::string> devices;  // host paths, same path in the container
+  std::vector<std::string> devices;   // host paths, same path in the container
   std::string device_access = "rwm";  // to all of them
   Resources resources;
   std::optional<int64_t> user, group;

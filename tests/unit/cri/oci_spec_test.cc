@@ -173,7 +173,8 @@ TEST(GuestSpec, DropsWhatIsTheHosts) {
 TEST(GuestSpec, ADeviceOfTheNodeIsRefusedWithItsPath) {
   std::vector<std::string> notes;
   const auto with = [](const char* device, const char* rules) {
-    return fmt::format(R"({{"linux": {{"devices": [{}], "resources": {{"devices": [{}]}}}}}})", device, rules);
+    return fmt::format(R"({{"linux": {{"devices": [{}], "resources": {{"devices": [{}]}}}}}})", device,
+                       rules);
   };
   const char *fuse = R"({"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229})",
              *disk = R"({"path": "/dev/sda", "type": "b", "major": 8, "minor": 0})",

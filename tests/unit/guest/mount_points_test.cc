@@ -124,7 +124,7 @@ TEST_F(PlaceMountsTest, ALinkThatAContainerPutInTheWayLeadsNowhere) {
   fs::create_directory_symlink("/", dir_ / "volumes/v1/root");
   fs::create_directory_symlink("sub", dir_ / "volumes/v1/inner");
   for (const char* path : {"volumes/v1/root", "volumes/v1/root/etc", "volumes/v1/inner/deep"})
-    EXPECT_THAT(Place(dir_ / path), HasStatus(StatusCode::kFailedPrecondition, path)) << path;
+    EXPECT_THAT(Place(dir_ / path), HasStatus(StatusCode::kFailedPrecondition, "in the way")) << path;
   EXPECT_THAT(Place(dir_ / "volumes/v1/../../rootfs"), HasStatus(StatusCode::kInvalidArgument, ".."));
   EXPECT_THAT(Place(dir_ / "volumes/v1/none"), HasStatus(StatusCode::kNotFound, "none"));
 }
