@@ -129,6 +129,7 @@ void PodVolumes::Attach(ttrpc::Caller& agent) {
     const bool kept = files || IsOf(is, VolumeKind::kTerminationLog);
     if (kept && unused) status = RemoveFiles(is);  // given back, though the state does not say so
     if (files && !unused) status = FillFiles(is, FileFollower::First::kSoon);
+    if (!unused) NoteLog(is);
     if (!status.ok()) LogWarning("volume {} in the guest: {}", is.source, Message(status));
     return kept && unused;
   });
@@ -314,29 +315,38 @@ absl::StatusOr<std::string> PodVolumes::KeepFiles(const SpecMount& mount, const 
     }
     RETURN_IF_ERROR(Annotate(status, "volume " + source.path));
     volumes_[name].is = wanted;
+    NoteLog(wanted);
   }
   Use(volumes_[name], taken);
   return KeptFilesPath(name);
 }
 
 void PodVolumes::BringLogs(const std::vector<std::string>& names) {
-  std::vector<PodVolume> logs;
+  std::map<std::string, std::string> logs;
   {
-    MutexLock lock(mutex_);
+    MutexLock lock(logs_mutex_);
     for (const std::string& name : names) {
-      const auto it = volumes_.find(name);
-      if (it != volumes_.end() && IsOf(it->second.is, VolumeKind::kTerminationLog))
-        logs.push_back(it->second.is);
+      if (const auto it = logs_.find(name); it != logs_.end()) logs.insert(*it);
     }
   }
-  for (const PodVolume& log : logs) {
-    const absl::Status status = BringFile(*agent_, log.name, log.source);
-    if (!status.ok()) LogWarning("termination log {}: {}", log.source, Message(status));
+  for (const auto& [name, path] : logs) {
+    const absl::Status status = BringFile(*agent_, name, path);
+    if (!status.ok()) LogWarning("termination log {}: {}", path, Message(status));
   }
+}
+
+void PodVolumes::NoteLog(const PodVolume& volume) {
+  if (!IsOf(volume, VolumeKind::kTerminationLog)) return;
+  MutexLock lock(logs_mutex_);
+  logs_[volume.name] = volume.source;
 }
 
 absl::Status PodVolumes::RemoveFiles(const PodVolume& volume) {
   follower_.Forget(volume.name);
+  {
+    MutexLock lock(logs_mutex_);
+    logs_.erase(volume.name);
+  }
   // With the VM its memory goes.
   if (agent_ == nullptr || !agent_->connected()) return absl::OkStatus();
   agent::v1::UnmountVolumeRequest request;

@@ -77,6 +77,7 @@ class PodVolumes {
                                         const Mounts& mounts, Taken& taken) REQUIRES(mutex_);
   absl::Status FillFiles(const persist::PodVolume& volume, FileFollower::First first);
   absl::Status RemoveFiles(const persist::PodVolume& volume);
+  void NoteLog(const persist::PodVolume& volume);
   std::string NewName() REQUIRES(mutex_);
   void Use(Volume& volume, Taken& taken) REQUIRES(mutex_);
   std::string SharedDir() const;
@@ -89,6 +90,9 @@ class PodVolumes {
   mutable Mutex mutex_;
   std::map<std::string, Volume> volumes_ GUARDED_BY(mutex_);  // by name
   uint64_t next_ GUARDED_BY(mutex_) = 1;
+  // After mutex_: a container's end does not wait while volumes of another are made.
+  mutable Mutex logs_mutex_;
+  std::map<std::string, std::string> logs_ GUARDED_BY(logs_mutex_);  // termination log's name -> host file
   FileFollower follower_;
 };
 

@@ -188,6 +188,7 @@ absl::Status KeptFiles::PutLocked(const agent::v1::PutFilesRequest& request) {
     return MakeStatus(absl::StatusCode::kFailedPrecondition, "its files have to be sent from the first on");
   ASSIGN_OR_RETURN(const UniqueFd folder, OpenFolder(PathOf(request.volume())));
   for (const FileEntry& entry : request.entries()) RETURN_IF_ERROR(Stage(folder.get(), entry, found->second));
+  RETURN_IF_ERROR(RoomFor(request.volume(), found->second.bytes));
   if (!request.last()) return absl::OkStatus();
   if (found->second.entries == 0) return InvalidArgument("nothing was sent of it");
   ASSIGN_OR_RETURN(const UniqueFd next, OpenBeneath(folder.get(), kNext, O_RDONLY | O_DIRECTORY));

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <thread>
 
 #include "base/mutex.h"
 #include "base/ttrpc/fake_caller.h"
@@ -234,13 +235,46 @@ TEST_F(KeptVolumesTest, ATerminationLogIsBroughtAndNotFollowed) {
   EXPECT_EQ(unmounted_, taken.names);
 }
 
+// The end of one container is told while the volumes of another are being made, however long that takes.
+TEST_F(KeptVolumesTest, ALogIsBroughtWhileAVolumeIsBeingMade) {
+  const std::string log = pod_ + "/containers/web/1a2b3c4d", dir = ConfigMap("slow");
+  std::ofstream(log) << "";
+  const auto taken = Take({Bind(log)});
+  bool begun = false, brought = false;
+  agent_.Handle(guest::kPutFiles, [&](const agent::v1::PutFilesRequest&) -> absl::StatusOr<Empty> {
+    MutexLock lock(mutex_);
+    begun = true;
+    changed_.NotifyAll();
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (!brought && std::chrono::steady_clock::now() < deadline) changed_.WaitUntil(mutex_, deadline);
+    EXPECT_TRUE(brought);
+    return Empty();
+  });
+  std::thread other([&] { EXPECT_EQ(Take({Bind(dir)}).names.size(), 1U); });
+  {
+    MutexLock lock(mutex_);
+    while (!begun) changed_.Wait(mutex_);
+  }
+  volumes_.BringLogs(taken.names);
+  {
+    MutexLock lock(mutex_);
+    brought = true;
+    changed_.NotifyAll();
+  }
+  other.join();
+  EXPECT_EQ(agent_.Count("ReadFile"), 1);
+}
+
 TEST_F(KeptVolumesTest, AnotherShimGoesOnFollowing) {
   const std::string dir = ConfigMap("config"), unused = ConfigMap("unused");
-  const auto taken = Take({Bind(dir)}), left = Take({Bind(unused)});
+  const std::string log = pod_ + "/containers/web/1a2b3c4d";
+  std::ofstream(log) << "";
+  const auto taken = Take({Bind(dir)}), left = Take({Bind(unused)}), logged = Take({Bind(log)});
   persist::SandboxState state;
   state.runtime_dir = dir_ / "run";
   state.volumes = volumes_.Known();
   state.containers["one"].mounts = taken.names;
+  state.containers["two"].mounts = logged.names;
   const int before = agent_.Count("PutFiles");
   Publish(dir, "2");
   EXPECT_TRUE(Heard(taken.names[0], "2"));
@@ -256,7 +290,10 @@ TEST_F(KeptVolumesTest, AnotherShimGoesOnFollowing) {
   Publish(dir, "3");
   EXPECT_TRUE(Heard(taken.names[0], "3"));
   EXPECT_EQ(unmounted_, left.names) << "nobody has it any more";
+  next.BringLogs(logged.names);
+  EXPECT_EQ(agent_.Count("ReadFile"), 1);
   ASSERT_OK(next.GiveBack(taken.names));
+  ASSERT_OK(next.GiveBack(logged.names));
   EXPECT_TRUE(next.Known().empty());
 }
 

@@ -188,13 +188,18 @@ TEST(Spec, DevicesComeUnderTheGuestsOwnNumbers) {
       Json::parse(R"([{"path":"/data","type":"b","major":8,"minor":16,"fileMode":432,"uid":5,"gid":6}])"));
   EXPECT_EQ((*prepared)["linux"]["resources"]["devices"],
             Json::parse(R"([{"allow":true,"type":"b","major":8,"minor":16,"access":"r"}])"));
-  for (const ContainerDevice& wrong :
-       {ContainerDevice{"data", 8, 16, "r"}, ContainerDevice{"", 8, 16, "r"},
-        ContainerDevice{"/data", 8, 16, ""}, ContainerDevice{"/data", 8, 16, "rx"}}) {
+  for (const ContainerDevice& wrong : {ContainerDevice{"data", 8, 16, "r"}, ContainerDevice{"", 8, 16, "r"},
+                                       ContainerDevice{"/data", 8, 16, "rx"}}) {
     context.devices = {wrong};
     EXPECT_THAT(Prepare(Minimal(), context), testing::HasStatus(absl::StatusCode::kInvalidArgument))
         << wrong.path;
   }
+  // One that a rule for all allows already.
+  context.devices = {{"/dev/kmsg", 1, 11, "", 0600, 0, 0, false}};
+  const auto own = Prepare(Minimal(), context);
+  ASSERT_OK(own);
+  EXPECT_EQ((*own)["linux"]["devices"][0]["type"], "c");
+  EXPECT_EQ((*own)["linux"]["resources"]["devices"], Json::array());
   Json odd = Minimal();
   odd["linux"]["devices"] = 7;
   context.devices = {{"/data", 8, 16, "r"}};
