@@ -418,7 +418,8 @@ int main(int argc, char** argv) {
   if (verb == "fetch" && args.size() == 4) return Fetch(args[1].c_str(), atoi(args[2].c_str()), args[3]);
   if (verb == "watch" && args.size() == 2) return Watch(argv[2]);
   if (verb == "beside-init" && args.size() >= 3) return BesideInit(atoi(args[1].c_str()), argv + 3);
-  fprintf(stderr,
-          "probe: tree|ids|try|fetch|eat|burn|write|direct|attribute|files|listen|connect|watch|beside-init\n");
+  fprintf(
+      stderr,
+      "probe: tree|ids|try|fetch|eat|burn|write|direct|attribute|files|listen|connect|watch|beside-init\n");
   return 2;
 }
