@@ -20,6 +20,7 @@ REFUSED = {
     "config.sizing.overhead_memory": "96MB",
     "config.sizing.max_cpu": 2.5,
     "config.sizing.allowed_annotations": ["lamina.io/everything"],
+    "config.volumes.sockets": ["relative.sock"],
     "config.sizing.overhaed_cpu": "1",
     "config.hypervisor.accel": "xen",
     "config.hypervisor.vmm_overhead_memory": -1,
@@ -36,6 +37,7 @@ REFUSED = {
 }
 ACCEPTED = {
     "config.sizing.allowed_annotations": ["lamina.io/numa-nodes", "lamina.io/default-cpu"],
+    "config.volumes.sockets": ["/run/app.sock", "/run/app/"],
     "config.sizing.overhead_cpu": "250m",
     "config.sizing.overhead_memory": 100663296,
     "config.hypervisor.vmm_overhead_memory": "1GiB",
