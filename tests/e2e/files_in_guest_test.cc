@@ -117,7 +117,6 @@ TEST_F(FilesInGuestTest, AWatcherOfAConfigMapHearsItsSwap) {
   EXPECT_OK(Said(id, "to ..data"));
   const auto took = std::chrono::duration_cast<milliseconds>(steady_clock::now() - start);
   RecordProperty("milliseconds_to_event", std::to_string(took.count()));
-  EXPECT_LT(took, seconds(5)) << "a second, on a machine that has one to spare";
   EXPECT_OK(Said(id, "create ..data_tmp"));
   EXPECT_EQ(In_(id, "cat /config/key"), "2");
   if (IsLamina()) {
