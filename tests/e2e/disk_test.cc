@@ -247,7 +247,7 @@ TEST_F(DiskTest, AFullDiskOfTheNodeIsOneContainersError) {
   LAMINA_ONLY();
   const std::string disk = TestNode().volumes_dir() + "/full.img", point = TestNode().volumes_dir() + "/full";
   Loop loop(disk, 256 * kMiB);
-  ASSERT_TRUE(loop.made());
+  if (!loop.made()) GTEST_SKIP() << "no loop device can be had here";
   ASSERT_OK(RunChecked({"mke2fs", "-q", "-t", "ext4", loop.path()}, seconds(30)));
   const std::string folder = point + "/pods/uid/volumes/kubernetes.io~empty-dir/data";
   fs::create_directories(point);
@@ -283,7 +283,7 @@ TEST_F(DiskTest, AFullDiskOfTheNodeIsOneContainersError) {
 
 TEST_F(DiskTest, ABlockVolumeIsReadWrittenAndGrows) {
   Loop loop(TestNode().volumes_dir() + "/block.img", 16 * kMiB);
-  ASSERT_TRUE(loop.made());
+  if (!loop.made()) GTEST_SKIP() << "no loop device can be had here";
   ContainerSpec spec = Sleeper("block");
   spec.devices = {loop.path()};
   const std::string id = Adopt(spec);
@@ -307,7 +307,7 @@ TEST_F(DiskTest, ABlockVolumeIsReadWrittenAndGrows) {
 
 TEST_F(DiskTest, ABlockVolumeThatIsOnlyReadCannotBeWritten) {
   Loop loop(TestNode().volumes_dir() + "/read-only.img", 4 * kMiB);
-  ASSERT_TRUE(loop.made());
+  if (!loop.made()) GTEST_SKIP() << "no loop device can be had here";
   ContainerSpec spec = Sleeper("block-reader");
   spec.devices = {loop.path()};
   spec.device_access = "r";
