@@ -124,7 +124,9 @@ TEST(ScsiDisks, WhoWaitsForAnothersAttachGetsItsErrorAndMayTryAgain) {
   FakeHost host;
   ScsiDisks scsi(host);
   std::latch adding(1), go(1);
+  std::atomic<bool> hold = true;
   host.on_add = [&] {
+    if (!hold.exchange(false)) return;
     adding.count_down();
     go.wait();
   };
@@ -140,7 +142,6 @@ TEST(ScsiDisks, WhoWaitsForAnothersAttachGetsItsErrorAndMayTryAgain) {
   });
   while (!asked) std::this_thread::yield();
   EXPECT_OK(scsi.Unmap(*scsi.Reserve("a"))) << "to leave needs no waiting";
-  host.on_add = [] {};
   go.count_down();
   const absl::Status error = one.get(), waited = two.get();
   EXPECT_THAT(error, HasStatus(absl::StatusCode::kInternal));
