@@ -88,6 +88,8 @@ void HostSockets::Serve(const std::string& name, const std::string& path) {
 }
 
 bool HostSockets::ServeOne(const std::string& name, const std::string& path) {
+  std::shared_ptr<void> place = TakePlace();
+  if (place == nullptr) return false;
   agent::v1::SocketRequest socket;
   socket.set_name(name);
   const auto accepted = ttrpc::Call(*agent_, guest::kAcceptSocket, socket, ttrpc::kNoTimeout);
@@ -99,7 +101,7 @@ bool HostSockets::ServeOne(const std::string& name, const std::string& path) {
   absl::Status status = connection.status();
   if (status.ok()) {
     join.set_stream(next_stream_++ | kFirstStream);
-    status = guest::JoinSocketStream(*mux_, join.stream(), std::move(*connection));
+    status = guest::JoinSocketStream(*mux_, join.stream(), std::move(*connection), place);
     if (!status.ok()) join.set_stream(0);
   }
   // The guest's own fault, or that of who listens: he who connected sees his connection end.
@@ -107,6 +109,19 @@ bool HostSockets::ServeOne(const std::string& name, const std::string& path) {
   if (!ttrpc::Call(*agent_, guest::kJoinSocket, join, kAgentTimeout).ok() && join.stream() != 0)
     mux_->Close(join.stream());
   return true;
+}
+
+std::shared_ptr<void> HostSockets::TakePlace() {
+  MutexLock lock(places_->mutex);
+  while (!places_->stopped && places_->open >= kMaxOpenConnections) places_->changed.Wait(places_->mutex);
+  if (places_->stopped) return nullptr;
+  ++places_->open;
+  const auto leave = [](Places* places) {
+    MutexLock lock(places->mutex);
+    --places->open;
+    places->changed.NotifyAll();
+  };
+  return std::shared_ptr<void>(places_.get(), [places = places_, leave](void*) { leave(places.get()); });
 }
 
 // The guest goes on after a lost connection, not after its end.
@@ -119,6 +134,11 @@ bool HostSockets::Pause() {
 }
 
 void HostSockets::Stop() {
+  {
+    MutexLock lock(places_->mutex);
+    places_->stopped = true;
+    places_->changed.NotifyAll();
+  }
   MutexLock lock(mutex_);
   stopped_ = true;
   changed_.NotifyAll();

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,9 @@
 #include "guest/protocol/stdio_mux.h"
 
 namespace lamina::cri {
+
+// Of one pod, all its sockets together: who connects while so many are open waits.
+inline constexpr size_t kMaxOpenConnections = 64;
 
 // Thread-safe.
 class HostSockets {
@@ -40,12 +44,22 @@ class HostSockets {
   // False: the guest is gone.
   bool ServeOne(const std::string& name, const std::string& path);
   bool Pause();
+  // A place among the connections of the pod that are open, until it is let go of; waits for one. Null: Stop.
+  std::shared_ptr<void> TakePlace();
 
   const std::vector<std::string> allowed_;
   ttrpc::Caller* agent_ = nullptr;
   guest::StdioMux* mux_ = nullptr;
   std::function<bool()> alive_;
   std::atomic<uint32_t> next_stream_{0};
+  // What outlives this in the streams of the mux.
+  struct Places {
+    Mutex mutex;
+    CondVar changed;
+    size_t open GUARDED_BY(mutex) = 0;
+    bool stopped GUARDED_BY(mutex) = false;
+  };
+  const std::shared_ptr<Places> places_ = std::make_shared<Places>();
   Mutex mutex_;
   CondVar changed_;
   bool stopped_ GUARDED_BY(mutex_) = false;

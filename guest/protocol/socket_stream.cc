@@ -10,14 +10,15 @@
 
 namespace lamina::guest {
 
-absl::Status JoinSocketStream(StdioMux& mux, uint32_t stream, UniqueFd socket) {
+absl::Status JoinSocketStream(StdioMux& mux, uint32_t stream, UniqueFd socket, std::shared_ptr<void> held) {
   // The mux closes descriptors; a socket's direction ends only by shutdown.
-  const auto held = std::make_shared<UniqueFd>(std::move(socket));
-  UniqueFd source(fcntl(held->get(), F_DUPFD_CLOEXEC, 0)), sink(fcntl(held->get(), F_DUPFD_CLOEXEC, 0));
+  const auto whole = std::make_shared<UniqueFd>(std::move(socket));
+  UniqueFd source(fcntl(whole->get(), F_DUPFD_CLOEXEC, 0)), sink(fcntl(whole->get(), F_DUPFD_CLOEXEC, 0));
   if (!source || !sink) return ErrnoStatus(errno, "dup a socket");
-  RETURN_IF_ERROR(mux.AttachSink(stream, std::move(sink), [held] { shutdown(held->get(), SHUT_WR); }));
+  RETURN_IF_ERROR(
+      mux.AttachSink(stream, std::move(sink), [whole, held] { shutdown(whole->get(), SHUT_WR); }));
   absl::Status status =
-      mux.AttachSource(stream, std::move(source), [held] { shutdown(held->get(), SHUT_RD); });
+      mux.AttachSource(stream, std::move(source), [whole, held] { shutdown(whole->get(), SHUT_RD); });
   if (!status.ok()) mux.Close(stream);
   return status;
 }

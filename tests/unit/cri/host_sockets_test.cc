@@ -103,6 +103,31 @@ TEST_F(HostSocketsTest, WhatTheNodeDoesNotAllowIsRefusedWithPathAndOption) {
   EXPECT_THAT(Make({path_})->Offer(dir_ / "none"), HasStatus(StatusCode::kNotFound, "none"));
 }
 
+// A guest that says without end that somebody connected.
+TEST_F(HostSocketsTest, NoMoreConnectionsAreOpenThanThereArePlaces) {
+  const auto listener = ListenUnix(path_, 1024);
+  ASSERT_OK(listener);
+  std::atomic<size_t> joins{0};
+  agent_.Handle(guest::kAcceptSocket,
+                [&](const agent::v1::SocketRequest&) -> absl::StatusOr<AcceptSocketResponse> {
+                  ++accepted_;
+                  return AcceptSocketResponse();
+                });
+  std::promise<void> full;
+  agent_.Handle(guest::kJoinSocket,
+                [&](const JoinSocketRequest& request) -> absl::StatusOr<agent::v1::Empty> {
+                  EXPECT_NE(request.stream(), 0U);
+                  if (++joins == kMaxOpenConnections) full.set_value();
+                  return agent::v1::Empty();
+                });
+  auto sockets = Make({path_});
+  ASSERT_OK(sockets->Offer(path_));
+  full.get_future().get();
+  EXPECT_EQ(accepted_, static_cast<int>(kMaxOpenConnections));
+  End(std::move(sockets));
+  EXPECT_EQ(joins, kMaxOpenConnections) << "none came in while all places were taken";
+}
+
 TEST_F(HostSocketsTest, AGuestThatRefusesIsAnErrorAndCanBeAskedAgain) {
   const auto listener = ListenUnix(path_);
   ASSERT_OK(listener);
